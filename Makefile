@@ -1,0 +1,80 @@
+# Every target sets up what it needs first: Debian packages, .venv, the Go-built programs in the user's cache.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+# Variants of the serving and tuning images: cpu, cu126, or both with a comma.
+VARIANTS ?= cpu
+# A folder with wheels that pip may prefer to its index, such as a CPU build of torch.
+KAITO_WHEELS ?= $(wildcard ../shared/wheels)
+TEST_PROCESSES ?= 3
+export KAITO_WHEELS := $(abspath $(KAITO_WHEELS))
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+PIP_INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(KAITO_WHEELS),--find-links $(KAITO_WHEELS))
+SOURCES := hooks serving tuning local tests
+
+.PHONY: help python demo test test-unit soak images push lint format fields down clean
+
+help: ## the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+python:
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is not installed (no $(PYTHON) on PATH); install it, then try again" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; install a newer one or name it with make PYTHON=..." >&2; exit 1; }
+
+.venv/.ready: pyproject.toml constraints.txt | python
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || local/packages.sh python3-venv
+	$(PYTHON) -m venv .venv
+	$(PIP_INSTALL) -e ".[hooks,serving,tuning,local,dev]"
+	touch $@
+
+# On a fresh machine the Go programs are built while pip downloads; kaito waits for what is not ready then.
+demo: python ## a whole cluster on this machine, the quick start, and an answer from /chat
+	PYTHONPATH=local $(PYTHON) -m kaito_local.gotools cluster & builder=$$!; \
+	trap 'kill $$builder 2>/dev/null || true' EXIT; \
+	make --no-print-directory .venv/.ready; \
+	.venv/bin/kaito demo
+
+# Tests that serve models or boot nodes have the machine for themselves; the others mostly wait, and run side by side,
+# where torch's threads would only wait for each other.
+test: .venv/.ready ## all tests: unit, real API server, the quick start end to end
+	.venv/bin/python -m kaito_local.gotools
+	failed=0; \
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile tests/unit tests/cluster --ignore=tests/cluster/serving || failed=1; \
+	.venv/bin/python -m pytest tests/cluster/serving tests/demo || failed=1; \
+	exit $$failed
+
+test-unit: .venv/.ready ## the tests that need no cluster
+	.venv/bin/python -m pytest tests/unit
+
+soak: .venv/.ready ## provisioners killed at every request, a hundred leaders killed, 200 claims at once: many minutes
+	.venv/bin/python -m kaito_local.gotools
+	.venv/bin/python -m pytest -s -m soak tests/cluster
+
+images: .venv/.ready ## build the images hooks, serving and tuning
+	.venv/bin/python -m kaito_local.images build --variants "$(VARIANTS)"
+
+push: .venv/.ready ## publish the images: make push REGISTRY=registry.example.com/kaito
+	@test -n "$(REGISTRY)" || { echo "say where to: make push REGISTRY=registry.example.com/kaito" >&2; exit 1; }
+	.venv/bin/python -m kaito_local.images push --variants "$(VARIANTS)" --registry "$(REGISTRY)"
+
+lint: .venv/.ready ## ruff, mypy, import rules
+	.venv/bin/ruff check $(SOURCES)
+	.venv/bin/ruff format --check $(SOURCES)
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-cache
+
+format: .venv/.ready ## let ruff format and sort
+	.venv/bin/ruff check --fix $(SOURCES)
+	.venv/bin/ruff format $(SOURCES)
+
+fields: .venv/.ready ## write the controller's list of tuning fields again, after a change of the trainer's libraries
+	.venv/bin/python tests/unit/tuning/field_list.py
+
+down: ## stop the local cluster, leaving nothing behind
+	@test ! -x .venv/bin/kaito || .venv/bin/kaito down
+
+clean: down ## also remove .venv
+	rm -rf .venv kaito.egg-info

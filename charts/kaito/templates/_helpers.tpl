@@ -1,0 +1,241 @@
+{{/* Base name of the chart's objects. */}}
+{{- define "kaito.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" }}
+{{- end }}
+
+{{/* Name of the chart's objects: the release, with the chart's name unless it is in there already. */}}
+{{- define "kaito.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
+{{- else if contains (include "kaito.name" .) .Release.Name }}
+{{- .Release.Name | trunc 50 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name (include "kaito.name" .) | trunc 50 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{/* Labels that select the controller's Pods; they never change. */}}
+{{- define "kaito.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "kaito.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{/* Labels of every object. */}}
+{{- define "kaito.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{ include "kaito.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{/* ServiceAccount of the controller. */}}
+{{- define "kaito.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create }}
+{{- default (include "kaito.fullname" .) .Values.serviceAccount.name }}
+{{- else }}
+{{- default "default" .Values.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{/* Name of the Lease, for the environment and the Role alike. */}}
+{{- define "kaito.leaseName" -}}
+{{ include "kaito.fullname" . }}-leader-election
+{{- end }}
+
+{{/* Tag of this project's images. */}}
+{{- define "kaito.tag" -}}
+{{- $tag := default .Chart.AppVersion .Values.image.tag }}
+{{- if eq $tag "latest" }}
+{{- fail "image.tag is latest: name a version, so that all nodes run the same image" }}
+{{- end }}
+{{- $tag }}
+{{- end }}
+
+{{/* Image of the controllers and of init containers. */}}
+{{- define "kaito.hooksImage" -}}
+{{ .Values.image.registry }}/kaito-hooks:{{ include "kaito.tag" . }}
+{{- end }}
+
+{{/* Images of serving or tuning by variant: (dict "root" $ "name" "serving" "images" map). */}}
+{{- define "kaito.variantImages" -}}
+{{- $root := .root }}
+{{- $name := .name }}
+{{- range $variant, $image := .images }}
+{{ $variant }}: {{ default (printf "%s/kaito-%s:%s-%s" $root.Values.image.registry $name (include "kaito.tag" $root) $variant) $image | quote }}
+{{- end }}
+{{- end }}
+
+{{/* What every container of this chart is denied. */}}
+{{- define "kaito.containerSecurityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{/* Pods of this chart that need no rights on their node. */}}
+{{- define "kaito.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{/*
+Presets by name, as JSON: presets/models/*.yaml with the user's changes.
+null removes a preset, and weights replace ours as a whole, because they have one source only.
+*/}}
+{{- define "kaito.presets" -}}
+{{- $presets := dict }}
+{{- range $path, $_ := .Files.Glob "presets/models/*.yaml" }}
+{{- $presets = merge $presets ($.Files.Get $path | fromYaml) }}
+{{- end }}
+{{- range $name, $change := .Values.presets }}
+{{- if kindIs "invalid" $change }}
+{{- $presets = unset $presets $name }}
+{{- else }}
+{{- $ours := deepCopy (default (dict) (get $presets $name)) }}
+{{- if hasKey $change "weights" }}
+{{- $ours = unset $ours "weights" }}
+{{- end }}
+{{- $presets = set $presets $name (mergeOverwrite $ours $change) }}
+{{- end }}
+{{- end }}
+{{- toJson $presets }}
+{{- end }}
+
+{{/* Instance types by name, as JSON: those of the cloud with the user's changes; null removes one. */}}
+{{- define "kaito.instanceTypes" -}}
+{{- $types := dict }}
+{{- if ne .Values.cloudProviderName "none" }}
+{{- $types = .Files.Get (printf "presets/instance-types/%s.yaml" .Values.cloudProviderName) | fromYaml }}
+{{- end }}
+{{- range $name, $change := .Values.instanceTypes }}
+{{- if kindIs "invalid" $change }}
+{{- $types = unset $types $name }}
+{{- else }}
+{{- $types = set $types $name (mergeOverwrite (deepCopy (default (dict) (get $types $name))) $change) }}
+{{- end }}
+{{- end }}
+{{- toJson $types }}
+{{- end }}
+
+{{/*
+Beginnings of names of instance types that are admitted unchecked, as JSON. Azure has more GPU sizes than any list;
+without a cloud the nodes exist already, so that every name is good ("" begins all of them).
+*/}}
+{{- define "kaito.uncheckedPrefixes" -}}
+{{- $ofCloud := dict "azure" (list "Standard_N" "Standard_D") "aws" (list) "none" (list "") }}
+{{- concat (get $ofCloud .Values.cloudProviderName) .Values.uncheckedInstanceTypePrefixes | default list | toJson }}
+{{- end }}
+
+{{/* Secrets that may pull this project's images. */}}
+{{- define "kaito.pullSecrets" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+{{- range . }}
+- name: {{ . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Where the Pods of this chart's controller and hooks run. */}}
+{{- define "kaito.scheduling" -}}
+{{- range $key := list "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "priorityClassName" }}
+{{- with get $.Values $key }}
+{{- dict $key . | toYaml | nindent 0 }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Labels of the device plugin; its selector must not catch the controller's Pods. */}}
+{{- define "kaito.devicePluginLabels" -}}
+app.kubernetes.io/name: nvidia-device-plugin
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{/* Metadata of an object that lives as long as a hook: (dict "root" $ "suffix" "x" "events" "pre-upgrade" "weight" 0). */}}
+{{- define "kaito.hookMetadata" -}}
+name: {{ include "kaito.fullname" .root }}-{{ .suffix }}
+namespace: {{ .root.Release.Namespace }}
+labels:
+  {{- include "kaito.hookLabels" .root | nindent 2 }}
+annotations:
+  helm.sh/hook: {{ .events }}
+  helm.sh/hook-weight: {{ .weight | quote }}
+  helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end }}
+
+{{/* Labels of hooks; the controller's selector must not catch their Pods. */}}
+{{- define "kaito.hookLabels" -}}
+app.kubernetes.io/name: {{ include "kaito.name" . }}-hook
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{/* Binds a hook's ClusterRole to its ServiceAccount; both are called like the binding. */}}
+{{- define "kaito.hookBinding" }}
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata:
+  {{- include "kaito.hookMetadata" . | nindent 2 }}
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: ClusterRole
+  name: {{ include "kaito.fullname" .root }}-{{ .suffix }}
+subjects:
+- kind: ServiceAccount
+  name: {{ include "kaito.fullname" .root }}-{{ .suffix }}
+  namespace: {{ .root.Release.Namespace }}
+{{- end }}
+
+{{/* A hook's Job: kaito_hooks.helm with .command; .configMap mounts the ConfigMap of the hook's name. */}}
+{{- define "kaito.hookJob" }}
+apiVersion: batch/v1
+kind: Job
+metadata:
+  {{- include "kaito.hookMetadata" . | nindent 2 }}
+spec:
+  backoffLimit: 3
+  # A finding (exit code 2) stays one; only what went wrong on the way to it is tried again.
+  podFailurePolicy:
+    rules:
+    - action: FailJob
+      onExitCodes: {operator: In, values: [2]}
+  activeDeadlineSeconds: 300
+  template:
+    metadata:
+      labels:
+        {{- include "kaito.hookLabels" .root | nindent 8 }}
+    spec:
+      {{- include "kaito.pullSecrets" .root | nindent 6 }}
+      restartPolicy: Never
+      serviceAccountName: {{ include "kaito.fullname" .root }}-{{ .suffix }}
+      securityContext:
+        {{- include "kaito.podSecurityContext" .root | nindent 8 }}
+      containers:
+      - name: {{ .suffix }}
+        image: {{ include "kaito.hooksImage" .root | quote }}
+        imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+        command: {{ concat (list "python" "-m" "kaito_hooks.helm") .command | toJson }}
+        resources:
+          requests: {cpu: 50m, memory: 64Mi}
+          limits: {memory: 256Mi}
+        securityContext:
+          {{- include "kaito.containerSecurityContext" .root | nindent 10 }}
+        volumeMounts:
+        - {name: tmp, mountPath: /tmp}
+        {{- if .configMap }}
+        - {name: crds, mountPath: /etc/kaito/crds, readOnly: true}
+        {{- end }}
+      volumes:
+      - name: tmp
+        emptyDir: {}
+      {{- if .configMap }}
+      - name: crds
+        configMap:
+          name: {{ include "kaito.fullname" .root }}-{{ .suffix }}
+      {{- end }}
+      {{- include "kaito.scheduling" .root | nindent 6 }}
+{{- end }}

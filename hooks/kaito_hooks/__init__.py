@@ -1,0 +1,1 @@
+"""Everything small that runs in the cluster: two controllers, init-container commands, Helm hooks. No torch here."""

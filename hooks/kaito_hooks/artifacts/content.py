@@ -1,0 +1,96 @@
+"""What was fetched is what was asked for: weights of the right architecture, an adapter, and never a pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from kaito_hooks.artifacts import safetensors
+from kaito_hooks.artifacts.errors import Damaged, RefusedContent, UnsupportedArtifact
+
+_PICKLES = (".bin", ".pt", ".pth", ".pkl")
+# The model_type under which transformers itself has each class; another one would need code of the repository.
+_NATIVE = {
+    "FalconForCausalLM": "falcon",
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Phi3ForCausalLM": "phi3",
+    "PhiForCausalLM": "phi",
+}
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def check_weights(folder: Path, *, architecture: str | None, source: str) -> None:
+    """A model folder in the Hugging Face layout, complete, in safetensors, of ``architecture`` (None: any).
+
+    Raises RefusedContent, UnsupportedArtifact or Damaged with a sentence that names ``source``.
+    """
+    refuse_pickles(folder, source=source)
+    if not (folder / "config.json").is_file():
+        raise UnsupportedArtifact(f"{source} holds no model: there is no config.json in its weights folder")
+    check_config(folder / "config.json", architecture=architecture, source=source)
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        named = sorted({str(name) for name in (_json(index).get("weight_map") or {}).values()})
+        missing = [name for name in named if not (folder / name).is_file()]
+        if missing:
+            raise UnsupportedArtifact(f"{source} is incomplete: {', '.join(missing[:3])} of its index is missing")
+        files: Iterable[Path] = [folder / name for name in named]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UnsupportedArtifact(f"{source} holds no weights: there is no *.safetensors beside its config.json")
+    for path in files:
+        safetensors.header(path)
+
+
+def check_config(path: Path, *, architecture: str | None, source: str) -> None:
+    """A model's config.json: of ``architecture`` (None: any), and no code of its own is needed to load it.
+
+    ``auto_map`` alone is no reason to refuse: many models name code for old libraries beside their native class.
+    """
+    config = _json(path)
+    offered = [str(name) for name in config.get("architectures") or []]
+    if architecture is not None and architecture not in offered:
+        said = ", ".join(offered) or "none"
+        raise UnsupportedArtifact(f"{source} holds a model of architecture {said}, but the preset needs {architecture}")
+    for name in offered:
+        native, own = _NATIVE.get(name), config.get("model_type")
+        if (native is None and config.get("auto_map")) or (native is not None and own not in (None, native)):
+            raise RefusedContent(
+                f"{source} needs code of its own to be loaded (model_type {own!r}), which is never run"
+            )
+
+
+def check_adapter(folder: Path, *, source: str) -> None:
+    """A LoRA adapter as PEFT saves it. Raises RefusedContent, UnsupportedArtifact or Damaged."""
+    refuse_pickles(folder, source=source)
+    missing = [name for name in _ADAPTER_FILES if not (folder / name).is_file()]
+    if missing:
+        raise UnsupportedArtifact(f"{source} is no adapter: {' and '.join(missing)} missing under /data")
+    config = _json(folder / "adapter_config.json")
+    if config.get("peft_type") != "LORA":
+        raise UnsupportedArtifact(f"{source} holds a {config.get('peft_type')} adapter; only LORA can be served")
+    safetensors.header(folder / "adapter_model.safetensors")
+
+
+def refuse_pickles(folder: Path, *, source: str) -> None:
+    """Raises RefusedContent if a file can run code when it is loaded."""
+    found = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix.lower() in _PICKLES)
+    if found:
+        raise RefusedContent(
+            f"{source} holds pickled weights ({', '.join(found[:3])}), which can run code when loaded; "
+            "convert them to safetensors"
+        )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{path.name} cannot be read: {error}") from None
+    if not isinstance(document, dict):
+        raise Damaged(f"{path.name} is no JSON object")
+    return document

@@ -1,0 +1,271 @@
+"""Bounded HTTP: timeouts on every read, retries that end, downloads that resume where they broke off.
+
+A body is streamed in chunks; memory does not grow with its size. A broken stream is continued with a Range request; a
+server that ignores the range makes the download start over, which a consumer of bytes cannot take back, so it is
+skipped forward to where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+import urllib3
+
+from kaito_hooks.artifacts.errors import AccessDenied, ArtifactNotFound, Damaged, Unreachable
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait (seconds) and how often to try again. A download that makes progress is never given up."""
+
+    connect: float = 10.0
+    read: float = 60.0
+    tries: int = 4
+    first_pause: float = 1.0
+    longest_pause: float = 30.0
+
+    def pause(self, failures: int, *, rng: random.Random) -> float:
+        """Seconds before the next try after ``failures`` failures in a row, with jitter."""
+        full = min(self.longest_pause, self.first_pause * 2.0 ** (failures - 1))
+        return rng.uniform(full / 2, full)
+
+
+@dataclass(slots=True)
+class Transfer:
+    """One pool of connections. ``sleep`` and ``rng`` are injected so that tests need not wait.
+
+    ``guard`` names the address to connect to for a host and port, or raises: what was checked is what is connected to,
+    whatever the name resolves to a moment later.
+    """
+
+    tls: ssl.SSLContext
+    patience: Patience = field(default_factory=Patience)
+    sleep: Callable[[float], None] = time.sleep
+    rng: random.Random = field(default_factory=random.Random)
+    guard: Callable[[str, int], str] | None = None
+    _pool: urllib3.PoolManager = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._pool = urllib3.PoolManager(ssl_context=self.tls, retries=False, maxsize=4)
+
+    def get(
+        self, url: str, *, headers: Mapping[str, str], limit: int, redirects: int = 5
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and body (at most ``limit`` bytes) of one GET; tried again while the server is in trouble."""
+        failures = 0
+        while True:
+            try:
+                response = self._open(url, headers=headers, redirects=redirects)
+                try:
+                    body = response.read(limit + 1)
+                finally:
+                    response.close()
+                if len(body) > limit:
+                    raise ArtifactNotFound(
+                        f"{_host(url)} answered with more than {limit} bytes where a small document belongs"
+                    )
+                if response.status not in (408, 429) and response.status < 500:
+                    return response.status, response.headers, body
+                problem = Unreachable(
+                    f"{_host(url)} answered {response.status}", retry_after=_retry_after(response.headers)
+                )
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                problem = Unreachable(f"{_host(url)} does not answer: {_cause(error)}")
+            failures += 1
+            self._wait(problem, failures)
+
+    def stream(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        size: int | None,
+        renew: Callable[[str], Mapping[str, str] | None] | None = None,
+        redirects: int = 5,
+    ) -> Iterator[bytes]:
+        """The body's bytes, each once and in order, however often the connection breaks. ``size``: bytes, if known.
+
+        ``renew`` answers a 401's challenge with other headers, because a token may expire before a long download ends;
+        None from it, or a second 401 in a row, is final. Raises Damaged as soon as there are more than ``size`` bytes.
+        """
+        position = 0
+        failures = 0
+        renewed_at = -1
+        while True:
+            began = position
+            try:
+                ranged = dict(headers) | ({"Range": f"bytes={position}-"} if position else {})
+                response = self._open(url, headers=ranged, redirects=redirects)
+                try:
+                    if response.status in (408, 429) or response.status >= 500:
+                        raise Unreachable(
+                            f"{_host(url)} answered {response.status}", retry_after=_retry_after(response.headers)
+                        )
+                    if response.status == 401 and renew is not None and renewed_at != position:
+                        fresh = renew(response.headers.get("WWW-Authenticate", ""))
+                        if fresh is not None:
+                            headers, renewed_at = fresh, position
+                            continue
+                    _refuse(url, response.status)
+                    if response.status == 206 and not _continues(response.headers, position):
+                        raise Unreachable(f"{_host(url)} answered with another part of the file than was asked for")
+                    skip = position if position and response.status == 200 else 0
+                    for chunk in response.stream(CHUNK, decode_content=False):
+                        part = chunk[skip:] if skip else chunk
+                        skip = max(0, skip - len(chunk))
+                        if part:
+                            position += len(part)
+                            if size is not None and position > size:
+                                raise Damaged(f"{_host(url)} sends more than the {size} bytes that it announced")
+                            yield part
+                finally:
+                    response.close()
+                if size is None or position >= size:
+                    return
+                problem = Unreachable(f"{_host(url)} ended the transfer after {position} of {size} bytes")
+            except Unreachable as error:
+                problem = error
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                problem = Unreachable(f"the transfer from {_host(url)} broke off: {_cause(error)}")
+            failures = 1 if position > began else failures + 1
+            self._wait(problem, failures)
+
+    def send(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | BinaryIO | None = None,
+        limit: int = 1 << 20,
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and the first ``limit`` bytes of the answer to one request that is never repeated here.
+
+        Redirects are not followed. Raises Unreachable when there is no answer, or one of a server in trouble.
+        """
+        try:
+            response = self._request(method, url, headers=headers, body=body)
+            try:
+                answer = response.read(limit)
+            finally:
+                response.close()
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise Unreachable(f"{_host(url)} does not answer: {_cause(error)}") from error
+        if response.status in (408, 429) or response.status >= 500:
+            raise Unreachable(f"{_host(url)} answered {response.status}", retry_after=_retry_after(response.headers))
+        return response.status, response.headers, answer
+
+    def _open(self, url: str, *, headers: Mapping[str, str], redirects: int) -> urllib3.response.BaseHTTPResponse:
+        sent = dict(headers)
+        for _ in range(redirects + 1):
+            response = self._request("GET", url, headers=sent)
+            location = response.headers.get("Location")
+            if response.status not in (301, 302, 303, 307, 308) or not location:
+                return response
+            response.close()
+            target = urllib3.util.parse_url(location)
+            if target.host is None:
+                location = str(urllib3.util.parse_url(url)._replace(path=target.path, query=target.query))
+            elif target.scheme == "http" and url.startswith("https:"):
+                raise Unreachable(f"{_host(url)} redirects to {_host(location)}, which has no TLS")
+            elif (target.scheme, target.netloc) != _origin(url):
+                # Credentials are for the host that asked for them, not for the storage that it points to.
+                sent = {name: value for name, value in sent.items() if name.lower() != "authorization"}
+            url = location
+        raise Unreachable(f"{_host(url)} redirects in a circle")
+
+    def _request(
+        self, method: str, url: str, *, headers: Mapping[str, str], body: bytes | BinaryIO | None = None
+    ) -> urllib3.response.BaseHTTPResponse:
+        timeout = urllib3.Timeout(connect=self.patience.connect, read=self.patience.read)
+        if self.guard is None:
+            return self._pool.request(
+                method,
+                url,
+                headers=dict(headers),
+                body=body,
+                timeout=timeout,
+                retries=False,
+                redirect=False,
+                preload_content=False,
+            )
+        target = urllib3.util.parse_url(url)
+        host, secure = target.host or "", target.scheme == "https"
+        port = target.port or (443 if secure else 80)
+        address = self.guard(host.strip("[]"), port)
+        pool: urllib3.HTTPConnectionPool
+        if secure:
+            pool = urllib3.HTTPSConnectionPool(
+                address, port, ssl_context=self.tls, server_hostname=host, assert_hostname=host
+            )
+        else:
+            pool = urllib3.HTTPConnectionPool(address, port)
+        return pool.urlopen(
+            method,
+            target.request_uri,
+            headers={"Host": target.netloc or host, **headers},
+            body=body,
+            timeout=timeout,
+            retries=False,
+            redirect=False,
+            preload_content=False,
+        )
+
+    def _wait(self, problem: Unreachable, failures: int) -> None:
+        if failures >= self.patience.tries:
+            raise problem
+        pause = max(self.patience.pause(failures, rng=self.rng), min(problem.retry_after or 0.0, 120.0))
+        logger.warning("%s; trying again in %.1f s", problem, pause)
+        self.sleep(pause)
+
+
+def _continues(headers: Mapping[str, str], position: int) -> bool:
+    """Whether a partial answer begins where we stopped; a server that does not say is believed (the digest tells)."""
+    said = headers.get("Content-Range", "")
+    return not said or said.replace(" ", "").startswith(f"bytes{position}-")
+
+
+def _refuse(url: str, status: int) -> None:
+    if status in (401, 403):
+        raise AccessDenied(f"{_host(url)} refuses access ({status})")
+    if status == 404:
+        raise ArtifactNotFound(f"{_host(url)} does not have it (404)")
+    if status not in (200, 206):
+        raise Unreachable(f"{_host(url)} answered {status}")
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    value = headers.get("Retry-After", "")
+    return float(value) if value.isdigit() else None
+
+
+def _origin(url: str) -> tuple[str | None, str | None]:
+    parsed = urllib3.util.parse_url(url)
+    return parsed.scheme, parsed.netloc
+
+
+def _host(url: str) -> str:
+    """Scheme and host alone: paths and queries may carry tokens."""
+    parsed = urllib3.util.parse_url(url)
+    return f"{parsed.scheme}://{parsed.netloc}"
+
+
+def _cause(error: BaseException) -> str:
+    if isinstance(error, urllib3.exceptions.NameResolutionError):
+        return f"its name {error.conn.host} cannot be resolved"
+    if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
+        return "no connection in time"
+    if isinstance(error, urllib3.exceptions.TimeoutError):
+        return "no data in time"
+    inner = getattr(error, "reason", None) or error.__cause__ or error
+    return " ".join(str(inner).split()) or type(error).__name__

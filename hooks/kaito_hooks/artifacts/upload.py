@@ -1,0 +1,100 @@
+"""Writing to an OCI registry: blobs, a manifest, and whether one may write at all.
+
+https://github.com/opencontainers/distribution-spec/blob/main/spec.md#push. Mirrors are never written to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import urlencode, urljoin
+
+from kaito_hooks.artifacts.credentials import Credentials
+from kaito_hooks.artifacts.errors import AccessDenied, ArtifactNotFound, InvalidReference, Unreachable
+from kaito_hooks.artifacts.package import MANIFEST_TYPE, Package, sha256
+from kaito_hooks.artifacts.reference import Reference
+from kaito_hooks.artifacts.registries import Registries
+from kaito_hooks.artifacts.registry import RegistryReader
+from kaito_hooks.artifacts.transfer import Transfer
+
+
+class RegistryWriter(RegistryReader):
+    """Writes one repository. Every call is one try; the caller decides about another."""
+
+    def __init__(
+        self, reference: Reference, *, registries: Registries, transfer: Transfer, credentials: Credentials | None
+    ) -> None:
+        if reference.tag is None:
+            raise InvalidReference(f"{reference} has no tag to push to")
+        direct = replace(registries, mirrors={})
+        super().__init__(reference, registries=direct, transfer=transfer, credentials=credentials)
+        (self._endpoint,) = direct.endpoints(reference)
+
+    def probe(self) -> None:
+        """Opens an upload and cancels it. Raises AccessDenied, Unreachable."""
+        location = self._begin_upload()
+        # A registry that cannot cancel forgets the upload by itself.
+        self._send("DELETE", location)
+
+    def push(self, package: Package) -> str:
+        """Pushes and returns the manifest's digest; nothing is sent that is there already. Raises ArtifactError."""
+        if self._present() == package.digest:
+            return package.digest
+        self._put_blob(package.config_digest, package.config)
+        self._put_blob(package.layer_digest, package.layer)
+        url = f"{self._base()}/manifests/{self._reference.tag}"
+        status, _ = self._send("PUT", url, body=package.manifest, headers={"Content-Type": MANIFEST_TYPE})
+        self._expect(status, 201)
+        return package.digest
+
+    def _present(self) -> str | None:
+        try:
+            status, body = self._get_manifest(str(self._reference.tag))
+        except ArtifactNotFound:
+            return None
+        return sha256(body) if status == 200 else None
+
+    def _put_blob(self, digest: str, content: bytes | Path) -> None:
+        status, _ = self._send("HEAD", f"{self._base()}/blobs/{digest}")
+        if status == 200:
+            return
+        location = self._begin_upload()
+        url = f"{location}{'&' if '?' in location else '?'}{urlencode({'digest': digest})}"
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+        if isinstance(content, bytes):
+            status, _ = self._send("PUT", url, body=content, headers=headers)
+        else:
+            with content.open("rb") as file:
+                status, _ = self._send("PUT", url, body=file, headers=headers)
+        self._expect(status, 201)
+
+    def _begin_upload(self) -> str:
+        url = f"{self._base()}/blobs/uploads/"
+        status, headers = self._send("POST", url, headers={"Content-Length": "0"})
+        self._expect(status, 202)
+        return urljoin(url, headers.get("Location", url))
+
+    def _send(
+        self, method: str, url: str, *, body: bytes | BinaryIO | None = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, Mapping[str, str]]:
+        more = dict(headers or {})
+        status, answer, _ = self._transfer.send(method, url, headers=self._headers() | more, body=body)
+        if status == 401 and self._authenticate(answer.get("WWW-Authenticate", "")):
+            if body is not None and not isinstance(body, bytes):
+                body.seek(0)
+            status, answer, _ = self._transfer.send(method, url, headers=self._headers() | more, body=body)
+        return status, answer
+
+    def _expect(self, status: int, wanted: int) -> None:
+        if status == wanted:
+            return
+        where = f"{self._reference.registry}/{self._reference.repository}"
+        if status in (401, 403):
+            known = "the push secret's credentials are not accepted" if self._credentials else "no push secret is given"
+            raise AccessDenied(f"pushing to {where} is refused ({status}): {known}")
+        if status == 404:
+            raise ArtifactNotFound(f"{where} cannot be pushed to (404): does the repository exist?")
+        raise Unreachable(f"{self._reference.registry} answered {status} to a push of {self._reference}")

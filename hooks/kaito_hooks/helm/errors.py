@@ -1,0 +1,25 @@
+"""Why a hook stops helm.
+
+HookError
+├── UnsafeUpgrade     a CRD of the new chart would lose stored objects
+├── StillInUse        uninstalling would leave nodes that nobody gives back
+└── NotReady          something that a Workspace needs is not there
+"""
+
+from __future__ import annotations
+
+
+class HookError(Exception):
+    """One sentence for the person who called helm."""
+
+
+class UnsafeUpgrade(HookError):
+    """A CRD of the new chart does not serve a version that objects are stored in."""
+
+
+class StillInUse(HookError):
+    """Objects exist whose nodes only the controller gives back."""
+
+
+class NotReady(HookError):
+    """Something that a Workspace needs is missing."""

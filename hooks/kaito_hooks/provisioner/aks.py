@@ -1,0 +1,186 @@
+"""The cloud behind the seam: AKS agent pools through azure-mgmt-containerservice.
+
+Every call is one request or two and never polls: what became of a pool is read from its own state later. Conditional
+writes (If-None-Match on PUT, If-Match on DELETE) make "look, then write" one step for ARM, whoever else writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from azure.core import MatchConditions
+from azure.core.exceptions import AzureError, HttpResponseError
+from azure.mgmt.containerservice import ContainerServiceClient
+from azure.mgmt.containerservice.models import AgentPool, AgentPoolManagedClusterAgentPoolProfileProperties
+
+from kaito_hooks.api import labels
+from kaito_hooks.provisioner import azure_errors
+from kaito_hooks.provisioner.azure_errors import Refusal
+from kaito_hooks.provisioner.cloud import Instance, Order, State
+from kaito_hooks.provisioner.errors import CloudError, InstanceChanged, OperationInProgress, PoolNameConflict
+from kaito_hooks.provisioner.listing import SharedListing
+from kaito_hooks.provisioner.metrics import ProvisionerMetrics
+from kaito_hooks.provisioner.order import TIMESTAMP_FORMAT
+from kaito_hooks.runtime import Clock
+
+PROVIDER = "azure"
+_STATES = {state.value.lower(): state for state in State}
+
+
+class AgentPools:
+    """CloudProvider over the agent pools of one cluster."""
+
+    def __init__(
+        self,
+        client: ContainerServiceClient,
+        *,
+        resource_group: str,
+        cluster: str,
+        clock: Clock,
+        metrics: ProvisionerMetrics,
+    ) -> None:
+        self._pools = client.agent_pools
+        self._resource_group = resource_group
+        self._cluster = cluster
+        self._clock = clock
+        self._metrics = metrics
+        self._listing = SharedListing(self._fetch, clock)
+
+    @property
+    def node_label(self) -> str:
+        """AKS names the pool in this label of its Nodes."""
+        return labels.AGENT_POOL
+
+    def ensure(self, order: Order) -> Instance:
+        """GET, and PUT with If-None-Match if there was nothing."""
+        found = self._get(order.name)
+        if found is not None:
+            return found
+        self._listing.wrote(order.name, None)
+        try:
+            with self._calling("Create"):
+                poller = self._pools.begin_create_or_update(
+                    self._resource_group,
+                    self._cluster,
+                    order.name,
+                    agent_pool(order),
+                    match_condition=MatchConditions.IfMissing,
+                    polling=False,
+                )
+                created = instance(poller.result())
+        except InstanceChanged:
+            # Somebody was faster, or an answer of ours was lost: either way, what is there now is the truth.
+            found = self._get(order.name)
+            if found is None:
+                raise
+            return found
+        self._listing.wrote(order.name, created)
+        return created
+
+    def get(self, name: str, *, max_age: float = 0.0) -> Instance | None:
+        """GET, or the shared listing."""
+        if max_age > 0:
+            known, found = self._listing.look(name, max_age=max_age)
+            if known:
+                return found
+        return self._get(name)
+
+    def list(self) -> Sequence[Instance]:
+        """LIST, all pages."""
+        asked = self._clock.monotonic()
+        found = self._fetch()
+        self._listing.took(asked, found)
+        return found
+
+    def delete(self, instance: Instance) -> None:
+        """DELETE with the ETag that the caller's look returned."""
+        if not instance.ours:
+            raise PoolNameConflict("PoolNameConflict", f"agent pool {instance.name} is not ours to delete")
+        self._listing.wrote(instance.name, None)
+        with self._calling("Delete", missing_is_fine=True):
+            self._pools.begin_delete(
+                self._resource_group,
+                self._cluster,
+                instance.name,
+                # The drain is over, with budgets kept or overruled by a deadline: AKS need not begin another one.
+                ignore_pod_disruption_budget=True,
+                etag=instance.etag or None,
+                match_condition=MatchConditions.IfNotModified if instance.etag else None,
+                polling=False,
+            )
+        self._listing.wrote(instance.name, replace(instance, state=State.DELETING))
+
+    def _get(self, name: str) -> Instance | None:
+        with self._calling("Get", missing_is_fine=True):
+            return instance(self._pools.get(self._resource_group, self._cluster, name))
+        return None
+
+    def _fetch(self) -> Sequence[Instance]:
+        with self._calling("List"):
+            return [instance(pool) for pool in self._pools.list(self._resource_group, self._cluster)]
+
+    @contextmanager
+    def _calling(self, method: str, *, missing_is_fine: bool = False) -> Iterator[None]:
+        """Measures a call and turns what it raises into a CloudError."""
+        began = self._clock.monotonic()
+        try:
+            yield
+        except (AzureError, CloudError) as error:
+            if missing_is_fine and azure_errors.is_missing_instance(error):
+                return
+            refused = azure_errors.from_sdk(error, self._clock.now())
+            if isinstance(error, HttpResponseError) and error.status_code == 412:
+                refused = InstanceChanged(refused.code, refused.text)
+            self._metrics.cloud_errors.labels(method, PROVIDER, refused.reason).inc()
+            raise refused from error
+        finally:
+            self._metrics.cloud_duration.labels(method, PROVIDER).observe(self._clock.monotonic() - began)
+
+
+def agent_pool(order: Order) -> AgentPool:
+    """The body of the PUT. What is left out (mode, zones, driver, ...) is AKS's default."""
+    properties = AgentPoolManagedClusterAgentPoolProfileProperties(
+        count=1,
+        vm_size=order.instance_type,
+        os_type="Linux",
+        os_sku=order.image_family,
+        type_properties_type="VirtualMachineScaleSets",
+        node_labels=dict(order.labels),
+        node_taints=[f"{taint.key}={taint.value}:{taint.effect}" for taint in order.taints],
+    )
+    if order.disk_gib is not None:
+        properties.os_disk_size_gb = order.disk_gib
+    return AgentPool(properties=properties)
+
+
+def instance(pool: AgentPool) -> Instance:
+    """What ARM says about a pool."""
+    state = _STATES.get((pool.provisioning_state or "").lower(), State.OTHER)
+    found: dict[str, str] = dict(pool.node_labels or {})
+    return Instance(
+        name=pool.name or "",
+        state=state,
+        labels=found,
+        etag=pool.e_tag or "",
+        created=_created(found.get(labels.CREATION_TIMESTAMP)),
+        error=_provisioning_error(pool, state) if state.broken else None,
+    )
+
+
+def _provisioning_error(pool: AgentPool, state: State) -> CloudError | None:
+    error = pool.status.provisioning_error if pool.status else None
+    found = Refusal.of(None, error.as_dict() if error else {})
+    if state is State.CANCELED:
+        # Somebody else's operation went first; nothing is wrong with the order.
+        return OperationInProgress(found.code or state.value, found.message or "the creation was canceled")
+    return azure_errors.classify(found) if found.code or found.message else None
+
+
+def _created(text: str | None) -> datetime | None:
+    try:
+        return datetime.strptime(text, TIMESTAMP_FORMAT).replace(tzinfo=UTC) if text else None
+    except ValueError:
+        return None

@@ -1,0 +1,170 @@
+"""Who must leave a Node, in which order, and what may be done to them at this moment: pure, over the Node's Pods.
+
+Four waves: others, other daemons, critical Pods, critical daemons; a wave begins when the one before has left, so that
+what Pods need to end well (logs, network, storage drivers) ends after them. Before the deadline, if there is one, a Pod
+is asked through the Eviction API and its PodDisruptionBudgets hold; at the deadline minus its grace period it is
+deleted.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from kaito_hooks.api import labels
+from kaito_hooks.runtime import Obj, parse_time
+
+CRITICAL_CLASSES = ("system-cluster-critical", "system-node-critical")
+STUCK_AFTER = timedelta(minutes=1)
+DEFAULT_GRACE = 30
+_MIRROR = "kubernetes.io/config.mirror"
+_OVER = ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """A Pod to delete, with so many seconds of grace."""
+
+    pod: Obj
+    grace_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class DrainPlan:
+    """What to do now: ``evict`` and ``delete``; ``remaining`` are all Pods that the Node waits for."""
+
+    evict: tuple[Obj, ...]
+    delete: tuple[Removal, ...]
+    remaining: tuple[Obj, ...]
+
+    @property
+    def done(self) -> bool:
+        """Whether nobody is left."""
+        return not self.remaining
+
+
+def plan(pods: Iterable[Obj], *, now: datetime, deadline: datetime | None) -> DrainPlan:
+    """The drain's next moves."""
+    remaining = [pod for pod in pods if must_leave(pod, now)]
+    delete = tuple(
+        Removal(pod, max(1, min(_grace(pod), int((deadline - now).total_seconds()))))
+        for pod in remaining
+        if deadline is not None and _overdue(pod, now, deadline)
+    )
+    doomed = {removal.pod["metadata"]["uid"] for removal in delete}
+    first = min((wave(pod) for pod in remaining), default=0)
+    evict = tuple(
+        pod
+        for pod in remaining
+        if wave(pod) == first
+        and not pod["metadata"].get("deletionTimestamp")
+        and pod["metadata"]["uid"] not in doomed
+        and (pod["metadata"].get("annotations") or {}).get(labels.DO_NOT_DISRUPT) != "true"
+    )
+    return DrainPlan(evict=evict, delete=delete, remaining=tuple(remaining))
+
+
+def must_leave(pod: Obj, now: datetime) -> bool:
+    """Whether the Node waits for this Pod.
+
+    Not for one that has ended, belongs to the Node itself, wants to stay through a disruption, or has outlived its own
+    deletion by a minute: its kubelet is gone.
+    """
+    metadata = pod["metadata"]
+    if (pod.get("status") or {}).get("phase") in _OVER:
+        return False
+    if _MIRROR in (metadata.get("annotations") or {}) or _owned_by(pod, "Node"):
+        return False
+    if _tolerates_disruption(pod):
+        return False
+    deleted = metadata.get("deletionTimestamp")
+    return not (deleted and parse_time(deleted) + STUCK_AFTER < now)
+
+
+def wave(pod: Obj) -> int:
+    """0 others, 1 other daemons, 2 critical, 3 critical daemons."""
+    critical = (pod.get("spec") or {}).get("priorityClassName") in CRITICAL_CLASSES
+    return 2 * critical + _owned_by(pod, "DaemonSet")
+
+
+def _overdue(pod: Obj, now: datetime, deadline: datetime) -> bool:
+    deleted = pod["metadata"].get("deletionTimestamp")
+    if deleted:
+        # Under way, but with more time than there is.
+        return parse_time(deleted) > max(deadline, now + timedelta(seconds=2))
+    return now >= deadline - timedelta(seconds=_grace(pod))
+
+
+def _grace(pod: Obj) -> int:
+    seconds = (pod.get("spec") or {}).get("terminationGracePeriodSeconds")
+    return DEFAULT_GRACE if seconds is None else int(seconds)
+
+
+def _owned_by(pod: Obj, kind: str) -> bool:
+    return any(owner.get("kind") == kind for owner in pod["metadata"].get("ownerReferences") or ())
+
+
+def _tolerates_disruption(pod: Obj) -> bool:
+    for toleration in (pod.get("spec") or {}).get("tolerations") or ():
+        key, operator = toleration.get("key"), toleration.get("operator") or "Equal"
+        named = key == labels.DISRUPTED_TAINT and (operator == "Exists" or not toleration.get("value"))
+        anything = not key and operator == "Exists"
+        if (named or anything) and toleration.get("effect") in (None, "", "NoSchedule"):
+            return True
+    return False
+
+
+@dataclass(slots=True)
+class _Refusals:
+    count: int
+    since: float
+    again: float
+
+
+@dataclass(slots=True)
+class Drains:
+    """Which evictions were refused, by Pod UID, and when to ask again: 1 s doubling to 10 s; and whose Nodes are empty.
+
+    In memory, thread-safe; a restart costs an early try and one more look.
+    """
+
+    _of: dict[str, _Refusals] = field(default_factory=dict)
+    _over: set[str] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def due(self, pod_uid: str, now: float) -> bool:
+        """Whether the Pod's eviction may be asked for at ``now`` (monotonic)."""
+        with self._lock:
+            known = self._of.get(pod_uid)
+            return known is None or known.again <= now
+
+    def refused(self, pod_uid: str, now: float) -> float:
+        """Note a refusal; returns for how many seconds it has been refused."""
+        with self._lock:
+            known = self._of.setdefault(pod_uid, _Refusals(0, now, now))
+            known.again = now + min(10.0, 2.0**known.count)
+            known.count = min(known.count + 1, 8)
+            return now - known.since
+
+    def over(self, claim_uid: str) -> None:
+        """Note that the claim's Nodes were cordoned and empty."""
+        with self._lock:
+            self._over.add(claim_uid)
+
+    def is_over(self, claim_uid: str) -> bool:
+        """Whether nobody need be sought on the claim's Nodes any more."""
+        with self._lock:
+            return claim_uid in self._over
+
+    def forget(self, claim_uid: str) -> None:
+        """The claim is gone."""
+        with self._lock:
+            self._over.discard(claim_uid)
+
+    def left(self, pod_uids: Iterable[str]) -> None:
+        """Forget Pods that are on their way or gone."""
+        with self._lock:
+            for uid in pod_uids:
+                self._of.pop(uid, None)

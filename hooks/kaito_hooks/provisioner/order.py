@@ -1,0 +1,114 @@
+"""What a claim asks for, checked: Claim -> Order. The sentences of its InvalidRequest errors are for the user."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import datetime
+
+from kaito_hooks.api import labels
+from kaito_hooks.api.claim import Claim
+from kaito_hooks.provisioner.cloud import Order
+from kaito_hooks.provisioner.errors import InvalidRequest
+from kaito_hooks.runtime import parse_quantity
+
+NAME_PATTERN = "^[a-z][a-z0-9]{0,11}$"
+DISK_KEYS = ("storage", "ephemeral-storage")
+SMALLEST_DISK_GIB = 30
+IMAGE_FAMILIES = {"ubuntu": "Ubuntu", "azurelinux": "AzureLinux"}
+DEFAULT_IMAGE_FAMILY = "Ubuntu"
+GPU_SIZES = "Standard_N"
+TIMESTAMP_FORMAT = "%Y-%m-%dT%H-%M-%SZ"
+
+# AKS refuses these keys in a pool; they are put on the Node when it registers.
+_RESERVED_DOMAINS = ("kubernetes.io", "k8s.io", "kubernetes.azure.com")
+# https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set
+_LABEL_KEY = re.compile(r"([a-z0-9][a-z0-9.-]{0,252}/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
+_GIB = 1 << 30
+_CODE = "InvalidClaim"
+
+
+def order(claim: Claim, now: datetime) -> Order:
+    """The order for a claim; InvalidRequest says what is wrong with it."""
+    if not re.fullmatch(NAME_PATTERN, claim.name):
+        raise InvalidRequest(
+            _CODE, f"agentpool name({claim.name}) is invalid, must match regex pattern: {NAME_PATTERN}"
+        )
+    instance_type = claim.requirement(labels.INSTANCE_TYPE)
+    if not instance_type:
+        raise InvalidRequest(
+            _CODE,
+            f"{claim.kind} {claim.name} has no requirement for instance type: "
+            f"exactly one value of {labels.INSTANCE_TYPE} with operator In is needed",
+        )
+    system = claim.requirement(labels.OPERATING_SYSTEM)
+    if system not in (None, "linux"):
+        raise InvalidRequest(_CODE, f"operating system {system} is not supported, only linux is")
+    return Order(
+        name=claim.name,
+        claim_uid=claim.uid,
+        instance_type=instance_type,
+        image_family=image_family(claim)[0],
+        labels=_pool_labels(claim, instance_type, now),
+        taints=claim.taints,
+        disk_gib=_disk(claim),
+        created=now,
+    )
+
+
+def image_family(claim: Claim) -> tuple[str, str | None]:
+    """The node image to boot, and a warning if the claim names one that is not known."""
+    wanted = claim.annotations.get(labels.NODE_IMAGE_FAMILY, "")
+    known = IMAGE_FAMILIES.get(wanted.lower())
+    if known or not wanted:
+        return known or DEFAULT_IMAGE_FAMILY, None
+    return (
+        DEFAULT_IMAGE_FAMILY,
+        f"annotation {labels.NODE_IMAGE_FAMILY} names {wanted!r}, which is not one of "
+        f"{', '.join(IMAGE_FAMILIES)}: {DEFAULT_IMAGE_FAMILY} is used",
+    )
+
+
+def node_label_values(claim: Claim) -> dict[str, str]:
+    """Labels that requirements with a single value imply for the Node; values that no label may have imply none."""
+    keys = {requirement.key for requirement in claim.requirements if _LABEL_KEY.fullmatch(requirement.key)}
+    found = {key: value for key in sorted(keys) if (value := claim.requirement(key)) is not None}
+    return {key: value for key, value in found.items() if _LABEL_VALUE.fullmatch(value)}
+
+
+def _disk(claim: Claim) -> int | None:
+    sizes = []
+    for key in DISK_KEYS:
+        text = claim.requests.get(key)
+        if text is None:
+            continue
+        try:
+            sizes.append(parse_quantity(text))
+        except ValueError as error:
+            raise InvalidRequest(_CODE, f"resources.requests.{key}: {error}") from None
+    largest = max(sizes, default=0)
+    if any(size < 0 for size in sizes):
+        raise InvalidRequest(_CODE, "the requested disk is smaller than nothing")
+    if largest == 0:
+        return None
+    gib = math.ceil(largest / _GIB)
+    if gib < SMALLEST_DISK_GIB:
+        raise InvalidRequest(_CODE, f"a disk of {gib} GiB is requested, the smallest is {SMALLEST_DISK_GIB} GiB")
+    return gib
+
+
+def _pool_labels(claim: Claim, instance_type: str, now: datetime) -> dict[str, str]:
+    kept = {key: value for key, value in claim.labels.items() if not _reserved(key)}
+    return {
+        **kept,
+        claim.encoding.owner_label: claim.labels.get(claim.encoding.owner_label, claim.encoding.owner),
+        labels.MACHINE_TYPE: "gpu" if GPU_SIZES.lower() in instance_type.lower() else "cpu",
+        labels.CREATION_TIMESTAMP: now.strftime(TIMESTAMP_FORMAT),
+        labels.CLAIM_UID: claim.uid,
+    }
+
+
+def _reserved(key: str) -> bool:
+    domain = key.rpartition("/")[0]
+    return any(domain == reserved or domain.endswith(f".{reserved}") for reserved in _RESERVED_DOMAINS)

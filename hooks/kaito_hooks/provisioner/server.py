@@ -1,0 +1,114 @@
+"""The process put together: informers, one controller per kind of claim, the sweeper, probes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+from kaito_hooks.provisioner import nodes, resources
+from kaito_hooks.provisioner.aks import AgentPools
+from kaito_hooks.provisioner.attempts import Attempts
+from kaito_hooks.provisioner.azure_client import sdk_client, token_scope
+from kaito_hooks.provisioner.collection import Collection
+from kaito_hooks.provisioner.configuration import Configuration
+from kaito_hooks.provisioner.credentials import credential
+from kaito_hooks.provisioner.drain import Drains
+from kaito_hooks.provisioner.environment import Environment
+from kaito_hooks.provisioner.gate import Gate
+from kaito_hooks.provisioner.kinds import ClaimKind
+from kaito_hooks.provisioner.lifecycle import Lifecycle
+from kaito_hooks.provisioner.machine import Machine
+from kaito_hooks.provisioner.metrics import ProvisionerMetrics
+from kaito_hooks.provisioner.nodeclaim import NodeClaim
+from kaito_hooks.provisioner.nodes import Nodes
+from kaito_hooks.runtime import Client, Controller, Informer, Key, Manager, Metrics, Obj, SystemClock
+
+NAME = "gpu-provisioner"
+VERSION = "0.1.0"
+
+
+def build(configuration: Configuration, client: Client) -> Manager:
+    """A Manager that does everything; nothing is started."""
+    clock = SystemClock()
+    registry = Metrics()
+    manager = Manager(
+        client,
+        name=NAME,
+        identity=configuration.identity or None,
+        leader_election=configuration.leader_election,
+        health_port=configuration.health_port,
+        metrics_port=configuration.metrics_port,
+        bind_address=configuration.bind_address,
+        registry=registry,
+        clock=clock,
+    )
+    metrics = ProvisionerMetrics(registry.registry)
+    metrics.build_info.labels(VERSION).set(1)
+    metrics.leader.set_function(lambda: float(manager.leading))
+    identity = credential(configuration.azure, clock)
+    pools = AgentPools(
+        sdk_client(
+            configuration.azure,
+            identity,
+            gate=Gate(clock, manager.fence),
+            metrics=metrics,
+            clock=clock,
+        ),
+        resource_group=configuration.azure.resource_group,
+        cluster=configuration.azure.cluster_name,
+        clock=clock,
+        metrics=metrics,
+    )
+    cache = Informer(client, resources.NODE, indexes=nodes.indexes(pools.node_label), transform=nodes.slim)
+    env = Environment(
+        cloud=pools,
+        client=manager.client,
+        nodes=Nodes(cache),
+        clock=clock,
+        events=manager.recorder(NAME),
+        metrics=metrics,
+        settings=configuration.settings,
+        attempts=Attempts(clock, random.Random()),
+        drains=Drains(),
+    )
+    settings = configuration.settings
+    kinds: tuple[ClaimKind, ...] = (Machine(), NodeClaim(settings.node_class, settings.manage_by_label))
+    for kind in kinds:
+        _add_controller(manager, client, cache, kind, env, configuration)
+    collection = Collection(env, kinds, required=configuration.node_api)
+    manager.add_periodic("collection", settings.gc_interval, collection.sweep)
+    scope = token_scope(configuration.azure)
+    manager.add_ready_check("credentials", lambda: identity.problem(scope))
+    return manager
+
+
+def _add_controller(
+    manager: Manager,
+    client: Client,
+    cache: Informer,
+    kind: ClaimKind,
+    env: Environment,
+    configuration: Configuration,
+) -> None:
+    """Both kinds are served while claims of theirs are held, so that a change of NODE_API strands nothing; only the
+    chosen one takes new claims and must exist.
+    """
+    chosen = kind.encoding.kind == configuration.node_api
+    claims = Informer(client, kind.resource, optional=True)
+    controller = Controller(
+        f"{kind.encoding.kind.lower()}.lifecycle",
+        reconcile=Lifecycle(kind, env, claims.get, adopts=chosen).reconcile,
+        workers=configuration.workers if chosen else 2,
+        clock=env.clock,
+    )
+
+    def claim_of(node: Obj) -> Iterable[Key]:
+        name = nodes.instance_name(node, env.cloud.node_label)
+        return [Key("", name)] if name else []
+
+    controller.watch(claims)
+    controller.watch(cache, claim_of)
+    manager.add_controller(controller)
+    if chosen:
+        what = f"{kind.resource} is not served; are the CRDs of the chart gpu-provisioner installed?"
+        manager.add_ready_check("claims", lambda: None if claims.served else what)

@@ -1,0 +1,241 @@
+"""The termination phase: Node cordoned and drained, volumes detached, machine deleted, then the finalizers, in that
+order.
+
+Every step looks at the world again, so a crash in the middle costs only the look. The claim's finalizer is the last
+thing to go, after a GET (never a listing) has shown that nothing bills any more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+
+from kaito_hooks.api import labels
+from kaito_hooks.api.claim import Claim
+from kaito_hooks.api.conditions import find
+from kaito_hooks.provisioner import drain, eviction, finalizer, nodes, resources
+from kaito_hooks.provisioner.cloud import Instance, State
+from kaito_hooks.provisioner.environment import Environment
+from kaito_hooks.provisioner.errors import CloudError, OperationInProgress
+from kaito_hooks.provisioner.launch import look_key
+from kaito_hooks.provisioner.pace import listing_age
+from kaito_hooks.provisioner.resources import CLAIMS
+from kaito_hooks.runtime import NotFound, Obj, format_time, parse_duration, parse_time
+
+VOLUME_POLL = 5.0
+DRAIN_POLL = 1.0
+LONGEST_RETRY = 60.0
+_EXCLUDED_BY = "karpenter"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How far the end of a claim is. ``gone``: finalizer and all."""
+
+    gone: bool = False
+    drained: bool = False
+    detached: bool = False
+    message: str = ""
+    requeue_after: float | None = None
+
+
+def termination(claim: Claim, env: Environment) -> Ending:
+    """One look, the next writes; never waits."""
+    deadline = _deadline(claim, env)
+    own = env.nodes.of_claim(claim)
+    for node in own:
+        _begin(node, claim, env)
+    try:
+        return _end(claim, own, deadline, env)
+    except CloudError as error:
+        delay = env.attempts.failed(_retry_key(claim), error, longest=LONGEST_RETRY)
+        if not isinstance(error, OperationInProgress):
+            env.events.event(claim.object, "Warning", "FailedTermination", error.message)
+        return _waiting_for_cloud(_told(error), delay)
+
+
+def _end(claim: Claim, own: list[Obj], deadline: datetime | None, env: Environment) -> Ending:
+    alive = any(nodes.is_ready(node) for node in own)
+    waiting = _clear(claim, own, deadline, env) if alive else None
+    if waiting is not None:
+        return waiting
+    wait = env.attempts.remaining(_retry_key(claim))
+    if wait > 0:
+        return _waiting_for_cloud(_told(env.attempts.last_error(_retry_key(claim))), wait)
+    hint = env.cloud.get(claim.name, max_age=listing_age(claim.deletion_timestamp, env))
+    if hint is not None and not hint.belongs_to(claim):
+        hint = None
+    if hint is not None and hint.state is State.DELETING:
+        return _deleting(claim, env)
+    if hint is None and not finalizer.held(env.client, CLAIMS[claim.kind], claim.object):
+        # The cache is old: this end has been reached before.
+        return Ending(gone=True)
+    # A silent kubelet is no reason to spare its Pods the eviction, unless its machine is gone for certain.
+    instance = _own_instance(claim, env) if alive or hint is None else hint
+    if instance is None:
+        return _release(claim, own, env)
+    if not alive:
+        waiting = _clear(claim, own, deadline, env)
+        if waiting is not None:
+            return waiting
+        instance = _own_instance(claim, env)
+    if instance is not None and instance.state is not State.DELETING:
+        env.cloud.delete(instance)
+    return _deleting(claim, env)
+
+
+def _clear(claim: Claim, own: list[Obj], deadline: datetime | None, env: Environment) -> Ending | None:
+    """Drain, then wait for volumes; None when the machine may go. What was cordoned and empty once is not searched
+    again: a machine takes minutes to go, and its kubelet may say Ready to the end.
+    """
+    if env.drains.is_over(claim.uid):
+        return None
+    waiting = _empty(own, deadline, env) or _detach(own, deadline, env)
+    if waiting is None and own:
+        env.drains.over(claim.uid)
+        env.metrics.nodes_drained.inc(len(own))
+    return waiting
+
+
+def _deadline(claim: Claim, env: Environment) -> datetime | None:
+    """When draining must be over; written down once, so that it does not move with restarts."""
+    noted = claim.annotations.get(labels.TERMINATION_TIMESTAMP)
+    if noted:
+        try:
+            return parse_time(noted)
+        except ValueError:
+            return env.clock.now()
+    if not claim.termination_grace_period or claim.deletion_timestamp is None:
+        return None
+    deadline = claim.deletion_timestamp + timedelta(seconds=parse_duration(claim.termination_grace_period))
+    text = format_time(deadline)
+    env.client.patch(
+        CLAIMS[claim.kind],
+        claim.name,
+        {"metadata": {"uid": claim.uid, "annotations": {labels.TERMINATION_TIMESTAMP: text}}},
+    )
+    env.events.event(
+        claim.object,
+        "Warning",
+        "TerminationGracePeriodExpiring",
+        f"Pods of {claim.kind} {claim.name} that have not left by {text} are deleted",
+    )
+    return deadline
+
+
+def _begin(node: Obj, claim: Claim, env: Environment) -> None:
+    """Nothing new is scheduled or balanced onto the Node, and its deletion waits for us."""
+    if not nodes.deleting(node):
+        if nodes.change(env.client, node, partial(_cordon, claim=claim)) is None:
+            return
+        try:
+            env.client.delete(resources.NODE, nodes.name(node), uid=node["metadata"]["uid"])
+        except NotFound:
+            return
+    elif not _cordoned(node):
+        nodes.change(env.client, node, partial(_cordon, claim=claim))
+
+
+def _cordoned(node: Obj) -> bool:
+    taints = (node.get("spec") or {}).get("taints") or ()
+    return any(t.get("key") == labels.DISRUPTED_TAINT and t.get("effect") == "NoSchedule" for t in taints)
+
+
+def _cordon(node: Obj, *, claim: Claim) -> None:
+    nodes.add_taints(node, [{"key": labels.DISRUPTED_TAINT, "effect": "NoSchedule"}])
+    node["metadata"].setdefault("labels", {})[labels.EXCLUDE_FROM_LOAD_BALANCERS] = _EXCLUDED_BY
+    # A Node that never registered has no finalizer yet; without one it would be gone before its Pods are.
+    if not nodes.deleting(node) and not finalizer.present(node):
+        node["metadata"]["finalizers"] = [*(node["metadata"].get("finalizers") or ()), labels.TERMINATION_FINALIZER]
+
+
+def _own_instance(claim: Claim, env: Environment) -> Instance | None:
+    """The claim's instance as a GET shows it at this moment."""
+    instance = env.cloud.get(claim.name)
+    return instance if instance is not None and instance.belongs_to(claim) else None
+
+
+def _empty(own: list[Obj], deadline: datetime | None, env: Environment) -> Ending | None:
+    """Drain; None when nobody is left or the deadline has passed."""
+    now = env.clock.now()
+    waiting = 0
+    for node in own:
+        pods = eviction.pods_on(node, env)
+        step = drain.plan(pods, now=now, deadline=deadline)
+        eviction.carry_out(step, node, env)
+        waiting += len(step.remaining)
+    if waiting == 0 or (deadline is not None and now >= deadline):
+        return None
+    names = ", ".join(nodes.name(node) for node in own)
+    return Ending(message=f"Pods that have not left {names} yet: {waiting}", requeue_after=DRAIN_POLL)
+
+
+def _detach(own: list[Obj], deadline: datetime | None, env: Environment) -> Ending | None:
+    """Wait for the volumes; None when all are detached or the deadline has passed."""
+    names = {nodes.name(node) for node in own}
+    if not names or (deadline is not None and env.clock.now() >= deadline):
+        return None
+    attached = [
+        attachment["metadata"]["name"]
+        for attachment in env.client.list(resources.VOLUME_ATTACHMENT).items
+        if attachment["spec"].get("nodeName") in names
+    ]
+    if not attached:
+        return None
+    return Ending(
+        drained=True,
+        message=f"{len(attached)} volumes are still attached to {', '.join(sorted(names))}",
+        requeue_after=VOLUME_POLL,
+    )
+
+
+def _release(claim: Claim, own: list[Obj], env: Environment) -> Ending:
+    """The machine is gone: let go of the Nodes, then of the claim."""
+    for node in own:
+        eviction.release_pods(node, env)
+        if finalizer.remove(env.client, resources.NODE, node):
+            _count_node(node, env)
+    released = finalizer.remove(env.client, CLAIMS[claim.kind], claim.object)
+    for key in (claim.uid, look_key(claim), _retry_key(claim)):
+        env.attempts.forget(key)
+    env.drains.forget(claim.uid)
+    if not released:
+        return Ending(gone=True)
+    env.metrics.claims_terminated.labels(claim.kind).inc()
+    if claim.deletion_timestamp is not None:
+        took = (env.clock.now() - claim.deletion_timestamp).total_seconds()
+        env.metrics.claim_termination.labels(claim.kind).observe(took)
+    requested = (find(claim.conditions, "InstanceTerminating") or {}).get("lastTransitionTime")
+    if requested:
+        took = (env.clock.now() - parse_time(requested)).total_seconds()
+        env.metrics.instance_termination.labels(claim.kind).observe(took)
+    return Ending(gone=True)
+
+
+def _deleting(claim: Claim, env: Environment) -> Ending:
+    return _waiting_for_cloud(f"agent pool {claim.name} is being deleted", env.settings.pool_poll_interval)
+
+
+def _waiting_for_cloud(message: str, requeue_after: float) -> Ending:
+    return Ending(drained=True, detached=True, message=message, requeue_after=requeue_after)
+
+
+def _told(error: CloudError | None) -> str:
+    return f"{error.reason}: {error.message}" if error is not None else ""
+
+
+def _retry_key(claim: Claim) -> str:
+    """Refused deletions wait for themselves only: an hour's wait for quota must not delay the end."""
+    return f"{claim.uid}/termination"
+
+
+def _count_node(node: Obj, env: Environment) -> None:
+    now = env.clock.now()
+    env.metrics.nodes_terminated.inc()
+    created = node["metadata"].get("creationTimestamp")
+    deleted = node["metadata"].get("deletionTimestamp")
+    if created:
+        env.metrics.node_lifetime.observe((now - parse_time(created)).total_seconds())
+    if deleted:
+        env.metrics.node_termination.observe((now - parse_time(deleted)).total_seconds())

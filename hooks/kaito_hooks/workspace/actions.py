@@ -1,0 +1,97 @@
+"""What a plan asks for: actions as data, in the order in which they must happen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kaito_hooks.runtime import Obj
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Put our finalizer and these annotations on the Workspace."""
+
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Take our finalizer off the Workspace: nothing of it bills any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuyClaim:
+    """POST this Machine or NodeClaim, made for that slot."""
+
+    claim: Obj
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class LabelNode:
+    """Set ``accelerator=nvidia`` on a Node."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateChild:
+    """POST a child that is not there."""
+
+    child: Obj
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyChild:
+    """Bring a child of ours, identified by ``uid``, to what it should be."""
+
+    child: Obj
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete one object, if it still is the one with that uid; ``namespace`` is "" for cluster scope.
+
+    ``foreground``: it stays until everything that it owns is gone, so its absence tells that its Pods are gone too.
+    """
+
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+    foreground: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CopyConfigMap:
+    """POST this ConfigMap, which belongs to nobody; one of that name is as good."""
+
+    config_map: Obj
+
+
+Action = Adopt | Release | BuyClaim | LabelNode | CreateChild | ApplyChild | Delete | CopyConfigMap
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """An Event on the Workspace."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Where one concern stands, in a sentence for the user."""
+
+    state: Literal["ready", "waiting", "failed"]
+    message: str = ""
+
+    @property
+    def ready(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.state == "ready"

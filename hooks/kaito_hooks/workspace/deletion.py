@@ -1,0 +1,33 @@
+"""The end of a Workspace: workloads first, then claims; our finalizer goes when nothing bills any more."""
+
+from __future__ import annotations
+
+from kaito_hooks.api import labels
+from kaito_hooks.workspace.actions import Action, Delete, Note, Release
+from kaito_hooks.workspace.children import WORKLOADS, is_owned
+from kaito_hooks.workspace.snapshot import Snapshot
+
+
+def dismantle(s: Snapshot) -> tuple[list[Action], list[Note], str]:
+    """Actions, Events, and what the deletion waits for ("" when it is over).
+
+    A workload that outlived its node would have its Pod recreated elsewhere; so workloads go before claims.
+    """
+    ws = s.workspace
+    if labels.WORKSPACE_FINALIZER not in ws.finalizers:
+        return [], [], ""
+    actions: list[Action] = [
+        Delete(kind, ws.namespace, ws.name, child["metadata"]["uid"])
+        for kind in (*WORKLOADS, "Job")
+        if (child := s.children.get(f"{kind}/{ws.name}")) is not None
+        and is_owned(child, ws.uid)
+        and not child["metadata"].get("deletionTimestamp")
+    ]
+    doomed = [claim for claim in s.claims if not claim.deleting]
+    actions += [Delete(claim.kind, "", claim.name, claim.uid) for claim in doomed]
+    notes = [Note("Normal", f"Deleted{claim.kind}", f"deleted {claim.kind} {claim.name}") for claim in doomed]
+    if s.claims:
+        return actions, notes, ", ".join(sorted(f"{claim.kind} {claim.name}" for claim in s.claims))
+    if not s.claims_gone:
+        return actions, notes, "the list of its claims"
+    return [*actions, Release()], notes, ""

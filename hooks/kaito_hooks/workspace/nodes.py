@@ -1,0 +1,158 @@
+"""Which Nodes a Workspace uses, and whether their GPUs are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from kaito_hooks.api import labels
+from kaito_hooks.api.catalog import Catalog
+from kaito_hooks.api.conditions import find
+from kaito_hooks.api.workspace import ResourceSpec, Workspace
+from kaito_hooks.runtime import Obj, parse_quantity, parse_time
+from kaito_hooks.workspace.snapshot import Tenant
+
+
+def name_of(node: Obj) -> str:
+    """The Node's name."""
+    return str(node["metadata"]["name"])
+
+
+def labels_of(node: Obj) -> Mapping[str, str]:
+    """The Node's labels."""
+    return node["metadata"].get("labels") or {}
+
+
+def is_ready(node: Obj) -> bool:
+    """Whether the kubelet reports Ready."""
+    ready = find((node.get("status") or {}).get("conditions"), "Ready")
+    return ready is not None and ready.get("status") == "True"
+
+
+def ready_since(node: Obj) -> datetime | None:
+    """When the Node became Ready, if it is."""
+    ready = find((node.get("status") or {}).get("conditions"), "Ready")
+    if ready is None or ready.get("status") != "True" or not ready.get("lastTransitionTime"):
+        return None
+    return parse_time(ready["lastTransitionTime"])
+
+
+def gpu_capacity(node: Obj) -> int:
+    """GPUs that the device plugin has announced."""
+    capacity = (node.get("status") or {}).get("capacity") or {}
+    return int(parse_quantity(capacity.get(labels.GPU_RESOURCE, "0")) or Decimal(0))
+
+
+def candidates(
+    nodes: Iterable[Obj], workspace: Workspace, resource: ResourceSpec, *, tenants: Mapping[str, Sequence[Tenant]]
+) -> list[Obj]:
+    """Nodes that the Workspace may use now: labels match, Ready, not going away, right type, nobody else's."""
+    return [
+        node
+        for node in nodes
+        if _matches(node, resource)
+        and is_ready(node)
+        and not node["metadata"].get("deletionTimestamp")
+        and _is_ours_or_free(node, workspace)
+        and not _is_taken(node, workspace, tenants.get(name_of(node), ()))
+        and _has_room(node, workspace)
+    ]
+
+
+def select(
+    found: Iterable[Obj],
+    *,
+    count: int,
+    preferred: Iterable[str] = (),
+    previous: Iterable[str] = (),
+    node_claim_mode: bool = False,
+) -> list[Obj]:
+    """The first ``count`` of the candidates, sorted by name.
+
+    Order: preferred, used before, made by KAITO's provisioner, in KAITO's node pool (NodeClaim mode only), name.
+    """
+    wanted, used = set(preferred), set(previous)
+
+    def rank(node: Obj) -> tuple[bool, bool, bool, bool, str]:
+        name, marks = name_of(node), labels_of(node)
+        return (
+            name not in wanted,
+            name not in used,
+            labels.MACHINE_TYPE not in marks,
+            not (node_claim_mode and labels.NODE_POOL in marks),
+            name,
+        )
+
+    return sorted(sorted(found, key=rank)[: max(count, 0)], key=name_of)
+
+
+def _matches(node: Obj, resource: ResourceSpec) -> bool:
+    marks = labels_of(node)
+    if any(marks.get(key) != value for key, value in resource.match_labels.items()):
+        return False
+    instance_type = marks.get(labels.INSTANCE_TYPE, "")
+    return name_of(node) in resource.preferred_nodes or instance_type.lower() == resource.instance_type.lower()
+
+
+def is_bought(node: Obj) -> bool:
+    """A Node bought for a Workspace carries its two labels; one without them was brought by the user."""
+    return labels.WORKSPACE in labels_of(node)
+
+
+def _is_ours_or_free(node: Obj, workspace: Workspace) -> bool:
+    if not is_bought(node):
+        return True
+    marks = labels_of(node)
+    return marks[labels.WORKSPACE] == workspace.name and marks.get(labels.WORKSPACE_NAMESPACE) == workspace.namespace
+
+
+def _is_taken(node: Obj, workspace: Workspace, tenants: Sequence[Tenant]) -> bool:
+    """A Node in another Workspace's workerNodes is in use; if both list it, the older Workspace keeps it."""
+    if is_bought(node) or not tenants:
+        return False
+    if name_of(node) not in workspace.worker_nodes:
+        return True
+    me = (workspace.creation_timestamp, workspace.namespace, workspace.name)
+    return any((t.creation_timestamp, t.namespace, t.name) < me for t in tenants)
+
+
+def _has_room(node: Obj, workspace: Workspace) -> bool:
+    """A cordoned Node takes no new Pod, but keeps the one that it has."""
+    return not (node.get("spec") or {}).get("unschedulable") or name_of(node) in workspace.worker_nodes
+
+
+def needs_nvidia(instance_type: str, catalog: Catalog | None) -> bool:
+    """Whether Nodes of that type must offer ``nvidia.com/gpu``: the Catalog says so, or it is an Azure N size."""
+    listed = catalog.find_instance_type(instance_type) if catalog else None
+    if listed is not None:
+        return listed.gpu_vendor == "nvidia" and listed.gpu_count > 0
+    return instance_type.lower().startswith("standard_n")
+
+
+@dataclass(frozen=True, slots=True)
+class GPUCheck:
+    """What a Node's GPUs lack: the label that the device plugin wants, the GPUs, and until when we wait for them."""
+
+    node: str
+    label_missing: bool
+    gpus_missing: bool
+    deadline: datetime
+
+
+def check_gpus(
+    node: Obj, workspace: Workspace, *, labelled_at: datetime | None, now: datetime, timeout: float
+) -> GPUCheck:
+    """Look at one Node. The deadline runs since the Node, the label and the Workspace have all been there."""
+    since = [moment for moment in (ready_since(node), labelled_at) if moment is not None]
+    if workspace.creation_timestamp:
+        since.append(parse_time(workspace.creation_timestamp))
+    label_missing = labels_of(node).get(labels.ACCELERATOR) != labels.ACCELERATOR_NVIDIA
+    start = now if label_missing else max(since, default=now)
+    return GPUCheck(
+        node=name_of(node),
+        label_missing=label_missing,
+        gpus_missing=gpu_capacity(node) == 0,
+        deadline=start + timedelta(seconds=timeout),
+    )

@@ -1,0 +1,221 @@
+"""Look at one Workspace and its world: read caches, and ask the API server only where a cache is no proof."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from kaito_hooks.api import labels
+from kaito_hooks.api.catalog import NAME as CATALOG_NAME
+from kaito_hooks.api.catalog import Catalog
+from kaito_hooks.api.claim import Claim
+from kaito_hooks.api.workspace import Workspace
+from kaito_hooks.runtime import BadRequest, Client, Clock, Invalid, Key, NotFound, Obj
+from kaito_hooks.workspace import world as caches
+from kaito_hooks.workspace.memory import Memories
+from kaito_hooks.workspace.resources import CLAIM_RESOURCES, CONFIG_MAP, WORKSPACE
+from kaito_hooks.workspace.revision import revise
+from kaito_hooks.workspace.service import headless_name
+from kaito_hooks.workspace.settings import Settings
+from kaito_hooks.workspace.snapshot import Memory, Snapshot, Tenant, TuningConfig
+from kaito_hooks.workspace.tuning import progress
+from kaito_hooks.workspace.tuning.config import name_of
+from kaito_hooks.workspace.tuning.decide import needs_config
+from kaito_hooks.workspace.tuning.state import progress_address
+from kaito_hooks.workspace.workload import owner_reference
+from kaito_hooks.workspace.world import World, first_label
+
+
+class Observer:
+    """Makes Snapshots.
+
+    ``client`` is asked only about claims of a Workspace that goes or has gone, and for the ConfigMap of a tuning Job
+    that is to be made; ``fetch_progress`` asks a tuning Pod at an address and port.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        client: Client,
+        memories: Memories,
+        settings: Settings,
+        clock: Clock,
+        fetch_progress: Callable[[str, int], Mapping[str, Any] | None] = progress.fetch,
+    ) -> None:
+        self._world, self._client, self._memories = world, client, memories
+        self._fetch_progress = fetch_progress
+        self._settings, self._clock = settings, clock
+
+    def observe(self, key: Key) -> Snapshot | None:
+        """The world of that Workspace now; None if there is no such Workspace."""
+        obj = self._world.workspaces.get(key)
+        if obj is None:
+            return None
+        workspace = Workspace.read(obj)
+        claims = [Claim.read(claim) for claim in self._world.claims_of(key)]
+        catalog, problem = self._catalog()
+        nodes = self._nodes(obj, workspace, claims)
+        pods = self._world.pods.by_index(caches.BY_WORKSPACE, str(key))
+        found = Snapshot(
+            now=self._clock.now(),
+            settings=self._settings,
+            workspace=workspace,
+            catalog=catalog,
+            catalog_problem=problem,
+            nodes=tuple(nodes),
+            tenants=self._tenants(key, nodes),
+            claims=tuple(claims),
+            claims_gone=workspace.deleting
+            and labels.WORKSPACE_FINALIZER in workspace.finalizers
+            and not claims
+            and not self._claims_now(key),
+            served_claim_kinds=frozenset(
+                kind
+                for kind, informer in (("Machine", self._world.machines), ("NodeClaim", self._world.node_claims))
+                if informer.served
+            ),
+            children=self._children(workspace),
+            revisions=tuple(self._world.revisions.by_index(caches.BY_WORKSPACE, str(key))),
+            pods=tuple(pods),
+            pod_warnings=self._warnings(pods),
+            memory=self._remember(workspace, claims, self._claim_warnings(workspace)),
+        )
+        return self._tuned(found) if workspace.tuning is not None and not workspace.deleting else found
+
+    def _tuned(self, s: Snapshot) -> Snapshot:
+        """With what only a tuning Workspace needs."""
+        ws = s.workspace
+        assert ws.tuning is not None
+        job = s.children.get(f"Job/{ws.name}")
+        if job is not None and (address := progress_address(s.pods, job)) is not None:
+            s = replace(s, tuning_progress=self._fetch_progress(*address))
+        if not needs_config(s, revise(ws, s.revisions, owner_reference(ws))):
+            return s
+        name, release = name_of(ws.tuning), self._settings.release_namespace
+        found = self._config_map(name, ws.namespace)
+        template = self._config_map(name, release) if found is None and release and not ws.tuning.config else None
+        return replace(s, tuning_config=TuningConfig(name, found, template))
+
+    def _config_map(self, name: str, namespace: str) -> Obj | None:
+        try:
+            return self._client.get(CONFIG_MAP, name, namespace=namespace)
+        except (NotFound, BadRequest, Invalid):
+            return None
+
+    def orphans(self, key: Key) -> list[Claim]:
+        """Claims of a Workspace that does not exist, as the API server itself says: they bill for nobody."""
+        claims = [Claim.read(claim) for claim in self._world.claims_of(key)]
+        if not claims:
+            return []
+        try:
+            self._client.get(WORKSPACE, key.name, namespace=key.namespace)
+        except NotFound:
+            return [claim for claim in claims if not claim.deleting]
+        return []
+
+    def _catalog(self) -> tuple[Catalog | None, str]:
+        found = self._world.catalogs.get(Key("", CATALOG_NAME))
+        if found is None:
+            return None, ""
+        try:
+            return Catalog.read(found), ""
+        except ValueError as error:
+            return None, str(error)
+
+    def _nodes(self, obj: Obj, workspace: Workspace, claims: list[Claim]) -> list[Obj]:
+        found = {
+            node["metadata"]["name"]: node for node in self._world.nodes.by_index(caches.BY_LABEL, first_label(obj))
+        }
+        for name in (*workspace.worker_nodes, *(claim.node_name for claim in claims)):
+            if name and name not in found and (node := self._world.nodes.get(Key("", name))) is not None:
+                found[name] = node
+        return [found[name] for name in sorted(found)]
+
+    def _tenants(self, key: Key, nodes: list[Obj]) -> dict[str, tuple[Tenant, ...]]:
+        """Other Workspaces on Nodes that nobody bought; only there can two meet."""
+        tenants: dict[str, tuple[Tenant, ...]] = {}
+        for node in nodes:
+            if caches.workspace_of_claim(node) is not None:
+                continue
+            name = node["metadata"]["name"]
+            others = [w for w in self._world.workspaces.by_index(caches.BY_WORKER_NODE, name) if Key.of(w) != key]
+            if others:
+                tenants[name] = tuple(Tenant(w["metadata"].get("creationTimestamp", ""), *_names(w)) for w in others)
+        return tenants
+
+    def _claims_now(self, key: Key) -> bool:
+        """Whether the API server has a claim of that Workspace; a cache may not have seen the newest yet."""
+        selector = f"{labels.WORKSPACE}={key.name},{labels.WORKSPACE_NAMESPACE}={key.namespace}"
+        for resource in CLAIM_RESOURCES.values():
+            try:
+                if self._client.list(resource, label_selector=selector).items:
+                    return True
+            except NotFound:
+                continue
+        return False
+
+    def _children(self, workspace: Workspace) -> dict[str, Obj]:
+        children = {}
+        for kind, informer in self._world.children.items():
+            names = (workspace.name, headless_name(workspace)) if kind == "Service" else (workspace.name,)
+            for name in names:
+                found = informer.get(Key(workspace.namespace, name))
+                if found is not None:
+                    children[f"{kind}/{name}"] = found
+        return children
+
+    def _warnings(self, pods: list[Obj]) -> dict[str, str]:
+        """Why volumes of Pods in which nothing runs yet cannot be mounted: no Pod state says so, only Events do."""
+        warnings = {}
+        for pod in pods:
+            status = pod.get("status") or {}
+            containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+            if status.get("phase") != "Pending" or any(
+                (c.get("state") or {}).get("waiting") is None for c in containers
+            ):
+                continue
+            uid = pod["metadata"].get("uid", "")
+            events = self._world.pod_events.by_index(caches.BY_POD, uid)
+            if events:
+                newest = max(events, key=lambda event: str(event.get("lastTimestamp") or ""))
+                warnings[uid] = str(newest.get("message", ""))
+        return warnings
+
+    def _claim_warnings(self, workspace: Workspace) -> dict[str, str]:
+        """The newest warning about each claim that the Workspace has or had, by the claim's uid."""
+        events = [
+            event
+            for name in caches.claim_names(workspace)
+            for event in self._world.claim_events.by_index(caches.BY_CLAIM_NAME, name)
+        ]
+        return {
+            str(event["involvedObject"].get("uid", "")): f"{event.get('reason', '')}: {event.get('message', '')}"
+            for event in sorted(events, key=_told_at)
+        }
+
+    def _remember(self, workspace: Workspace, claims: list[Claim], warnings: Mapping[str, str]) -> Memory:
+        now, timeouts = self._clock.now(), self._settings.timeouts
+
+        def look(memory: Memory) -> Memory:
+            purchases = memory.purchases.look(
+                claims,
+                now=now,
+                minimum=timeouts.buy_backoff_min,
+                maximum=timeouts.buy_backoff_max,
+                warnings=warnings,
+            )
+            refusals = {name: refusal for name, refusal in memory.refusals.items() if now < refusal.retry_at}
+            return replace(memory, purchases=purchases, refusals=refusals)
+
+        return self._memories.change(workspace.uid, look)
+
+
+def _told_at(event: Obj) -> str:
+    """Recorders of either Event API set one of the two times."""
+    return str(event.get("lastTimestamp") or event.get("eventTime") or "")
+
+
+def _names(workspace: Obj) -> tuple[str, str]:
+    return workspace["metadata"].get("namespace", ""), workspace["metadata"]["name"]

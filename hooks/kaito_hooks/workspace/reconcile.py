@@ -1,0 +1,29 @@
+"""One reconcile: look, decide, act, say when to look again. Never waits."""
+
+from __future__ import annotations
+
+from kaito_hooks.runtime import Key, Result
+from kaito_hooks.workspace.execute import Executor
+from kaito_hooks.workspace.observe import Observer
+from kaito_hooks.workspace.plan import plan
+
+AT_ONCE = 0.05
+
+
+class Reconciler:
+    """Brings one Workspace a step further."""
+
+    def __init__(self, observer: Observer, executor: Executor) -> None:
+        self._observer, self._executor = observer, executor
+
+    def __call__(self, key: Key) -> Result:
+        """Reconcile the Workspace of that key; a key without a Workspace may still have claims to give back."""
+        snapshot = self._observer.observe(key)
+        if snapshot is None:
+            self._executor.delete_orphans(key, self._observer.orphans(key))
+            return Result()
+        if snapshot.stale:
+            return Result()
+        decided = plan(snapshot)
+        refused = self._executor.execute(snapshot, decided)
+        return Result(requeue_after=AT_ONCE if refused else decided.look_again)

@@ -1,0 +1,315 @@
+"""From a Snapshot to what a tuning Workspace needs: a checked configuration, a node, a Job, and then a server.
+
+The end of a job is first recorded in the status and acted upon afterwards, so that a controller that dies in between
+neither trains twice nor forgets why it must not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from kaito_hooks.api import labels
+from kaito_hooks.api.catalog import Preset, fits
+from kaito_hooks.api.conditions import is_true
+from kaito_hooks.api.workspace import Adapter, DataSource, ResourceSpec
+from kaito_hooks.runtime import Obj
+from kaito_hooks.workspace import children, images, inference, network, service, status, supply, workload
+from kaito_hooks.workspace.actions import Action, CopyConfigMap, CreateChild, Delete, Note, Outcome
+from kaito_hooks.workspace.revision import Revision, tuning_hash_of
+from kaito_hooks.workspace.snapshot import Snapshot
+from kaito_hooks.workspace.tuning import config, progress, state
+from kaito_hooks.workspace.tuning.job import job
+from kaito_hooks.workspace.tuning.state import Record, revision_of
+
+ADAPTER = "tuned"
+"""The adapter's name in the server."""
+PROGRESS_PERIOD = 5.0
+"""Seconds between two looks at /progress."""
+CONFIG_PERIOD = 10.0
+"""Seconds between two looks at a ConfigMap that is missing or wrong: no event tells when it is put right."""
+
+
+@dataclass(slots=True)
+class Tuning:
+    """What to do and where each concern stands; None: not reached. ``fields``: of the status, besides conditions.
+
+    ``completion``: what the summary says of a job that has started, until it has ended. ``given_back``: no node is
+    needed any more.
+    """
+
+    resource: Outcome
+    supplied: supply.Supply | None = None
+    job: Outcome | None = None
+    completion: Outcome | None = None
+    served: Outcome | None = None
+    unserved: Outcome | None = None
+    given_back: bool = False
+    actions: list[Action] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    fields: dict[str, Any] = field(default_factory=dict)
+    look_at: list[datetime] = field(default_factory=list)
+
+
+def needs_config(s: Snapshot, revision: Revision) -> bool:
+    """Whether a Job is still to be made, so that its ConfigMap must be looked at."""
+    record = Record.read(s.workspace)
+    wanted = revision_of(s.workspace, revision, s.revisions)
+    return (record is None or record.revision != wanted) and not _is_current(s, _live_job(s), wanted)
+
+
+def goes_by_itself(s: Snapshot, revision: Revision) -> bool:
+    """Whether this revision's job runs, or has ended and nothing runs after it: rules about a start matter no more."""
+    spec, record = s.workspace.tuning, Record.read(s.workspace)
+    wanted = revision_of(s.workspace, revision, s.revisions)
+    if spec is None:
+        return False
+    if record is None or record.revision != wanted:
+        return _is_current(s, _live_job(s), wanted)
+    return not (record.succeeded and spec.serve_result)
+
+
+def decide(s: Snapshot, resource: ResourceSpec, *, revision: Revision) -> Tuning:
+    """What a tuning Workspace needs now whose rules hold, or which goes by itself."""
+    wanted, record = revision_of(s.workspace, revision, s.revisions), Record.read(s.workspace)
+    if record is not None and record.revision == wanted:
+        if not record.succeeded:
+            return _failed(s, resource, record)
+        if s.workspace.tuning is not None and not s.workspace.tuning.serve_result:
+            return _give_back(s, record)
+        return _serve(s, resource, record, revision=revision, wanted=wanted)
+    return _train(s, resource, wanted=wanted, record=record)
+
+
+def _live_job(s: Snapshot) -> Obj | None:
+    return s.children.get(f"Job/{s.workspace.name}")
+
+
+def _is_current(s: Snapshot, live: Obj | None, wanted: str) -> bool:
+    """Whether the Job is ours, stays, and tunes what is wanted now."""
+    if live is None or not children.is_owned(live, s.workspace.uid) or live["metadata"].get("deletionTimestamp"):
+        return False
+    annotations = live["metadata"].get("annotations") or {}
+    return bool(
+        annotations.get(labels.TUNING_HASH) == tuning_hash_of(s.workspace.raw)
+        and annotations.get(labels.REVISION) == wanted
+    )
+
+
+def _failed(s: Snapshot, resource: ResourceSpec, record: Record) -> Tuning:
+    """The job of this revision will not be tried again; its Job goes, unless its own end says why."""
+    supplied = supply.supply(s, resource, disk_gib=0, buy=False)
+    said = s.workspace.condition(status.JOB_STARTED) or {}
+    sentence = str(said.get("message") or "the tuning job of this revision has failed")
+    found = Tuning(
+        supplied.outcome, supplied, job=Outcome("failed", sentence), fields={"progress": progress.done(record)}
+    )
+    _explain_server(s, found)
+    live = _live_job(s)
+    if live is not None and not is_true((live.get("status") or {}).get("conditions"), "Failed"):
+        found.actions += _deletion(s, "Job")
+    found.look_at += _moments(supplied)
+    return found
+
+
+def _give_back(s: Snapshot, record: Record) -> Tuning:
+    """Nothing is served: server and claims go; the nodes that were brought stay."""
+    found = Tuning(Outcome("ready"), job=Outcome("ready"), given_back=True, fields={"progress": progress.done(record)})
+    found.actions += [*_deletion(s, "Deployment"), *_deletion(s, "StatefulSet")]
+    doomed = [claim for claim in s.claims if not claim.deleting]
+    found.actions += [Delete(claim.kind, "", claim.name, claim.uid) for claim in doomed]
+    found.notes += [
+        Note("Normal", f"Deleted{c.kind}", f"deleted {c.kind} {c.name}: the tuning is done and nothing is served")
+        for c in doomed
+    ]
+    _explain_server(s, found, "the tuned model is not served because tuning.serveResult is false")
+    return found
+
+
+def _serve(s: Snapshot, resource: ResourceSpec, record: Record, *, revision: Revision, wanted: str) -> Tuning:
+    """The preset with one adapter, on the node that is there."""
+    supplied = supply.supply(s, resource, disk_gib=0, buy=True)
+    found = Tuning(supplied.outcome, supplied, job=Outcome("ready"), fields={"progress": progress.done(record)})
+    found.actions += supplied.actions
+    found.notes += supplied.notes
+    found.look_at += _moments(supplied)
+    live, preset = _live_job(s), inference.preset_of(s)
+    assert preset is not None
+    if live is not None and not _is_current(s, live, wanted):
+        found.actions += _deletion(s, "Job")
+    if (shortage := _too_small(s, resource, preset)) is not None:
+        found.served = shortage
+    elif supplied.outcome.ready or inference.live_workload(s) is not None:
+        adapters = [_adapter(s, record)]
+        wanted_children = inference.preset_children(
+            s, resource, preset, adapters=adapters, chosen=supplied.nodes, revision=revision.number
+        )
+        serving = inference.infer(s, wanted_children)
+        found.actions += serving.actions
+        found.notes += serving.notes
+        found.served = serving.outcome
+    else:
+        found.served = Outcome("waiting", "waiting for the nodes")
+    return found
+
+
+def _adapter(s: Snapshot, record: Record) -> Adapter:
+    spec = s.workspace.tuning
+    assert spec is not None
+    assert spec.output is not None
+    source = DataSource(ADAPTER, (), None, record.reference, (spec.output.image_push_secret,))
+    return Adapter(source, "1.0")
+
+
+def _too_small(s: Snapshot, resource: ResourceSpec, preset: Preset) -> Outcome | None:
+    """A model that was tuned in 4 bits may not fit where it is served in 16."""
+    listed = s.catalog.find_instance_type(resource.instance_type) if s.catalog else None
+    if listed is None or fits(preset, listed, count=resource.count) is None:
+        return None
+    return Outcome(
+        "failed",
+        f"the tuned model is not served: preset {preset.name} needs more than one {listed.name} to run; "
+        "set tuning.serveResult to false and serve the adapter from an inference Workspace",
+    )
+
+
+def _train(s: Snapshot, resource: ResourceSpec, *, wanted: str, record: Record | None) -> Tuning:
+    """A Job for this revision, and nothing else on its node."""
+    live, server = _live_job(s), inference.live_workload(s)
+    current = _is_current(s, live, wanted)
+    checked = config.Checked()
+    if not current:
+        checked = config.check(s.workspace, s.tuning_config, release_namespace=s.settings.release_namespace)
+    supplied = supply.supply(s, resource, disk_gib=0, buy=checked.problem is None)
+    found = Tuning(supplied.outcome, supplied)
+    found.actions += supplied.actions
+    found.notes += supplied.notes
+    found.look_at += _moments(supplied)
+    if record is not None and not record.succeeded:
+        found.fields["tuning"] = None
+    if checked.problem is not None:
+        # What an earlier revision left is not touched before this one can take its place.
+        found.job = Outcome("failed", str(checked.problem))
+        if supplied.outcome.state == "waiting":
+            found.resource = Outcome("waiting", "no node is bought before the tuning configuration is right")
+        found.look_at.append(s.now + timedelta(seconds=CONFIG_PERIOD))
+        found.fields["progress"] = ""
+    elif server is not None:
+        found.actions += [*_deletion(s, "Deployment"), *_deletion(s, "StatefulSet")]
+        found.job = Outcome("waiting", "the server of the previous result is being removed")
+        found.fields["progress"] = ""
+    elif current and live is not None:
+        _follow(s, found, live, wanted=wanted)
+    elif live is not None and not children.is_owned(live, s.workspace.uid):
+        found.job = Outcome("failed", children.foreign(s.workspace.namespace, children.reference(live)))
+    elif live is not None:
+        found.actions += _deletion(s, "Job")
+        found.job = Outcome("waiting", "the job of the previous revision is being removed")
+        found.fields["progress"] = ""
+    elif supplied.outcome.ready:
+        _start(s, resource, found, checked=checked, wanted=wanted)
+    elif s.workspace.condition(status.JOB_STARTED) is not None:
+        found.job = Outcome("waiting", "waiting for the nodes")
+    _explain_server(s, found)
+    return found
+
+
+def _start(s: Snapshot, resource: ResourceSpec, found: Tuning, *, checked: config.Checked, wanted: str) -> None:
+    if checked.copy is not None:
+        found.actions.append(CopyConfigMap(checked.copy))
+    preset = inference.preset_of(s)
+    assert preset is not None
+    assert found.supplied is not None
+    wanted_job = job(
+        s.workspace,
+        resource,
+        preset=preset,
+        output_dir=checked.output_dir,
+        image=images.tuning_image(resource.instance_type, s.catalog, s.settings),
+        gpus=inference.gpus_per_node(s, resource, preset, found.supplied.nodes),
+        revision=wanted,
+        tuning_hash=tuning_hash_of(s.workspace.raw),
+        settings=s.settings,
+    )
+    found.job = _keep(s, found, [*_surroundings(s), wanted_job]) or Outcome("waiting", "waiting for the job")
+    found.fields["progress"] = ""
+
+
+def _follow(s: Snapshot, found: Tuning, live: Obj, *, wanted: str) -> None:
+    """Where the running Job is."""
+    problem = _keep(s, found, _surroundings(s))
+    at = state.read(s, live, revision=wanted)
+    said = s.tuning_progress
+    if at.record is not None:
+        found.job = at.outcome
+        found.fields |= {"tuning": at.record.write(), "progress": progress.done(at.record)}
+        if at.record.succeeded:
+            found.completion = Outcome("waiting", "the tuning job has ended, its result is served next")
+            found.notes.append(Note("Normal", "AdapterPushed", f"pushed {at.record.reference}"))
+        return
+    if at.phase == "starting":
+        found.job = at.outcome
+        found.fields["progress"] = ""
+    else:
+        found.job = Outcome("ready")
+        found.look_at.append(s.now + timedelta(seconds=PROGRESS_PERIOD))
+        if said is not None:
+            found.fields["progress"] = progress.describe(said)
+        counts = f"tuning job has {at.active} active pod, {at.ready} ready pod"
+        found.completion = Outcome("waiting", f"workspace has not completed, {counts}")
+        if at.outcome.state == "failed":
+            found.completion = at.outcome
+        elif at.phase == "pushing" and said is not None and (why := progress.trouble(said)):
+            found.completion = Outcome("failed", f"the adapter is trained, but cannot be pushed yet: {why}")
+    if problem is not None and problem.state == "failed":
+        found.completion = problem
+
+
+def _surroundings(s: Snapshot) -> list[Obj]:
+    """The Service, and a NetworkPolicy that lets only us look at the progress."""
+    ws = s.workspace
+    found = [service.service(ws, metadata=workload.metadata(ws), distributed=False)]
+    if s.settings.network_policy:
+        metadata, only_from = workload.metadata(ws), s.settings.release_namespace
+        found.append(network.network_policy(ws, metadata=metadata, distributed=False, only_from=only_from))
+    return found
+
+
+def _keep(s: Snapshot, found: Tuning, wanted: Sequence[Obj]) -> Outcome | None:
+    """Create or repair these children; the worst that is to be said of them."""
+    problems: list[Outcome] = []
+    actions: list[Action] = []
+    for child in wanted:
+        action, problem = children.keep(s, child)
+        if action is not None:
+            actions.append(action)
+        if problem is not None:
+            problems.append(problem)
+    created = [children.reference(a.child) for a in actions if isinstance(a, CreateChild)]
+    if created:
+        found.notes.append(Note("Normal", "Created", f"created {', '.join(created)}"))
+    found.actions += actions
+    return next((p for p in problems if p.state == "failed"), problems[0] if problems else None)
+
+
+def _deletion(s: Snapshot, kind: str) -> list[Delete]:
+    """The deletion of our child of that kind, if it is there; it is gone when its Pods are."""
+    live = s.children.get(f"{kind}/{s.workspace.name}")
+    if live is None or not children.is_owned(live, s.workspace.uid) or live["metadata"].get("deletionTimestamp"):
+        return []
+    metadata = live["metadata"]
+    return [Delete(kind, metadata["namespace"], metadata["name"], metadata["uid"], foreground=True)]
+
+
+def _explain_server(
+    s: Snapshot, found: Tuning, why: str = "the tuned model is served when the tuning job has ended"
+) -> None:
+    """InferenceReady, if an earlier revision was served."""
+    if s.workspace.condition(status.INFERENCE_READY) is not None:
+        found.unserved = Outcome("waiting", why)
+
+
+def _moments(supplied: supply.Supply) -> list[datetime]:
+    return [supplied.look_at] if supplied.look_at is not None else []

@@ -1,0 +1,208 @@
+"""Where a tuning Job is: read from the Job and its Pods, and from the status where the end of one is recorded."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeGuard
+
+from kaito_hooks.api import labels
+from kaito_hooks.api.conditions import find, is_true
+from kaito_hooks.api.workspace import Workspace
+from kaito_hooks.runtime import Obj
+from kaito_hooks.workspace import pods
+from kaito_hooks.workspace.actions import Outcome
+from kaito_hooks.workspace.revision import Revision, tuning_hash_of
+from kaito_hooks.workspace.snapshot import Snapshot
+from kaito_hooks.workspace.status import JOB_STARTED
+from kaito_hooks.workspace.tuning.job import PORT, PUSH, TUNE
+
+NEVER = 2
+"""A step's exit code that means: trying again would not help."""
+_FINE = Outcome("ready")
+METRICS = ("loss", "evalLoss", "perplexity", "tokensPerSecond")
+
+
+def revision_of(workspace: Workspace, revision: Revision, history: Iterable[Obj]) -> str:
+    """The number of the revision that brought what is tuned; later ones that only change nodes do not count.
+
+    An annotation says it; if somebody took that away, the oldest ControllerRevision with the same tuning.
+    """
+    wanted, known = tuning_hash_of(workspace.raw), workspace.annotations.get(labels.TUNING_HASH)
+    if known == wanted:
+        return workspace.annotations.get(labels.TUNING_REVISION) or str(revision.number)
+    same = [r for r in history if tuning_hash_of(r.get("data") or {}) == wanted] if known is None else []
+    return str(min((int(r.get("revision") or 0) for r in same), default=revision.number))
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """``status.tuning``: how the job of a revision ended; without an image it has failed for good."""
+
+    revision: str
+    image: str = ""
+    digest: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, workspace: Workspace) -> Record | None:
+        """The record in the Workspace's status."""
+        found = (workspace.raw.get("status") or {}).get("tuning")
+        if not found:
+            return None
+        return cls(
+            revision=str(found.get("revision") or ""),
+            image=str(found.get("adapterImage") or ""),
+            digest=str(found.get("adapterDigest") or ""),
+            metrics=found.get("metrics") or {},
+        )
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether there is an adapter."""
+        return bool(self.image)
+
+    @property
+    def reference(self) -> str:
+        """The adapter's image by digest; by its tag if the digest is not known."""
+        repository, _, _ = self.image.rpartition(":")
+        return f"{repository}@{self.digest}" if self.digest else self.image
+
+    def write(self) -> dict[str, Any]:
+        """As ``status.tuning``."""
+        fields = {
+            "adapterImage": self.image,
+            "adapterDigest": self.digest,
+            "revision": self.revision,
+            "metrics": dict(self.metrics),
+        }
+        return {key: value for key, value in fields.items() if value}
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """``phase``: what its Pod is at; ``outcome``: what keeps it from that phase's end; ``record``: how it ended."""
+
+    phase: Literal["starting", "training", "pushing", "ended"]
+    outcome: Outcome = _FINE
+    record: Record | None = None
+    active: int = 0
+    ready: int = 0
+
+
+def pods_of(found: Iterable[Obj], job: Obj) -> list[Obj]:
+    """The Pods that this Job made."""
+    uid = job["metadata"].get("uid")
+    return [p for p in found if any(o.get("uid") == uid for o in p["metadata"].get("ownerReferences") or ())]
+
+
+def read(s: Snapshot, job: Obj, *, revision: str) -> JobState:
+    """Where the Job of that revision is."""
+    own = pods_of(s.pods, job)
+    status = job.get("status") or {}
+    if (sentence := _never(own)) is not None:
+        return JobState("ended", Outcome("failed", sentence), Record(revision))
+    if (success := _success(s.workspace, own, job, revision)) is not None:
+        return JobState("ended", record=success)
+    told = pods.explain(own, s.pod_warnings, said=s.said)
+    if is_true(status.get("conditions"), "Failed"):
+        return JobState("ended", Outcome("failed", _used_up(s, job, told)), Record(revision))
+    active, ready = int(status.get("active") or 0), int(status.get("ready") or 0)
+    step = _running_step(own)
+    if step is not None:
+        trouble = told if step == "pushing" and told is not None and told.state == "failed" else _FINE
+        return JobState(step, trouble, active=active, ready=ready)
+    return JobState("starting", told or Outcome("waiting", pods.WAITING), active=active, ready=ready)
+
+
+def progress_address(found: Iterable[Obj], job: Obj) -> tuple[str, int] | None:
+    """Where /progress of the Job is answered, if its trainer or its push runs."""
+    for pod in pods_of(found, job):
+        ip = (pod.get("status") or {}).get("podIP")
+        if ip and not pod["metadata"].get("deletionTimestamp") and _is_running(pod):
+            return str(ip), PORT
+    return None
+
+
+def _running_step(own: Iterable[Obj]) -> Literal["training", "pushing"] | None:
+    for pod in own:
+        if pod["metadata"].get("deletionTimestamp"):
+            continue
+        if (_state(pod, TUNE).get("terminated") or {}).get("exitCode") == 0:
+            return "pushing"
+        if _state(pod, TUNE).get("running") is not None:
+            return "training"
+    return None
+
+
+def _is_running(pod: Obj) -> bool:
+    return any(_state(pod, name).get("running") is not None for name in (TUNE, PUSH))
+
+
+def _containers(pod: Obj) -> Iterator[Mapping[str, Any]]:
+    status = pod.get("status") or {}
+    yield from status.get("initContainerStatuses") or ()
+    yield from status.get("containerStatuses") or ()
+
+
+def _state(pod: Obj, name: str) -> Mapping[str, Any]:
+    return next((c.get("state") or {} for c in _containers(pod) if c.get("name") == name), {})
+
+
+def _never(own: Iterable[Obj]) -> str | None:
+    """The sentence of a step that will never succeed."""
+    for pod in own:
+        for container in _containers(pod):
+            for state in (container.get("state") or {}, container.get("lastState") or {}):
+                ended = state.get("terminated") or {}
+                if ended.get("exitCode") == NEVER:
+                    said = pods.sentence(ended.get("message") or "") or "it ended with exit code 2"
+                    return f"step {container.get('name')}: {said}"
+    return None
+
+
+def _success(workspace: Workspace, own: list[Obj], job: Obj, revision: str) -> Record | None:
+    """The result that `push` left in its termination message."""
+    assert workspace.tuning is not None
+    assert workspace.tuning.output is not None
+    image = workspace.tuning.output.image
+    for pod in own:
+        ended = _state(pod, PUSH).get("terminated")
+        if ended is not None and ended.get("exitCode") == 0:
+            digest, metrics = _result(str(ended.get("message") or ""))
+            return Record(revision, image, digest, metrics)
+    gone = all(p["metadata"].get("deletionTimestamp") for p in own)
+    if is_true((job.get("status") or {}).get("conditions"), "Complete") and gone:
+        return Record(revision, image)
+    return None
+
+
+def _result(message: str) -> tuple[str, dict[str, float]]:
+    try:
+        said = json.loads(message)
+    except ValueError:
+        return (message.strip() if message.strip().startswith("sha256:") else ""), {}
+    if not isinstance(said, Mapping):
+        return "", {}
+    metrics = said.get("metrics")
+    found = {k: metrics[k] for k in METRICS if is_number(metrics.get(k))} if isinstance(metrics, Mapping) else {}
+    return str(said.get("digest") or ""), found
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether the API server would store it as a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _used_up(s: Snapshot, job: Obj, told: Outcome | None) -> str:
+    """The Job's last word, with what was told of its Pods: they are gone with it."""
+    status = job.get("status") or {}
+    before = s.workspace.condition(JOB_STARTED) or {}
+    failed = find(status.get("conditions"), "Failed") or {}
+    cause = told.message if told is not None and told.state == "failed" else ""
+    if not cause and str(before.get("reason", "")).endswith("Failed"):
+        cause = str(before.get("message", ""))
+    cause = cause or str(failed.get("message", ""))
+    return f"job {s.workspace.name} has failed {int(status.get('failed') or 0)} pods" + (f": {cause}" if cause else "")

@@ -1,0 +1,99 @@
+"""The Deployment or StatefulSet of an inference Workspace."""
+
+from __future__ import annotations
+
+import copy
+
+from kaito_hooks.api import labels
+from kaito_hooks.api.workspace import ResourceSpec, Workspace
+from kaito_hooks.runtime import Obj
+from kaito_hooks.workspace import placement
+from kaito_hooks.workspace.service import headless_name
+
+
+def owner_reference(workspace: Workspace) -> Obj:
+    """What marks an object as a child of this Workspace."""
+    return {
+        "apiVersion": "kaito.sh/v1alpha1",
+        "kind": "Workspace",
+        "name": workspace.name,
+        "uid": workspace.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def metadata(workspace: Workspace, *, name: str = "", revision: int | None = None) -> Obj:
+    """Metadata of a child: its name (the Workspace's by default), label, revision annotation, owner."""
+    found: Obj = {
+        "name": name or workspace.name,
+        "namespace": workspace.namespace,
+        "labels": {labels.WORKSPACE: workspace.name},
+        "ownerReferences": [owner_reference(workspace)],
+    }
+    if revision is not None:
+        found["annotations"] = {labels.REVISION: str(revision)}
+    return found
+
+
+def deployment(workspace: Workspace, resource: ResourceSpec, *, template: Obj, deadline: float, revision: int) -> Obj:
+    """A Deployment with one replica per node; ``deadline``: seconds until it counts as stuck.
+
+    GPUs cannot be had twice: an old Pod goes before its successor comes.
+    """
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata(workspace, revision=revision),
+        "spec": {
+            "replicas": resource.count,
+            "progressDeadlineSeconds": max(1, int(deadline)),
+            "revisionHistoryLimit": 3,
+            "selector": {"matchLabels": {labels.WORKSPACE: workspace.name}},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
+            "template": template,
+        },
+    }
+
+
+def stateful_set(workspace: Workspace, resource: ResourceSpec, *, template: Obj, revision: int) -> Obj:
+    """A StatefulSet for a preset that spans nodes: all Pods start together and find each other by name."""
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "StatefulSet",
+        "metadata": metadata(workspace, revision=revision),
+        "spec": {
+            "replicas": resource.count,
+            "podManagementPolicy": "Parallel",
+            "serviceName": headless_name(workspace),
+            "revisionHistoryLimit": 3,
+            "selector": {"matchLabels": {labels.WORKSPACE: workspace.name}},
+            "template": template,
+        },
+    }
+
+
+def users_template(workspace: Workspace, resource: ResourceSpec, template: Obj) -> Obj:
+    """The user's own Pod template with our label, our affinity and, beside the user's, our tolerations."""
+    pod = copy.deepcopy(dict(template))
+    found = pod.setdefault("metadata", {}) or {}
+    found["labels"] = {**(found.get("labels") or {}), labels.WORKSPACE: workspace.name}
+    # A template's name and namespace mean nothing in a Deployment.
+    pod["metadata"] = {key: value for key, value in found.items() if key in ("labels", "annotations")}
+    spec = pod.setdefault("spec", {})
+    spec["affinity"] = placement.affinity(workspace, resource)
+    existing = list(spec.get("tolerations") or ())
+    spec["tolerations"] = existing + [t for t in placement.TOLERATIONS if t not in existing]
+    return pod
+
+
+def gpu_request(workload: Obj | None) -> int | None:
+    """GPUs that each Pod of an existing workload requests; None if there is no workload."""
+    if workload is None:
+        return None
+    pods = ((workload.get("spec") or {}).get("template") or {}).get("spec") or {}
+    requests = [
+        int((((c.get("resources") or {}).get("limits")) or {}).get(labels.GPU_RESOURCE, 0))
+        for c in pods.get("containers") or ()
+    ]
+    return max(requests, default=0)

@@ -1,0 +1,101 @@
+"""The control port: what tests and `kaito aks` ask of a running emulator, as JSON over plain HTTP.
+
+GET    /healthz
+GET    /endpoints                     addresses and the authority's file
+GET    /pools                         agent pools as ARM shows them, with ledger fields
+GET    /requests[?after=N]            the request log as JSON lines
+GET    /ledger                        what every pool that ever was has cost
+GET    /ledger/events                 the life of every pool
+GET    /faults, POST /faults, DELETE /faults[/ID]
+                                      POST: fields of `Fault`; ``name`` = a ready-made one
+GET    /faults/ready-made             names of faults.yaml
+GET    /limits, PUT /limits           fields of `Limits`
+PUT    /locks                         {"locks": "none" | "pool" | "cluster"}
+GET    /clock, POST /clock            {"advance": seconds}: answered when what became due has happened
+POST   /tokens/revoke                 every token that was given out becomes invalid
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+from kaito_local.aks.faults import fault, ready_made
+from kaito_local.aks.front import Answer, Request
+from kaito_local.aks.settings import Limits, build
+from kaito_local.errors import UsageError
+
+if TYPE_CHECKING:
+    from kaito_local.aks.emulator import Emulator
+
+
+class Control:
+    """Answers the control port; a call that means nothing gets 400 with a sentence."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self._emulator = emulator
+
+    def answer(self, request: Request) -> Answer:
+        """Never raises."""
+        try:
+            body = json.loads(request.body) if request.body else {}
+            return self._answer(request, body)
+        except (UsageError, ValueError, TimeoutError) as error:
+            return Answer(400, {"error": str(error)})
+
+    def _answer(self, request: Request, body: dict[str, Any]) -> Answer:
+        emulator = self._emulator
+        parts = [part for part in request.path.split("/") if part]
+        match (request.method, *parts):
+            case ("GET", "healthz"):
+                return Answer(200, {"ok": True})
+            case ("GET", "endpoints"):
+                endpoints = emulator.endpoints
+                authority = str(endpoints.authority)
+                return Answer(200, {"arm": endpoints.arm, "control": endpoints.control, "authority": authority})
+            case ("GET", "pools"):
+                return Answer(200, [pool.body(emulator.settings) for pool in emulator.agent_pools()])
+            case ("GET", "requests"):
+                entries = emulator.requests(after=int(request.query.get("after", "0")))
+                text = "".join(json.dumps(entry) + "\n" for entry in entries)
+                return Answer(200, text, {"Content-Type": "application/x-ndjson"})
+            case ("GET", "ledger"):
+                return Answer(200, [dataclasses.asdict(bill) for bill in emulator.bills()])
+            case ("GET", "ledger", "events"):
+                return Answer(200, emulator.ledger.events())
+            case ("GET", "faults"):
+                return Answer(200, [dataclasses.asdict(entry) for entry in emulator.faults.waiting()])
+            case ("GET", "faults", "ready-made"):
+                return Answer(200, sorted(ready_made()))
+            case ("POST", "faults"):
+                added = emulator.faults.add(fault(body.pop("name", ""), **body))
+                return Answer(201, dataclasses.asdict(added))
+            case ("DELETE", "faults"):
+                emulator.faults.remove()
+                return Answer(200, [])
+            case ("DELETE", "faults", identifier):
+                emulator.faults.remove(identifier)
+                return Answer(200, [])
+            case ("GET", "limits"):
+                return Answer(200, dataclasses.asdict(emulator.pools.limits))
+            case ("PUT", "limits"):
+                limits: Limits = build(Limits, body, where="limits")
+                emulator.set_limits(limits)
+                return Answer(200, dataclasses.asdict(limits))
+            case ("PUT", "locks"):
+                locks = body.get("locks")
+                if locks not in ("none", "pool", "cluster"):
+                    raise UsageError(f"locks must be none, pool or cluster, not {locks!r}")
+                emulator.pools.locks = locks
+                return Answer(200, {"locks": locks})
+            case ("GET", "clock"):
+                return Answer(200, {"now": emulator.clock.text(), "speed": emulator.clock.speed})
+            case ("POST", "clock"):
+                emulator.advance(float(body.get("advance", 0.0)))
+                return Answer(200, {"now": emulator.clock.text(), "speed": emulator.clock.speed})
+            case ("POST", "tokens", "revoke"):
+                emulator.tokens.revoke()
+                return Answer(200, {})
+            case _:
+                return Answer(404, {"error": f"the control port has no {request.method} {request.path}"})

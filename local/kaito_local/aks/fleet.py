@@ -1,0 +1,156 @@
+"""Boots and ends the machines of pools, beside the operations: a slow machine delays no answer and no other pool."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from kaito_local.aks.clock import Agenda
+from kaito_local.aks.faults import FaultBook, MachineFault
+from kaito_local.aks.machines import Machines, MachineSpec
+from kaito_local.aks.pool import Pool
+from kaito_local.aks.settings import Settings, sizes
+
+_log = logging.getLogger(__name__)
+_RETRY_SECONDS = 2.0
+_WORKERS = 8
+
+
+class Fleet:
+    """``wanted(pool)``: whether that very pool still is to have machines. A failed start or stop is tried again."""
+
+    def __init__(
+        self,
+        machines: Machines,
+        *,
+        settings: Settings,
+        agenda: Agenda,
+        faults: FaultBook,
+        wanted: Callable[[Pool], bool],
+    ) -> None:
+        self._machines = machines
+        self._settings = settings
+        self._agenda = agenda
+        self._faults = faults
+        self._wanted = wanted
+        self._workers = ThreadPoolExecutor(max_workers=_WORKERS, thread_name_prefix="machines")
+        self._pool_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._changed = threading.Condition()
+        self._running = 0
+        self._closed = False
+
+    def boot(self, pool: Pool, *, at: float, then: Callable[[], None]) -> None:
+        """Starts the pool's machines; calls ``then`` once they were started, or never will be."""
+        taken = self._faults.take("machine", pool=pool.name)
+        fault = (taken.machine if taken else None) or MachineFault()
+        if fault.never:
+            then()
+        elif fault.late:
+            self._agenda.at(at + fault.late, lambda _: self._submit(lambda: self._start(pool, fault, then)))
+        else:
+            self._submit(lambda: self._start(pool, fault, then))
+
+    def end(self, pool: Pool, *, then: Callable[[], None]) -> None:
+        """Ends the pool's machines; calls ``then`` when none is left."""
+        self._submit(lambda: self._stop(pool, then))
+
+    def settle(self, *, seconds: float = 30.0) -> None:
+        """Waits until no machine is being started or ended; TimeoutError after that many real seconds."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._running == 0, timeout=seconds):
+                raise TimeoutError("machines are still being started or ended")
+
+    def close(self) -> None:
+        """Lets running starts and stops finish and begins no more; machines stay as they are."""
+        self._closed = True
+        self._workers.shutdown(cancel_futures=True)
+
+    def specs(self, pool: Pool, fault: MachineFault) -> list[MachineSpec]:
+        """The machines that the pool is to have."""
+        size = sizes()[pool.size.lower()]
+        count = int(pool.properties.get("count", 1)) * fault.count
+        return [
+            MachineSpec(
+                pool=pool.name,
+                node_name=pool.node_name(self._settings, index),
+                provider_id=pool.provider_id(self._settings, index) if fault.provider_id else "",
+                vm_size=pool.size,
+                labels=self._labels(pool, gpu=size.gpus > 0),
+                taints=tuple(pool.properties.get("nodeTaints") or ()),
+                gpu_count=size.gpus if fault.gpu else 0,
+                gpu_delay_seconds=self._settings.durations.gpu_delay,
+                ready=fault.ready,
+                not_ready_after_seconds=fault.not_ready_after,
+            )
+            for index in range(count)
+        ]
+
+    def _labels(self, pool: Pool, *, gpu: bool) -> dict[str, str]:
+        labels = {
+            **pool.labels,
+            "agentpool": pool.name,
+            "kubernetes.azure.com/agentpool": pool.name,
+            "kubernetes.azure.com/cluster": self._settings.node_resource_group[:63],
+            "kubernetes.azure.com/mode": str(pool.properties.get("mode", "User")).lower(),
+            "kubernetes.azure.com/os-sku": str(pool.properties.get("osSKU", "Ubuntu")),
+            "node.kubernetes.io/instance-type": pool.size,
+            "topology.kubernetes.io/region": self._settings.location,
+            "topology.kubernetes.io/zone": self._settings.zone,
+        }
+        if gpu:
+            labels |= {"accelerator": "nvidia", "kubernetes.azure.com/accelerator": "nvidia"}
+        return labels
+
+    def _start(self, pool: Pool, fault: MachineFault, then: Callable[[], None]) -> None:
+        with self._pool_locks[pool.name]:
+            if not self._wanted(pool):
+                return
+            try:
+                for spec in self.specs(pool, fault):
+                    self._machines.start(spec)
+            except Exception:
+                _log.exception("cannot start the machines of pool %s; trying again", pool.name)
+                self._later(lambda: self._start(pool, fault, then))
+                return
+        then()
+
+    def _stop(self, pool: Pool, then: Callable[[], None]) -> None:
+        with self._pool_locks[pool.name]:
+            try:
+                self._machines.stop(pool.name)
+            except Exception:
+                _log.exception("cannot end the machines of pool %s; trying again", pool.name)
+                self._later(lambda: self._stop(pool, then))
+                return
+        then()
+
+    def _later(self, task: Callable[[], None]) -> None:
+        timer = threading.Timer(_RETRY_SECONDS, lambda: self._submit(task))
+        timer.daemon = True
+        timer.start()
+
+    def _submit(self, task: Callable[[], None]) -> None:
+        if self._closed:
+            return
+        with self._changed:
+            self._running += 1
+
+        def run() -> None:
+            try:
+                task()
+            except Exception:
+                _log.exception("the emulator failed at a machine")
+            finally:
+                with self._changed:
+                    self._running -= 1
+                    self._changed.notify_all()
+
+        try:
+            self._workers.submit(run)
+        except RuntimeError:
+            # The pool of workers was closed between the look and the call.
+            with self._changed:
+                self._running -= 1

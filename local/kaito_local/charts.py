@@ -1,0 +1,184 @@
+"""Both charts on a local cluster, installed by helm with the complete list of what local mode changes.
+
+A user's own values come on top. They are written as for an umbrella chart: the first key, or the first part of a
+``--set`` path, is the chart's name (``kaito.workers=8``, ``gpu-provisioner.provisioner.nodeRepairTimeout=15s``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kaito_local.errors import CommandError, StartError, UsageError
+
+RELEASES = {"kaito": "kaito-workspace", "gpu-provisioner": "gpu-provisioner"}
+_READY_WITHIN = 180
+
+
+@dataclass(frozen=True, slots=True)
+class Cloud:
+    """The emulated cloud as the provisioner's settings name it; ``ca`` is PEM text."""
+
+    endpoint: str
+    authority_host: str
+    ca: str
+    subscription_id: str
+    tenant_id: str
+    client_id: str
+    resource_group: str
+    cluster_name: str
+    location: str
+
+
+def local_values(
+    *, cloud: Cloud, mirrors: Mapping[str, str], plain_http: Sequence[str], network: str
+) -> dict[str, Any]:
+    """Values by chart. ``network``: CIDR in which this machine and the registry are, as Pods see them."""
+    return {
+        "kaito": {
+            "registries": {"mirrors": dict(mirrors), "plainHTTP": list(plain_http)},
+            "serving": {"variant": "cpu"},
+            "tuning": {"download": {"allowedPrivateCIDRs": [network]}},
+            "nvidiaDevicePlugin": {"enabled": False},
+            "timeouts": {"buyBackoffMin": "2s", "buyBackoffMax": "30s"},
+        },
+        "gpu-provisioner": {
+            "settings": {
+                "azure": {
+                    "clusterName": cloud.cluster_name,
+                    "subscriptionId": cloud.subscription_id,
+                    "resourceGroup": cloud.resource_group,
+                    "location": cloud.location,
+                }
+            },
+            "azure": {
+                "armEndpoint": cloud.endpoint,
+                "tokenScope": f"{cloud.endpoint}/.default",
+                "authorityHost": cloud.authority_host,
+                "caBundle": cloud.ca,
+            },
+            "workloadIdentity": {"clientId": cloud.client_id, "tenantId": cloud.tenant_id},
+            "provisioner": {"nodeRepairTimeout": "60s", "poolPollInterval": "1s", "gcInterval": "30s"},
+        },
+    }
+
+
+def user_values(
+    files: Sequence[Path], settings: Sequence[str]
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[str]]]:
+    """``--values`` and ``--set`` by chart; raises UsageError for a bad file or a key that is no chart's name."""
+    values: dict[str, list[dict[str, Any]]] = {chart: [] for chart in RELEASES}
+    sets: dict[str, list[str]] = {chart: [] for chart in RELEASES}
+    names = " or ".join(RELEASES)
+    for file in files:
+        try:
+            content = yaml.safe_load(file.read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise UsageError(f"--values {file}: {error}") from error
+        if not isinstance(content, dict) or not set(content) <= set(RELEASES):
+            raise UsageError(f"--values {file}: the top-level keys must be the charts' names, {names}")
+        for chart, part in content.items():
+            values[chart].append(part or {})
+    for setting in settings:
+        chart, _, rest = setting.partition(".")
+        if chart not in RELEASES or "=" not in rest:
+            raise UsageError(f"--set {setting}: write CHART.PATH=VALUE with the chart {names}")
+        sets[chart].append(rest)
+    return values, sets
+
+
+@dataclass(frozen=True, slots=True)
+class Charts:
+    """The charts in ``folder``; ``environment`` is what kubectl and helm need to know of the cluster."""
+
+    folder: Path
+    environment: Mapping[str, str]
+    helm: Path
+    kubectl: Path
+    values: Mapping[str, Any]
+    files: Sequence[Path] = ()
+    settings: Sequence[str] = ()
+
+    def digest(self) -> str:
+        """Changes when a chart, a value or an option does."""
+        hashing = hashlib.sha256(json.dumps([self.values, list(self.settings)], sort_keys=True).encode())
+        for file in (*self.files, *sorted(path for path in _walk(self.folder))):
+            hashing.update(file.read_bytes())
+        return hashing.hexdigest()[:16]
+
+    def install(self, *, work: Path, report: Callable[[str], None]) -> None:
+        """Installs or upgrades both; does not wait for the controllers. Raises CommandError with helm's words."""
+        values, sets = user_values(self.files, self.settings)
+        work.mkdir(parents=True, exist_ok=True)
+        for chart, namespace in RELEASES.items():
+            report(f"installing the chart {chart}")
+            layers = []
+            for index, content in enumerate([self.values[chart], *values[chart]]):
+                file = work / f"{chart}-{index}.yaml"
+                file.write_text(yaml.safe_dump(content))
+                layers.append(f"--values={file}")
+            layers += [f"--set={setting}" for setting in sets[chart]]
+            # CRDs come with the chart at its first installation only; a cluster that is upgraded in place gets them
+            # here.
+            crds = self.folder / chart / "crds"
+            self._kubectl("apply", "--server-side", "--force-conflicts", "-f", str(crds))
+            self._helm(
+                "upgrade",
+                "--install",
+                chart,
+                str(self.folder / chart),
+                f"--namespace={namespace}",
+                "--create-namespace",
+                *layers,
+            )
+
+    def wait_ready(self) -> None:
+        """Waits until every Deployment of both charts is rolled out; raises StartError with what is wrong."""
+        for chart, namespace in RELEASES.items():
+            try:
+                self._kubectl("rollout", "status", "deployment", "-n", namespace, f"--timeout={_READY_WITHIN}s")
+            except CommandError as error:
+                pods = self._kubectl("get", "pods,events", "-n", namespace)
+                raise StartError(f"the controllers of the chart {chart} are not ready: {error}\n{pods}") from error
+
+    def installed(self) -> bool:
+        """Whether both releases' Deployments exist and are ready at the moment."""
+        for namespace in RELEASES.values():
+            found = json.loads(self._kubectl("get", "deployments", "-n", namespace, "-o", "json"))["items"]
+            if not found:
+                return False
+            for deployment in found:
+                if deployment.get("status", {}).get("readyReplicas", 0) < deployment["spec"]["replicas"]:
+                    return False
+        return True
+
+    def _helm(self, *arguments: str) -> None:
+        self._run(self.helm, *arguments)
+
+    def _kubectl(self, *arguments: str) -> str:
+        return self._run(self.kubectl, *arguments)
+
+    def _run(self, program: Path, *arguments: str) -> str:
+        done = subprocess.run(
+            [program, *arguments], env=os.environ | dict(self.environment), capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise CommandError(f"{program.name} {' '.join(arguments[:4])} failed: {done.stderr.strip()}")
+        return done.stdout
+
+
+def _walk(folder: Path) -> list[Path]:
+    return [
+        Path(parent) / name
+        for chart in RELEASES
+        for parent, _, names in os.walk(folder / chart, followlinks=True)
+        for name in names
+    ]

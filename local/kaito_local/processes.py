@@ -1,0 +1,129 @@
+"""Child processes that never outlive the one that started them, and processes of other commands, by pid.
+
+A pid alone may name a stranger after the machine reused it, so a process that outlives its command is remembered with
+its start time as well (``Identity``), and nothing is ever signalled on the pid alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kaito_local.errors import StartError
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """One process for ever: its pid, and its start time in clock ticks since boot (proc(5), stat field 22)."""
+
+    pid: int
+    started: int
+
+    @classmethod
+    def of(cls, pid: int) -> Identity | None:
+        """The process that has ``pid`` now; None if there is none, or only its corpse."""
+        started = _start_time(pid)
+        return None if started is None else cls(pid, started)
+
+    def alive(self) -> bool:
+        """Whether this very process still runs."""
+        return _start_time(self.pid) == self.started
+
+    def kill(self, sign: signal.Signals = signal.SIGKILL, *, wait: float = 10.0) -> bool:
+        """Signals the process and waits up to ``wait`` seconds for its end; whether it has ended."""
+        if self.alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, sign)
+        deadline = time.monotonic() + wait
+        while self.alive():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
+
+_WITH_ITS_STARTER = ("setpriv", "--pdeathsig", "KILL", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
+"""Runs the command after the pid of its parent. The kernel does not tell the death of a parent that died before the
+child asked for it (prctl(2), PR_SET_PDEATHSIG), so afterwards the child looks whether that one is still its parent."""
+
+
+class Child:
+    """A program with its output in a log file that dies with the thread that started it (PR_SET_PDEATHSIG)."""
+
+    def __init__(
+        self, name: str, command: Sequence[str | Path], *, log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.name = name
+        self.log = log
+        self.command = tuple(map(str, command))
+        self._environment = dict(environment) if environment is not None else None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts the program; a no-op while it runs."""
+        if self.alive():
+            return
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*_WITH_ITS_STARTER, str(os.getpid()), *self.command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int | None:
+        """The program's process id while it runs."""
+        return self._process.pid if self._process is not None and self.alive() else None
+
+    def alive(self) -> bool:
+        """Whether the program runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self, *, grace: float = 5.0) -> None:
+        """Ends the program: SIGTERM, after ``grace`` seconds SIGKILL (0: SIGKILL at once); returns when it is gone."""
+        if self._process is None:
+            return
+        if self.alive() and grace > 0:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=grace)
+        if self.alive():
+            self._process.kill()
+        self._process.wait()
+        self._process = None
+
+    def check(self) -> None:
+        """Raises StartError with the end of the log if the program has ended."""
+        if not self.alive():
+            status = self._process.returncode if self._process is not None else "not started"
+            raise StartError(f"{self.name} ended (exit {status}); the end of {self.log}:\n{last_lines(self.log)}")
+
+
+def last_lines(log: Path, *, count: int = 8, width: int = 400) -> str:
+    """The last lines of a log file, each cut to ``width`` characters."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()[-count:]
+    except FileNotFoundError:
+        return "(no log)"
+    return "\n".join(line[:width] for line in lines)
+
+
+def _start_time(pid: int) -> int | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The command's name, in brackets, may hold blanks and brackets itself.
+    fields = stat[stat.rindex(")") + 2 :].split()
+    state, started = fields[0], fields[19]
+    return None if state in "ZX" else int(started)

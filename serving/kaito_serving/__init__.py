@@ -1,0 +1,1 @@
+"""The Ray Serve application that answers for a model: HTTP surfaces, engines, adapters, weights."""

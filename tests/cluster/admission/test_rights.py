@@ -1,0 +1,111 @@
+"""The chart's rights are enough: the controller, as its own ServiceAccount, takes a Workspace from birth to end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from kaito_hooks.runtime import Client, NotFound, Obj, Resource
+from kaito_local.controlplane import ControlPlane
+
+WORKSPACE = Resource("kaito.sh", "v1alpha1", "workspaces", "Workspace", True)
+MACHINE = Resource("karpenter.sh", "v1alpha5", "machines", "Machine", False)
+NODE = Resource("", "v1", "nodes", "Node", False)
+DEPLOYMENT = Resource("apps", "v1", "deployments", "Deployment", True)
+SERVICE = Resource("", "v1", "services", "Service", True)
+NETWORK_POLICY = Resource("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy", True)
+CONFIG_MAP = Resource("", "v1", "configmaps", "ConfigMap", True)
+EVENT = Resource("", "v1", "events", "Event", True)
+LEASE = Resource("coordination.k8s.io", "v1", "leases", "Lease", True)
+NAMESPACE = "kaito-workspace"
+T = TypeVar("T")
+
+
+@pytest.fixture
+def log(installed: ControlPlane, admin: Client, tmp_path: Path) -> Iterator[Path]:
+    """The log of the Workspace controller, which runs with the chart's configuration and environment."""
+    config = tmp_path / "config.yaml"
+    config.write_text(admin.get(CONFIG_MAP, "kaito-config", namespace=NAMESPACE)["data"]["config.yaml"])
+    kubeconfig = installed.client_kubeconfig(
+        tmp_path / "kubeconfig",
+        user=f"system:serviceaccount:{NAMESPACE}:kaito",
+        groups=("system:serviceaccounts", f"system:serviceaccounts:{NAMESPACE}"),
+    )
+    container = admin.get(DEPLOYMENT, "kaito", namespace=NAMESPACE)["spec"]["template"]["spec"]["containers"][0]
+    environment = {variable["name"]: variable["value"] for variable in container["env"] if "value" in variable}
+    environment |= {"METRICS_PORT": "0", "HEALTH_PROBE_PORT": "0", "BIND_ADDRESS": "127.0.0.1"}
+    path = tmp_path / "log"
+    with path.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kaito_hooks.workspace", "--config", str(config), "--kubeconfig", str(kubeconfig)],
+            env=os.environ | environment,
+            stderr=out,
+        )
+    yield path
+    process.terminate()
+    assert process.wait(20) == 0, path.read_text()
+
+
+def test_the_controller_needs_no_more_than_the_chart_gives(admin: Client, log: Path) -> None:
+    resource = {"instanceType": "Standard_NC6s_v3", "labelSelector": {"matchLabels": {"apps": "rights"}}}
+    manifest: Obj = {"metadata": {"name": "rights"}, "resource": resource, "inference": {"preset": {"name": "phi-2"}}}
+    admin.create(WORKSPACE, manifest, namespace="default")
+    (claim,) = eventually(lambda: admin.list(MACHINE, label_selector="kaito.sh/workspace=rights").items, log, "a claim")
+    make_ready(admin, claim)
+    for kind in (DEPLOYMENT, SERVICE, NETWORK_POLICY):
+        eventually(lambda kind=kind: find(admin, kind, "rights"), log, kind.kind)
+    eventually(lambda: conditions(admin).get("ResourceReady") == "True", log, "ResourceReady")
+    assert eventually(lambda: events(admin), log, "Events")
+    assert admin.get(LEASE, "kaito-leader-election", namespace=NAMESPACE)["spec"]["holderIdentity"]
+    admin.patch(WORKSPACE, "rights", {"resource": {"preferredNodes": ["rights-node"]}}, namespace="default")
+    admin.delete(WORKSPACE, "rights", namespace="default")
+    eventually(lambda: find(admin, WORKSPACE, "rights") is None, log, "the end")
+    assert admin.list(MACHINE, label_selector="kaito.sh/workspace=rights").items == []
+    admin.delete(NODE, "rights-node")
+    assert "orbidden" not in log.read_text()
+
+
+def make_ready(admin: Client, claim: Obj) -> None:
+    """What a provisioner does: a Node with the claim's labels and a GPU, and a Ready claim."""
+    labels = {**claim["metadata"]["labels"], "node.kubernetes.io/instance-type": "Standard_NC6s_v3"}
+    admin.create(NODE, {"metadata": {"name": "rights-node", "labels": labels}})
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    ready = {"type": "Ready", "status": "True", "reason": "Ready", "message": "", "lastTransitionTime": now}
+    capacity = {"nvidia.com/gpu": "1", "cpu": "6", "memory": "112Gi"}
+    status = {"capacity": capacity, "allocatable": capacity, "conditions": [{**ready, "lastHeartbeatTime": now}]}
+    # Not an update: the node lifecycle controller writes to the Node meanwhile.
+    admin.patch(NODE, "rights-node", {"status": status}, subresource="status")
+    steps = ("MachineLaunched", "MachineRegistered", "MachineInitialized", "Ready")
+    status = {"nodeName": "rights-node", "conditions": [{**ready, "type": step} for step in steps]}
+    admin.patch(MACHINE, claim["metadata"]["name"], {"status": status}, subresource="status")
+
+
+def events(admin: Client) -> list[Obj]:
+    return admin.list(EVENT, namespace="default", field_selector="involvedObject.name=rights").items
+
+
+def conditions(admin: Client) -> dict[str, str]:
+    found = find(admin, WORKSPACE, "rights") or {}
+    return {entry["type"]: entry["status"] for entry in found.get("status", {}).get("conditions", [])}
+
+
+def find(admin: Client, resource: Resource, name: str) -> Obj | None:
+    try:
+        return admin.get(resource, name, namespace="default")
+    except NotFound:
+        return None
+
+
+def eventually(look: Callable[[], T], log: Path, what: str, *, seconds: float = 60) -> T:
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"{what} never came:\n{log.read_text()}"
+        time.sleep(0.2)
+    return found

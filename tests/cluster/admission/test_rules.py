@@ -1,0 +1,93 @@
+"""Every case of the rules' table against a real API server with the charts installed."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+from tests.cluster.admission.rules_table import Case, creations, updates
+
+from kaito_hooks.runtime import Client, Invalid, NotFound, Obj, Resource
+from kaito_local.controlplane import ControlPlane
+
+WORKSPACE = Resource("kaito.sh", "v1alpha1", "workspaces", "Workspace", True)
+POLICY = Resource(
+    "admissionregistration.k8s.io", "v1", "validatingadmissionpolicies", "ValidatingAdmissionPolicy", False
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _policies_in_force(admin: Client) -> None:
+    """A policy takes effect some seconds after it was created: wait until both refuse what they must."""
+    by_case = {case.id: case for case in creations()}
+    deadline = time.monotonic() + 30
+    for name in ("C12 unknown preset", "C16 two adapters of one name"):
+        write = partial(_create, admin, by_case[name].new)
+        while not _refusal(admin, write):
+            assert time.monotonic() < deadline, f"{name} is still admitted"
+            time.sleep(0.2)
+
+
+@pytest.mark.parametrize("case", creations(), ids=lambda case: case.id)
+def test_a_new_workspace(admin: Client, case: Case) -> None:
+    _assert_as_expected(case, _refusal(admin, lambda: _create(admin, case.new)))
+
+
+@pytest.mark.parametrize("case", updates(), ids=lambda case: case.id)
+def test_a_changed_workspace(admin: Client, case: Case) -> None:
+    assert case.old is not None
+    stored = _create(admin, case.old)
+
+    def change() -> Obj:
+        kept = {key: stored["metadata"][key] for key in ("resourceVersion", "namespace")}
+        return admin.update(WORKSPACE, {**case.new, "metadata": {**case.new["metadata"], **kept}})
+
+    _assert_as_expected(case, _refusal(admin, change))
+
+
+def test_the_policies_have_no_type_errors(admin: Client) -> None:
+    deadline = time.monotonic() + 30
+    for name in ("catalog.workspaces.kaito.sh", "workspaces.kaito.sh"):
+        while "typeChecking" not in (status := admin.get(POLICY, name).get("status", {})):
+            assert time.monotonic() < deadline, f"{name} was never checked: {status}"
+            time.sleep(0.2)
+        assert status["typeChecking"].get("expressionWarnings", []) == []
+
+
+def test_an_unknown_field_is_refused_by_kubectl(installed: ControlPlane) -> None:
+    text = (
+        "{apiVersion: kaito.sh/v1alpha1, kind: Workspace, metadata: {name: w}, "
+        "resource: {labelSelector: {}}, inference: {presett: {name: phi-2}}}"
+    )
+    with pytest.raises(Exception, match=r'unknown field "inference\.presett"'):
+        installed.kubectl("apply", "--dry-run=server", "-f", "-", input=text)
+
+
+def _create(client: Client, manifest: Obj) -> Obj:
+    return client.create(WORKSPACE, manifest, namespace="default")
+
+
+def _refusal(client: Client, write: Callable[[], Obj]) -> str:
+    """What the API server says against the write, "" if it takes it; the Workspace is removed again."""
+    try:
+        write()
+    except Invalid as error:
+        return str(error.message)
+    else:
+        return ""
+    finally:
+        for stored in client.list(WORKSPACE, namespace="default").items:
+            with contextlib.suppress(NotFound):
+                client.delete(WORKSPACE, stored["metadata"]["name"], namespace="default")
+
+
+def _assert_as_expected(case: Case, said: str) -> None:
+    if not case.expected:
+        assert said == ""
+        return
+    assert case.expected in said
+    if "ValidatingAdmissionPolicy" not in said and case.path not in ("", "spec", "metadata.name"):
+        assert f"{case.path}" in said

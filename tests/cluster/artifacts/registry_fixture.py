@@ -1,0 +1,101 @@
+"""Pushing to a real registry, byte by byte, so that tests choose every digest, media type and defect."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+from dataclasses import dataclass, field
+from typing import Any
+
+import urllib3
+
+CONFIG = "application/vnd.oci.image.config.v1+json"
+LAYER = "application/vnd.oci.image.layer.v1.tar"
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+INDEX = "application/vnd.oci.image.index.v1+json"
+
+
+def tar(files: dict[str, bytes | None], *, links: dict[str, str] | None = None) -> bytes:
+    """An archive of files (None: a folder) and symbolic links."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            if data is None:
+                member.type = tarfile.DIRTYPE
+                archive.addfile(member)
+            else:
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+        for name, target in (links or {}).items():
+            member = tarfile.TarInfo(name)
+            member.type = tarfile.SYMTYPE
+            member.linkname = target
+            archive.addfile(member)
+    return buffer.getvalue()
+
+
+@dataclass
+class RunningRegistry:
+    """A registry on loopback with basic authentication."""
+
+    host: str
+    user: str
+    password: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        headers = urllib3.make_headers(basic_auth=f"{self.user}:{self.password}")
+        self._pool = urllib3.PoolManager(headers=headers, retries=False)
+
+    def docker_config(self, *, password: str | None = None) -> str:
+        return json.dumps({"auths": {self.host: {"username": self.user, "password": password or self.password}}})
+
+    def blob(self, repository: str, data: bytes, media_type: str, **more: Any) -> dict[str, Any]:
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        started = self._pool.request("POST", f"http://{self.host}/v2/{repository}/blobs/uploads/")
+        assert started.status == 202, started.data
+        location = started.headers["Location"]
+        url = location if location.startswith("http") else f"http://{self.host}{location}"
+        headers = {**self._pool.headers, "Content-Type": "application/octet-stream"}
+        done = self._pool.request(
+            "PUT", f"{url}{'&' if '?' in url else '?'}digest={digest}", body=data, headers=headers
+        )
+        assert done.status == 201, done.data
+        return {"mediaType": media_type, "size": len(data), "digest": digest, **more}
+
+    def manifest(self, repository: str, tag: str, document: dict[str, Any]) -> str:
+        body = json.dumps(document).encode()
+        headers = {**self._pool.headers, "Content-Type": document["mediaType"]}
+        done = self._pool.request(
+            "PUT", f"http://{self.host}/v2/{repository}/manifests/{tag}", body=body, headers=headers
+        )
+        assert done.status == 201, done.data
+        return f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+    def read_bytes(self, repository: str, path: str) -> bytes:
+        headers = {**self._pool.headers, "Accept": MANIFEST}
+        found = self._pool.request("GET", f"http://{self.host}/v2/{repository}/{path}", headers=headers)
+        assert found.status == 200, found.data
+        return bytes(found.data)
+
+    def read(self, repository: str, path: str) -> Any:
+        return json.loads(self.read_bytes(repository, path))
+
+    def image(self, repository: str, tag: str, *layers: bytes, compress: str = "gzip") -> str:
+        """Pushes an image of these tar layers and returns the manifest's digest."""
+        pushed = []
+        for layer in layers:
+            if compress == "gzip":
+                pushed.append(self.blob(repository, gzip.compress(layer, mtime=0), f"{LAYER}+gzip"))
+            elif compress == "zstd":
+                import zstandard
+
+                pushed.append(self.blob(repository, zstandard.ZstdCompressor().compress(layer), f"{LAYER}+zstd"))
+            else:
+                pushed.append(self.blob(repository, layer, LAYER))
+        config = self.blob(repository, b'{"architecture":"amd64","os":"linux"}', CONFIG)
+        document = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": pushed}
+        return self.manifest(repository, tag, document)

@@ -1,0 +1,149 @@
+"""Real servers: `python -m kaito_serving` as a process of its own, with Ray Serve, on the loopback address."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from kaito_local.tinymodel import cached
+
+READY_WITHIN = 120.0  # seconds; 10 on an idle machine
+_SPREAD = 40  # ports per server
+
+
+def free_range() -> int:
+    """The first of a range of ports that nobody listens on, below those that the kernel gives to clients."""
+    while True:
+        base = 20000 + secrets.randbelow(250) * _SPREAD
+        try:
+            for port in (base, base + 1, base + 2, base + 20, base + 21, base + 22):
+                with socket.socket() as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return base
+
+
+@dataclass
+class Server:
+    """A running server: its process, where it writes and how it is asked."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    folder: Path
+    seen: set[int] = field(default_factory=set)
+
+    @property
+    def termination_message(self) -> str:
+        file = self.folder / "termination-log"
+        return file.read_text() if file.exists() else ""
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")
+
+    def chat(self, body: object, *, timeout: float = 60.0) -> httpx.Response:
+        return httpx.post(f"{self.url}/chat", json=body, timeout=timeout)
+
+    def healthy(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health", timeout=5.0).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def wait_healthy(self, within: float = READY_WITHIN) -> float:
+        """Seconds until the server was healthy."""
+        began = time.monotonic()
+        while not self.healthy():
+            assert self.process.poll() is None, f"the server ended with {self.process.returncode}:\n{self.log[-3000:]}"
+            assert time.monotonic() - began < within, f"not healthy after {within} s:\n{self.log[-3000:]}"
+            time.sleep(0.1)
+        return time.monotonic() - began
+
+    def processes(self) -> list[psutil.Process]:
+        """The server's process and all below it."""
+        try:
+            main = psutil.Process(self.process.pid)
+            found = [main, *main.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            found = []
+        self.seen |= {process.pid for process in found}
+        return found
+
+    def only(self, title: str) -> psutil.Process:
+        """The one process whose command line holds `title`."""
+        found = []
+        for process in self.processes():
+            try:
+                if title in " ".join(process.cmdline()):
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+        assert len(found) == 1, f"{title}: {found}"
+        return found[0]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder() -> Path:
+    return cached()
+
+
+@pytest.fixture(scope="module")
+def start_server() -> Iterator[Callable[..., Server]]:
+    """Starts servers; they and all of their processes are gone afterwards."""
+    servers: list[Server] = []
+
+    def start(*arguments: str, weights: Path, environment: dict[str, str] | None = None) -> Server:
+        # Ray puts sockets there, whose paths may have 107 bytes: pytest's own folders are too deep.
+        folder = Path(tempfile.mkdtemp(prefix="ks-", dir="/tmp"))
+        base = free_range()
+        command = [sys.executable, "-m", "kaito_serving", "--pretrained_model_name_or_path", str(weights)]
+        command += ["--host", "127.0.0.1", "--port", str(base), "--drain_s", "1"]
+        command += ["--termination_log", str(folder / "termination-log"), "--adapters_dir", str(folder / "adapters")]
+        ports = {
+            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(base + 2),
+            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(base + 18),
+            "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(base + 22),
+            "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(base + 38),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(base + 1),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(base + 20),
+            # Until HAProxy knows the replicas it asks this one; with the default it would ask another test's server.
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(base + 21),
+        }
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [*command, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **ports, "RAY_TMPDIR": str(folder), "HOME": str(folder), **(environment or {})},
+            )
+        servers.append(Server(process, f"http://127.0.0.1:{base}", folder))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        left = server.processes()
+        if server.process.poll() is None:
+            server.process.send_signal(signal.SIGKILL)
+            server.process.wait()
+        for process in left[1:]:
+            if process.is_running():
+                process.kill()
+        psutil.wait_procs(left[1:], timeout=10)
+        shutil.rmtree(server.folder, ignore_errors=True)

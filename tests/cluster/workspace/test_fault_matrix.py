@@ -1,0 +1,138 @@
+"""Every request that the controller makes on a Workspace's way fails in every way; the end is always the same.
+
+One controller brings one Workspace per fault to readiness, through a change, and away again, all of them at once
+against a real API server behind a proxy that fails each Workspace's own request.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.cluster.proxy import Action, Answer, Delay, DropAfter, DropBefore, FaultProxy, Freeze
+from tests.cluster.workspace.bare import BareCluster, BareProvisioner, BareWorkloads, Later
+from tests.cluster.workspace.bare_jobs import BareJobs
+from tests.cluster.workspace.matrix import STAGES, STEPS, Case, Matrix, Phase, Row, assert_undisturbed
+
+from kaito_hooks.runtime import Client
+from kaito_hooks.workspace import configuration
+from kaito_hooks.workspace.__main__ import build
+
+TIMEOUT = 3.0
+
+FAULTS: dict[str, Action] = {
+    "409": Answer(409),
+    "429": Answer(429, headers={"Retry-After": "1"}),
+    "500": Answer(500),
+    "lost on the way": DropBefore(),
+    "done, answer lost": DropAfter(),
+    "no answer in time": Freeze(),
+    "done after the time": Delay(TIMEOUT + 1),
+}
+TUNING_FAULTS = ("409", "429", "500", "done, answer lost", "no answer in time")
+"""One of each kind: the client that meets them is the same."""
+LOST = ("done, answer lost", "done after the time")
+TOLD = {
+    "Normal: created Machine",
+    "Normal: created children",
+    "Normal: workspace resource is ready",
+    "Normal: Inference has been deployed successfully",
+    "Normal: workspace is ready",
+}
+
+
+def rows_of(phase: Phase) -> list[Row]:
+    faults = TUNING_FAULTS if phase in [tuning for _, tuning in STAGES] else FAULTS
+    return [Row(phase, step, fault) for step in STEPS[phase] for fault in faults]
+
+
+def is_told(case: Case) -> bool:
+    """Whether Events tell of every step on the way to serving.
+
+    What a lost answer would tell is lost; and no API server answers a new Event with a 409.
+    """
+    lost = case.row.fault in LOST or (case.row.step, case.row.fault) == ("write an Event", "409")
+    return case.row.phase != "serving" or lost or case.events >= TOLD
+
+
+@pytest.fixture(scope="module")
+def matrix(programs: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Matrix]:
+    """All Workspaces after all phases."""
+    folder = tmp_path_factory.mktemp("matrix")
+    values = {"timeouts": {"gpuPlugin": "60s", "buyBackoffMin": "1s"}}
+    with BareCluster.start(folder, programs=programs, values=values) as cluster, Later() as later:
+        environment = {**cluster.environment(), "DISABLE_LEADER_ELECTION": "true"}
+        provisioner = BareProvisioner(cluster.admin, later, delay=0.1, labelled=False)
+        found = Matrix(cluster.admin, [row for phase in STEPS for row in rows_of(phase)], provisioner)
+        with (
+            FaultProxy.start(Path(environment["KUBECONFIG"]), folder) as proxy,
+            provisioner,
+            BareWorkloads(cluster.admin, later, delay=0.1),
+            BareJobs(cluster.admin, later, delay=0.1),
+        ):
+            arm(found, proxy, STAGES[0])
+            with running_controller(cluster, proxy, environment):
+                found.settle(STAGES[0], timeout=90, is_told=is_told)
+                for stage in STAGES[1:]:
+                    proxy.clear()
+                    arm(found, proxy, stage)
+                    found.begin(stage)
+                    found.settle(stage, timeout=60)
+        yield found
+
+
+def arm(matrix: Matrix, proxy: FaultProxy, stage: tuple[Phase, ...]) -> None:
+    for case in matrix.of(stage):
+        if case.row.step:
+            case.arm(proxy, FAULTS[case.row.fault])
+
+
+class running_controller:
+    """The controller in this process, so that its requests may be short of patience."""
+
+    def __init__(self, cluster: BareCluster, proxy: FaultProxy, environment: Mapping[str, str]) -> None:
+        settings, process = configuration.load(cluster.config, environment)
+        client = Client.load(kubeconfig=str(proxy.kubeconfig), user_agent="kaito-workspace", timeout=TIMEOUT)
+        self._manager = build(client, replace(settings, workers=16), process)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._manager.run, args=(self._stop,), daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(30)
+
+
+def assert_as_undisturbed(matrix: Matrix, row: Row) -> None:
+    case = matrix.cases[row]
+    assert case.rule is not None
+    assert case.rule.hits == 1, "the request was never made"
+    assert case.bought == 1
+    assert case.end == matrix.undisturbed(row).end
+
+
+@pytest.mark.parametrize("row", [*rows_of("serving"), *rows_of("tuning")], ids=str)
+def test_a_request_that_fails_on_the_way_to_serving_changes_nothing_in_the_end(matrix: Matrix, row: Row) -> None:
+    assert_as_undisturbed(matrix, row)
+    case = matrix.cases[row]
+    assert is_told(case), case.events
+    assert not [event for event in case.events if event.startswith("Warning")]
+
+
+@pytest.mark.parametrize("row", [*rows_of("changing"), *rows_of("tuning again")], ids=str)
+def test_a_request_that_fails_in_a_change_changes_nothing_in_the_end(matrix: Matrix, row: Row) -> None:
+    assert_as_undisturbed(matrix, row)
+
+
+@pytest.mark.parametrize("row", [*rows_of("deleting"), *rows_of("giving back")], ids=str)
+def test_a_request_that_fails_in_the_end_leaves_nothing_that_bills(matrix: Matrix, row: Row) -> None:
+    assert_as_undisturbed(matrix, row)
+
+
+def test_the_undisturbed_workspaces_end_as_they_should(matrix: Matrix) -> None:
+    assert_undisturbed(matrix)

@@ -1,0 +1,142 @@
+"""The way of an inference Workspace on a real API server."""
+
+from __future__ import annotations
+
+from tests.cluster.workspace.conftest import Controllers, conditions, submit, until, workspace
+from tests.cluster.workspace.stand_ins import Kubelet, Obj, Provisioner
+from tests.eventually import eventually
+
+from kaito_hooks.runtime import Client, NotFound
+from kaito_hooks.workspace.resources import (
+    CONTROLLER_REVISION,
+    DEPLOYMENT,
+    MACHINE,
+    NETWORK_POLICY,
+    NODE,
+    SERVICE,
+    WORKSPACE,
+)
+
+
+def claims_of(admin: Client, obj: Obj) -> list[Obj]:
+    metadata = obj["metadata"]
+    selector = f"kaito.sh/workspace={metadata['name']},kaito.sh/workspacenamespace={metadata['namespace']}"
+    return admin.list(MACHINE, label_selector=selector).items
+
+
+def gone(admin: Client, obj: Obj) -> bool:
+    try:
+        admin.get(WORKSPACE, obj["metadata"]["name"], namespace=obj["metadata"]["namespace"])
+    except NotFound:
+        return True
+    return False
+
+
+def test_a_preset_is_served_and_its_node_given_back(
+    admin: Client, place: str, controller: Controllers, provisioner: Provisioner, kubelet: Kubelet
+) -> None:
+    ws = submit(admin, workspace("phi", place))
+    until(admin, ws, "WorkspaceReady")
+    found = conditions(admin, ws)
+    expected = {
+        "MachineReady": ("True", "installNodePluginsSuccess", "machines plugins have been installed successfully"),
+        "ResourceReady": ("True", "workspaceResourceStatusSuccess", "workspace resource is ready"),
+        "InferenceReady": ("True", "WorkspaceInferenceStatusSuccess", "Inference has been deployed successfully"),
+        "WorkspaceReady": ("True", "workspaceReady", "workspace is ready"),
+        "WorkspaceSucceeded": ("True", "workspaceSucceeded", "workspace succeeds"),
+    }
+    assert {k: (c["status"], c["reason"], c["message"]) for k, c in found.items()} == expected
+    [claim] = claims_of(admin, ws)
+    node = admin.get(NODE, claim["status"]["nodeName"])
+    assert node["metadata"]["labels"]["accelerator"] == "nvidia"
+    now = admin.get(WORKSPACE, "phi", namespace=place)
+    assert now["status"]["workerNodes"] == [node["metadata"]["name"]]
+    assert now["metadata"]["finalizers"] == ["workspace.finalizer.kaito.sh"]
+    for resource in (DEPLOYMENT, SERVICE, NETWORK_POLICY):
+        assert (
+            admin.get(resource, "phi", namespace=place)["metadata"]["ownerReferences"][0]["uid"]
+            == ws["metadata"]["uid"]
+        )
+
+    admin.delete(WORKSPACE, "phi", namespace=place)
+    eventually(lambda: gone(admin, ws), timeout=20)
+    assert claims_of(admin, ws) == []
+
+
+def test_an_unchanged_workspace_is_never_written_again(
+    admin: Client, place: str, controller: Controllers, provisioner: Provisioner, kubelet: Kubelet
+) -> None:
+    ws = submit(admin, workspace("quiet", place))
+    until(admin, ws, "WorkspaceReady")
+    version = admin.get(WORKSPACE, "quiet", namespace=place)["metadata"]["resourceVersion"]
+    deployment = admin.get(DEPLOYMENT, "quiet", namespace=place)["metadata"]["generation"]
+    [claim] = claims_of(admin, ws)
+    admin.patch(NODE, claim["status"]["nodeName"], {"metadata": {"annotations": {"a": "b"}}})
+    other = submit(admin, workspace("second", place))
+    until(admin, other, "WorkspaceReady")
+    assert admin.get(WORKSPACE, "quiet", namespace=place)["metadata"]["resourceVersion"] == version
+    assert admin.get(DEPLOYMENT, "quiet", namespace=place)["metadata"]["generation"] == deployment
+
+
+def test_a_users_template_runs_as_written_and_is_not_rewritten(
+    admin: Client, place: str, controller: Controllers, provisioner: Provisioner, kubelet: Kubelet
+) -> None:
+    container = {
+        "name": "mine",
+        "image": "nginx:1.27",
+        "ports": [{"containerPort": 5000}],
+        "env": [{"name": "EMPTY", "value": ""}, {"name": "SET", "value": "1"}],
+        "resources": {
+            "requests": {"cpu": "0.5", "memory": "1024Mi"},
+            "limits": {"nvidia.com/gpu": 1, "memory": "2048Mi"},
+        },
+    }
+    template = {"metadata": {"labels": {"team": "a"}}, "spec": {"containers": [container]}}
+    ws = submit(admin, workspace("custom", place, inference={"template": template}))
+    until(admin, ws, "WorkspaceReady")
+    before = admin.get(DEPLOYMENT, "custom", namespace=place)
+    [found] = before["spec"]["template"]["spec"]["containers"]
+    assert (found["name"], found["image"]) == ("mine", "nginx:1.27")
+    assert before["spec"]["template"]["metadata"]["labels"] == {"team": "a", "kaito.sh/workspace": "custom"}
+    version = admin.get(WORKSPACE, "custom", namespace=place)["metadata"]["resourceVersion"]
+    other = submit(admin, workspace("after", place))
+    until(admin, other, "WorkspaceReady")
+    after = admin.get(DEPLOYMENT, "custom", namespace=place)
+    assert after["metadata"]["generation"] == before["metadata"]["generation"]
+    assert [e["operation"] for e in after["metadata"]["managedFields"] if e["manager"] == "kaito"] == []
+    assert admin.get(WORKSPACE, "custom", namespace=place)["metadata"]["resourceVersion"] == version
+
+
+def test_a_load_balancer_is_asked_for_by_annotation(
+    admin: Client, place: str, controller: Controllers, provisioner: Provisioner, kubelet: Kubelet
+) -> None:
+    ws = workspace("public", place)
+    ws["metadata"]["annotations"] = {"kaito.sh/enablelb": "True"}
+    submit(admin, ws)
+    until(admin, ws, "WorkspaceReady")
+    assert admin.get(SERVICE, "public", namespace=place)["spec"]["type"] == "LoadBalancer"
+    admin.patch(WORKSPACE, "public", {"metadata": {"annotations": {"kaito.sh/enablelb": None}}}, namespace=place)
+    eventually(lambda: admin.get(SERVICE, "public", namespace=place)["spec"]["type"] == "ClusterIP")
+    admin.patch(WORKSPACE, "public", {"metadata": {"annotations": {"kaito.sh/enablelb": "True"}}}, namespace=place)
+    eventually(lambda: admin.get(SERVICE, "public", namespace=place)["spec"]["type"] == "LoadBalancer")
+    ports = {
+        p["name"]: (p["port"], p["targetPort"]) for p in admin.get(SERVICE, "public", namespace=place)["spec"]["ports"]
+    }
+    assert ports == {"http": (80, 5000), "torch": (29500, 29500)}
+
+
+def test_two_nodes_serve_two_replicas_and_the_history_is_kept(
+    admin: Client, place: str, controller: Controllers, provisioner: Provisioner, kubelet: Kubelet
+) -> None:
+    ws = workspace("pair", place)
+    ws["resource"]["count"] = 2
+    submit(admin, ws)
+    until(admin, ws, "WorkspaceReady")
+    assert len(claims_of(admin, ws)) == 2
+    found = admin.get(WORKSPACE, "pair", namespace=place)
+    assert len(found["status"]["workerNodes"]) == 2
+    assert found["status"]["workerNodes"] == sorted(found["status"]["workerNodes"])
+    digest = found["metadata"]["annotations"]["workspace.kaito.io/hash"]
+    revision = admin.get(CONTROLLER_REVISION, f"pair-{digest[:5]}", namespace=place)
+    assert revision["revision"] == 1
+    assert revision["data"]["inference"]["preset"]["name"] == "phi-3-mini-4k-instruct"

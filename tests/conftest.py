@@ -1,0 +1,84 @@
+"""What tests of every room share: the built programs and real control planes without nodes."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kaito_local import gotools
+from kaito_local.controlplane import ControlPlane
+from kaito_local.errors import CommandError
+from kaito_local.state import cache_folder
+
+if TYPE_CHECKING:
+    from kaito_hooks.runtime import Client
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def programs() -> Mapping[str, Path]:
+    """The control plane's programs and helm, by name; built into the user's cache by the first run that needs them."""
+
+    def report(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    names = [*gotools.CONTROL_PLANE, *gotools.CHARTS]
+    return gotools.ensure(names, tools=ROOT / "tools", cache=cache_folder(), report=report)
+
+
+@pytest.fixture(scope="session")
+def control_plane(programs: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """One control plane for the whole run: use namespaces or unique names, and never stop it."""
+    with ControlPlane.start(tmp_path_factory.mktemp("control-plane"), programs=programs) as plane:
+        yield plane
+
+
+@pytest.fixture
+def fresh_control_plane(programs: Mapping[str, Path], tmp_path: Path) -> Iterator[ControlPlane]:
+    """A control plane of the test's own, to be stopped, started and filled at will."""
+    with ControlPlane.start(tmp_path / "control-plane", programs=programs) as plane:
+        yield plane
+
+
+@pytest.fixture
+def kubeconfig(control_plane: ControlPlane) -> Path:
+    """The kubeconfig of the shared control plane's administrator."""
+    return control_plane.kubeconfig
+
+
+@pytest.fixture
+def client(kubeconfig: Path) -> Client:
+    """The product's own client, as the shared control plane's administrator."""
+    from kaito_hooks.runtime import Client
+
+    return Client.load(kubeconfig=str(kubeconfig))
+
+
+@pytest.fixture
+def namespace(control_plane: ControlPlane) -> Iterator[str]:
+    """A fresh namespace of the shared control plane, in which Pods may be created at once."""
+    name = f"test-{secrets.token_hex(4)}"
+    control_plane.kubectl("create", "namespace", name)
+    _wait_for_service_account(control_plane, name)
+    yield name
+    control_plane.kubectl("delete", "namespace", name, "--wait=false")
+
+
+def _wait_for_service_account(plane: ControlPlane, namespace: str, *, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            plane.kubectl("get", "serviceaccount", "default", "-n", namespace)
+        except CommandError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return

@@ -1,0 +1,53 @@
+"""What helm runs in the cluster besides the controllers: the Jobs around an upgrade, a test and an uninstallation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from tests.demo.local_cluster import ROOT, Cluster
+from tests.eventually import eventually
+
+pytestmark = pytest.mark.nodes
+
+CHART = str(ROOT / "charts" / "kaito")
+TEMPLATE = """
+apiVersion: kaito.sh/v1alpha1
+kind: Workspace
+metadata: {name: kept}
+resource: {instanceType: Standard_NC6s_v3, labelSelector: {matchLabels: {test: kept}}}
+inference:
+  template:
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers: [{name: app, image: curlimages/curl, command: [sleep, "3600"]}]
+"""
+
+
+def test_helm_test_finds_everything_that_a_workspace_needs(cluster: Cluster) -> None:
+    said = cluster.run("helm", "test", "kaito", "--namespace", "kaito-workspace")
+    assert "Phase:          Succeeded" in said
+
+
+def test_an_upgrade_brings_a_field_of_the_crd_back(cluster: Cluster) -> None:
+    column = [{"op": "remove", "path": "/spec/versions/0/additionalPrinterColumns/0"}]
+    crd = "workspaces.kaito.sh"
+    wanted = cluster.get("crd", crd)["spec"]["versions"][0]["additionalPrinterColumns"]
+    cluster.kubectl("patch", "crd", crd, "--type=json", "-p", json.dumps(column))
+    cluster.run("helm", "upgrade", "kaito", CHART, "--namespace", "kaito-workspace", "--reuse-values", "--wait")
+    assert cluster.get("crd", crd)["spec"]["versions"][0]["additionalPrinterColumns"] == wanted
+
+
+def test_an_uninstallation_under_a_workspace_is_refused_before_anything_is_gone(
+    cluster: Cluster, workspace: Callable[..., str]
+) -> None:
+    name = workspace(TEMPLATE)
+    eventually(lambda: cluster.get("machines", "-l", f"kaito.sh/workspace={name}")["items"], timeout=30)
+    for release, namespace in (("kaito", "kaito-workspace"), ("gpu-provisioner", "gpu-provisioner")):
+        said = cluster.run("helm", "uninstall", release, "--namespace", namespace, check=False)
+        assert f"job {release}-guard-uninstall failed" in said
+        reason = cluster.kubectl("logs", f"job/{release}-guard-uninstall", "-n", namespace)
+        assert "is still there" in reason
+        deployment = cluster.get("deployment", release, "-n", namespace)
+        assert "deletionTimestamp" not in deployment["metadata"]

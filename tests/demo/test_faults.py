@@ -1,0 +1,116 @@
+"""Whatever is killed in the middle: the Workspace gets there, and no node is bought twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.demo.local_cluster import Cluster
+from tests.eventually import eventually
+
+pytestmark = pytest.mark.nodes
+
+MANIFEST = """
+apiVersion: kaito.sh/v1alpha1
+kind: Workspace
+metadata: {name: %(name)s}
+resource: {instanceType: Standard_NC6s_v3, labelSelector: {matchLabels: {test: %(name)s}}}
+inference: {preset: {name: phi-3-mini-4k-instruct}}
+"""
+# The same way to a node, without the time that a model takes to load.
+TEMPLATE = """
+apiVersion: kaito.sh/v1alpha1
+kind: Workspace
+metadata: {name: %(name)s}
+resource: {instanceType: Standard_NC6s_v3, labelSelector: {matchLabels: {test: %(name)s}}}
+inference:
+  template:
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers: [{name: app, image: curlimages/curl, command: [sleep, "3600"]}]
+"""
+WORKSPACE_CONTROLLER = "kaito_hooks.workspace"
+PROVISIONER = "kaito_hooks.provisioner"
+SERVER = "-m kaito_serving"
+
+
+def claims(cluster: Cluster, name: str) -> list[dict[str, Any]]:
+    return cluster.get("machines", "-l", f"kaito.sh/workspace={name}")["items"]
+
+
+def nodes(cluster: Cluster, name: str) -> list[dict[str, Any]]:
+    return cluster.get("nodes", "-l", f"kaito.sh/workspace={name}")["items"]
+
+
+def kill(pids: list[int]) -> None:
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def created_for(cluster: Cluster, name: str, seen: list[str]) -> int:
+    """Agent pools that the cloud created for this Workspace's claims, ever."""
+    return len([path for path in cluster.pools_created() if path not in seen])
+
+
+@pytest.mark.parametrize("moment", ["the claim is written", "the node has joined"])
+@pytest.mark.parametrize("victim", [WORKSPACE_CONTROLLER, PROVISIONER, "the cloud"])
+def test_a_killed_controller_or_cloud_converges_on_one_node(
+    cluster: Cluster, workspace: Callable[..., str], victim: str, moment: str
+) -> None:
+    before = cluster.pools_created()
+    kind = {WORKSPACE_CONTROLLER: "w", PROVISIONER: "p"}.get(victim, "c")
+    name = workspace(TEMPLATE % {"name": f"killed-{kind}-{'claim' if 'claim' in moment else 'node'}"})
+    wanted = claims if "claim" in moment else nodes
+    eventually(lambda: wanted(cluster, name), timeout=60, every=0.1)
+    if victim == "the cloud":
+        os.kill(cluster.pid("this machine", "aks-emulator"), signal.SIGKILL)
+    else:
+        kill(cluster.processes(victim))
+    cluster.wait_ready(name)
+    assert created_for(cluster, name, before) == 1
+    assert len(claims(cluster, name)) == 1
+    assert len(cluster.pools()) == 1
+
+
+def test_a_killed_model_server_answers_again_on_the_same_node(cluster: Cluster, workspace: Callable[..., str]) -> None:
+    before = cluster.pools_created()
+    name = workspace(MANIFEST % {"name": "killed-server"})
+    cluster.wait_ready(name)
+    first = cluster.chat(name, "What is Kubernetes?", do_sample=False)
+    kill(cluster.processes(SERVER)[:1])
+    eventually(
+        lambda: cluster.conditions(name)["WorkspaceReady"]["status"] == "False",
+        timeout=60,
+        what="nobody noticed that the server is gone",
+    )
+    cluster.wait_ready(name)
+    assert cluster.chat(name, "What is Kubernetes?", do_sample=False) == first
+    assert created_for(cluster, name, before) == 1
+
+
+def test_a_killed_node_is_replaced_and_given_back(cluster: Cluster, workspace: Callable[..., str]) -> None:
+    before = cluster.pools_created()
+    name = workspace(MANIFEST % {"name": "killed-node"})
+    cluster.wait_ready(name)
+    (old,) = nodes(cluster, name)
+    kill([cluster.pid(f"node {old['metadata']['name']}", "(all of it)")])
+    eventually(
+        lambda: cluster.conditions(name)["WorkspaceReady"]["status"] == "False",
+        timeout=90,
+        every=0.5,
+        what="nobody noticed that the node is gone",
+    )
+    eventually(
+        lambda: old["metadata"]["uid"] not in {n["metadata"]["uid"] for n in nodes(cluster, name)},
+        timeout=120,
+        every=0.5,
+        what="the dead node is still there",
+    )
+    cluster.wait_ready(name)
+    assert created_for(cluster, name, before) == 2
+    assert len(cluster.pools()) == 1
+    assert cluster.chat(name, "What is Kubernetes?", do_sample=False)

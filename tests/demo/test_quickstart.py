@@ -1,0 +1,134 @@
+"""The quick start, as its reader types it."""
+
+from __future__ import annotations
+
+import json
+import pty
+import re
+import subprocess
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from tests.demo.local_cluster import ROOT, Cluster
+from tests.eventually import eventually
+
+EXAMPLE = ROOT / "examples" / "inference" / "phi-3-mini.yaml"
+NAME = "workspace-phi-3-mini"
+
+pytestmark = pytest.mark.nodes
+
+
+@pytest.fixture(scope="module")
+def bought_before(cluster: Cluster) -> int:
+    """Agent pools that the cloud created for other tests."""
+    return len(cluster.pools_created())
+
+
+@pytest.fixture(scope="module")
+def served(cluster: Cluster, bought_before: int) -> str:
+    assert cluster.pools() == []
+    cluster.kubectl("apply", "-f", str(EXAMPLE))
+    cluster.wait_ready(NAME)
+    return NAME
+
+
+def test_the_columns_of_kubectl_get_workspace_are_those_of_the_quick_start(cluster: Cluster, served: str) -> None:
+    header, row = cluster.kubectl("get", "workspace", served).splitlines()
+    assert header.split() == ["NAME", "INSTANCE", "RESOURCEREADY", "INFERENCEREADY", "WORKSPACEREADY", "AGE"]
+    assert row.split()[:5] == [served, "Standard_NC6s_v3", "True", "True", "True"]
+
+
+def test_one_gpu_node_was_bought_with_the_labels_and_taint_of_the_claim(
+    cluster: Cluster, served: str, bought_before: int
+) -> None:
+    (pool,) = cluster.pools()
+    assert re.fullmatch(r"ws[0-9a-f]{9}", pool["name"])
+    assert pool["properties"]["vmSize"] == "Standard_NC6s_v3"
+    assert len(cluster.pools_created()) == bought_before + 1
+    (node,) = cluster.get("nodes", "-l", f"kaito.sh/workspace={served}")["items"]
+    assert node["metadata"]["labels"]["apps"] == "phi-3"
+    assert node["metadata"]["labels"]["accelerator"] == "nvidia"
+    assert {"key": "sku", "value": "gpu", "effect": "NoSchedule"} in node["spec"]["taints"]
+    assert node["status"]["capacity"]["nvidia.com/gpu"] == "1"
+    (claim,) = cluster.get("machines")["items"]
+    assert claim["status"]["nodeName"] == node["metadata"]["name"]
+    assert cluster.get("workspace", served)["status"]["workerNodes"] == [node["metadata"]["name"]]
+
+
+def test_chat_answers_in_words_on_the_cluster_ip(cluster: Cluster, served: str) -> None:
+    answer = cluster.chat(served, "What is Kubernetes?", do_sample=False)
+    assert len(re.findall(r"[A-Za-z]{3,}", answer)) >= 4, answer
+
+
+def test_chat_answers_from_a_throw_away_curl_pod(cluster: Cluster, served: str) -> None:
+    """`kubectl run -it --rm` needs a terminal, so it gets one. It attaches late on a busy machine: some tries."""
+    address = cluster.get("service", served)["spec"]["clusterIP"]
+    body = json.dumps({"prompt": "What is Kubernetes?", "generate_kwargs": {"max_length": 40}})
+    printed = []
+    for _ in range(4):
+        ours, theirs = pty.openpty()
+        with open(ours, "rb", buffering=0), open(theirs, "rb", buffering=0) as terminal:
+            done = subprocess.run(
+                [
+                    *("kubectl", "run", "-it", "--rm", "--restart=Never", "curl", "--image=curlimages/curl", "--"),
+                    *("curl", "-sS", "-X", "POST", f"http://{address}/chat", "-H", "accept: application/json"),
+                    *("-H", "Content-Type: application/json", "-d", body),
+                ],
+                env=cluster.environment,
+                stdin=terminal,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+                timeout=120,
+            )
+        printed.append(done.stdout)
+        said = re.search(r'\{"Result":.*?"\}', done.stdout)
+        if said:
+            assert json.loads(said[0])["Result"].startswith("What is Kubernetes?")
+            return
+    raise AssertionError(printed)
+
+
+def test_the_pods_run_without_privilege(cluster: Cluster, served: str) -> None:
+    (pod,) = cluster.get("pods", "-l", f"kaito.sh/workspace={served}")["items"]
+    assert pod["spec"]["automountServiceAccountToken"] is False
+    for container in pod["spec"]["containers"] + pod["spec"]["initContainers"]:
+        security = container["securityContext"]
+        assert security["readOnlyRootFilesystem"] is True, container["name"]
+        assert security["allowPrivilegeEscalation"] is False, container["name"]
+        assert security["capabilities"] == {"drop": ["ALL"]}, container["name"]
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+
+
+def test_our_share_from_node_ready_to_pod_created_is_printed(cluster: Cluster, served: str) -> None:
+    """In between lies the GPU plugin's announcement, which kubelet passes on within a second."""
+    (node,) = cluster.get("nodes", "-l", f"kaito.sh/workspace={served}")["items"]
+    (pod,) = cluster.get("pods", "-l", f"kaito.sh/workspace={served}")["items"]
+    ready = next(c for c in node["status"]["conditions"] if c["type"] == "Ready")["lastTransitionTime"]
+    created = pod["metadata"]["creationTimestamp"]
+    resource_ready = cluster.conditions(served)["ResourceReady"]["lastTransitionTime"]
+    print(f"\nNode Ready {ready}, ResourceReady {resource_ready}, Pod created {created}")
+    assert ready <= resource_ready <= created
+    share = (datetime.fromisoformat(created) - datetime.fromisoformat(ready)).total_seconds()
+    print(f"Node Ready to Pod created: {share:.0f} s")
+
+
+def test_a_second_apply_of_the_same_manifest_changes_nothing(cluster: Cluster, served: str) -> None:
+    before = cluster.get("workspace", served)["metadata"]["resourceVersion"]
+    assert "unchanged" in cluster.kubectl("apply", "-f", str(EXAMPLE))
+    assert cluster.get("workspace", served)["metadata"]["resourceVersion"] == before
+
+
+def test_deleting_the_workspace_gives_node_and_pool_back(cluster: Cluster, served: str, bought_before: int) -> None:
+    cluster.kubectl("delete", "workspace", served, "--timeout=120s")
+    assert cluster.pools() == []
+    assert cluster.get("machines")["items"] == []
+    assert cluster.get("nodes", "-l", f"kaito.sh/workspace={served}")["items"] == []
+    eventually(lambda: cluster.find("deployment", served) is None)
+    assert len(cluster.pools_created()) == bought_before + 1
+
+
+def test_the_manifest_is_the_one_of_the_readme(served: str) -> None:
+    assert str(EXAMPLE.relative_to(ROOT)) in Path(ROOT / "README.md").read_text()

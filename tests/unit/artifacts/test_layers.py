@@ -1,0 +1,144 @@
+"""A folder out of image layers: links, whiteouts and archives that mean harm."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import resource
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from kaito_hooks.artifacts.errors import Damaged, RefusedContent
+from kaito_hooks.artifacts.layers import unpack
+
+LAYER = "application/vnd.oci.image.layer.v1.tar"
+
+
+def archive(*entries: tuple[str, str | bytes, bytes | None]) -> bytes:
+    """Entries are (name, content, None) for files and (name, target, kind) for links."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content, kind in entries:
+            member = tarfile.TarInfo(name)
+            if kind is None:
+                assert isinstance(content, bytes)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+            else:
+                member.type = kind
+                member.linkname = str(content)
+                tar.addfile(member)
+    return buffer.getvalue()
+
+
+def file(name: str, content: bytes = b"x") -> tuple[str, bytes, None]:
+    return (name, content, None)
+
+
+def link(name: str, target: str) -> tuple[str, str, bytes]:
+    return (name, target, tarfile.SYMTYPE)
+
+
+def hard(name: str, target: str) -> tuple[str, str, bytes]:
+    return (name, target, tarfile.LNKTYPE)
+
+
+def chunks(data: bytes, size: int = 1 << 16) -> Iterator[bytes]:
+    return (data[i : i + size] for i in range(0, len(data), size))
+
+
+def apply(destination: Path, *layers: bytes, prefix: str = "/w") -> dict[str, bytes]:
+    destination.mkdir(exist_ok=True)
+    for layer in layers:
+        unpack(
+            chunks(layer), media_type="application/vnd.oci.image.layer.v1.tar", prefix=prefix, destination=destination
+        )
+    return {str(p.relative_to(destination)): p.read_bytes() for p in destination.rglob("*") if p.is_file()}
+
+
+def test_a_path_through_a_link_is_refused(tmp_path: Path) -> None:
+    """Each link stays within the folder by its name, and out of it by where its own folder really lies."""
+    layer = archive(link("w/a", "."), link("w/a/a/a/up", "../../../x"), file("w/up/owned"))
+    with pytest.raises(RefusedContent, match="leads through a link"):
+        apply(tmp_path / "inner", layer)
+    assert not list(tmp_path.rglob("owned"))
+
+
+def test_a_path_through_a_link_of_an_earlier_layer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RefusedContent, match="leads through a link"):
+        apply(tmp_path / "d", archive(file("w/real/x"), link("w/l", "real")), archive(file("w/l/y")))
+
+
+def test_a_file_replaces_a_link_instead_of_writing_through_it(tmp_path: Path) -> None:
+    first = archive(file("w/a", b"a"), link("w/b", "a"))
+    assert apply(tmp_path / "d", first, archive(file("w/b", b"b"))) == {"a": b"a", "b": b"b"}
+
+
+def test_a_hard_link_is_the_file_of_the_folder_that_it_names(tmp_path: Path) -> None:
+    assert apply(tmp_path / "d", archive(file("w/a", b"a"), hard("w/b", "w/a"))) == {"a": b"a", "b": b"a"}
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        archive(hard("w/b", "w/missing")),
+        archive(hard("w/b", "etc/passwd")),
+        archive(link("w/b", "../etc/passwd")),
+        archive(link("w/b", "/etc/passwd")),
+        archive(("w/b", "", tarfile.FIFOTYPE)),
+        archive(file("../w/b")),
+    ],
+    ids=["link to nothing", "hard link outside", "link upwards", "link to the root", "pipe", "path upwards"],
+)
+def test_what_leads_out_is_refused(tmp_path: Path, layer: bytes) -> None:
+    with pytest.raises(RefusedContent):
+        apply(tmp_path / "d", layer)
+
+
+def test_an_opaque_folder_hides_earlier_layers_and_nothing_of_its_own(tmp_path: Path) -> None:
+    """The order within a layer says nothing: the mark may come after the files."""
+    first = archive(file("w/sub/old"), file("w/kept"))
+    second = archive(file("w/sub/new"), file("w/sub/.wh..wh..opq"))
+    assert set(apply(tmp_path / "d", first, second)) == {"kept", "sub/new"}
+
+
+@pytest.mark.parametrize("mark", [".wh..wh..opq", "w/.wh..wh..opq", ".wh.w"])
+def test_a_mark_above_the_folder_hides_all_of_it(tmp_path: Path, mark: str) -> None:
+    assert set(apply(tmp_path / "d", archive(file("w/old")), archive(file(mark), file("w/new")))) == {"new"}
+
+
+def test_a_removed_file_is_gone_and_its_namesake_elsewhere_is_not(tmp_path: Path) -> None:
+    first = archive(file("w/a"), file("w/b"), file("v/a"))
+    assert set(apply(tmp_path / "d", first, archive(file("w/.wh.a"), file("v/.wh.b")))) == {"b"}
+
+
+@pytest.mark.parametrize("compress", [lambda d: gzip.compress(d), lambda d: zstandard.ZstdCompressor().compress(d)])
+def test_a_layer_that_is_cut_is_damaged(tmp_path: Path, compress: object) -> None:
+    import os
+
+    assert callable(compress)
+    whole = compress(archive(file("w/a", os.urandom(200_000))))
+    with pytest.raises(Damaged):
+        apply(tmp_path / "d", whole[: len(whole) // 2])
+
+
+def test_concatenated_gzip_members_are_one_layer(tmp_path: Path) -> None:
+    layer = archive(file("w/a", b"a" * 5000))
+    packed = b"".join(gzip.compress(layer[i : i + 1000]) for i in range(0, len(layer), 1000))
+    assert apply(tmp_path / "d", packed) == {"a": b"a" * 5000}
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, lambda d: zstandard.ZstdCompressor().compress(d)])
+def test_what_was_packed_a_thousandfold_is_unpacked_piece_by_piece(tmp_path: Path, compress: object) -> None:
+    assert callable(compress)
+    packed = compress(archive(file("w/zeros", bytes(100 << 20))))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (tmp_path / "d").mkdir()
+    unpack(iter([packed]), media_type="", prefix="w", destination=tmp_path / "d")
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert (tmp_path / "d" / "zeros").stat().st_size == 100 << 20
+    assert grown < 48 << 10, f"{grown} KiB"

@@ -1,0 +1,163 @@
+"""Downloads over a network that breaks: resumed, bounded, verified."""
+
+from __future__ import annotations
+
+import random
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from kaito_hooks.artifacts.errors import AccessDenied, ArtifactNotFound, Unreachable
+from kaito_hooks.artifacts.transfer import Patience, Transfer
+
+BODY = bytes(range(256)) * 4096
+Answer = Callable[[BaseHTTPRequestHandler, int], None]
+
+
+class Server:
+    """Answers the n-th request (from 0) as the test says."""
+
+    def __init__(self) -> None:
+        self.answer: Answer = whole
+        self.requests: list[dict[str, str]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                number = len(outer.requests)
+                outer.requests.append(dict(self.headers))
+                outer.answer(self, number)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/blob"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+
+def send(handler: BaseHTTPRequestHandler, body: bytes, *, status: int = 200, length: int | None = None) -> None:
+    handler.send_response(status)
+    handler.send_header("Content-Length", str(len(body) if length is None else length))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def whole(handler: BaseHTTPRequestHandler, number: int) -> None:
+    send(handler, BODY)
+
+
+def start_of(handler: BaseHTTPRequestHandler) -> int:
+    return int(handler.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server()
+    yield running
+    running.http.shutdown()
+    running.http.server_close()
+
+
+@pytest.fixture
+def transfer() -> Transfer:
+    return Transfer(
+        tls=ssl.create_default_context(),
+        patience=Patience(connect=2, read=2, tries=3),
+        sleep=lambda seconds: None,
+        rng=random.Random(1),
+    )
+
+
+def test_a_broken_download_continues_where_it_broke(server: Server, transfer: Transfer) -> None:
+    def break_twice(handler: BaseHTTPRequestHandler, number: int) -> None:
+        start = start_of(handler)
+        rest = BODY[start:]
+        send(handler, rest if number == 2 else rest[:100_000], status=206 if start else 200, length=len(rest))
+
+    server.answer = break_twice
+    assert b"".join(transfer.stream(server.url, headers={}, size=len(BODY))) == BODY
+    assert [r.get("Range") for r in server.requests] == [None, "bytes=100000-", "bytes=200000-"]
+
+
+def test_a_server_without_ranges_is_skipped_forward(server: Server, transfer: Transfer) -> None:
+    def break_once(handler: BaseHTTPRequestHandler, number: int) -> None:
+        send(handler, BODY if number else BODY[:123_456], length=len(BODY))
+
+    server.answer = break_once
+    assert b"".join(transfer.stream(server.url, headers={}, size=len(BODY))) == BODY
+
+
+def test_a_download_that_makes_progress_is_never_given_up(server: Server, transfer: Transfer) -> None:
+    def crumbs(handler: BaseHTTPRequestHandler, number: int) -> None:
+        start = start_of(handler)
+        send(handler, BODY[start : start + 60_000], status=206 if start else 200, length=len(BODY) - start)
+
+    server.answer = crumbs
+    assert b"".join(transfer.stream(server.url, headers={}, size=len(BODY))) == BODY
+    assert len(server.requests) > transfer.patience.tries
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_server_in_trouble_is_tried_again_and_then_given_up(server: Server, transfer: Transfer, status: int) -> None:
+    server.answer = lambda handler, number: send(handler, b"", status=status)
+    with pytest.raises(Unreachable, match=f"answered {status}"):
+        b"".join(transfer.stream(server.url, headers={}, size=10))
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(("status", "error"), [(401, AccessDenied), (403, AccessDenied), (404, ArtifactNotFound)])
+def test_a_refusal_is_final(server: Server, transfer: Transfer, status: int, error: type[Exception]) -> None:
+    server.answer = lambda handler, number: send(handler, b"", status=status)
+    with pytest.raises(error):
+        b"".join(transfer.stream(server.url, headers={}, size=10))
+    assert len(server.requests) == 1
+
+
+def test_retry_after_is_honoured(server: Server) -> None:
+    waited: list[float] = []
+
+    def busy_once(handler: BaseHTTPRequestHandler, number: int) -> None:
+        if number:
+            send(handler, BODY)
+            return
+        handler.send_response(503)
+        handler.send_header("Retry-After", "17")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    server.answer = busy_once
+    transfer = Transfer(tls=ssl.create_default_context(), sleep=waited.append)
+    assert b"".join(transfer.stream(server.url, headers={}, size=len(BODY))) == BODY
+    assert waited == [17.0]
+
+
+def test_credentials_do_not_follow_a_redirect_to_another_host(server: Server, transfer: Transfer) -> None:
+    storage = Server()
+    try:
+
+        def redirect(handler: BaseHTTPRequestHandler, number: int) -> None:
+            handler.send_response(307)
+            handler.send_header("Location", storage.url)
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+
+        server.answer = redirect
+        headers = {"Authorization": "Bearer secret"}
+        assert b"".join(transfer.stream(server.url, headers=headers, size=len(BODY))) == BODY
+        assert "Authorization" in server.requests[0]
+        assert "Authorization" not in storage.requests[0]
+    finally:
+        storage.http.shutdown()
+        storage.http.server_close()
+
+
+def test_nobody_listening_is_told_without_the_path(transfer: Transfer, server: Server) -> None:
+    server.http.shutdown()
+    server.http.server_close()
+    with pytest.raises(Unreachable, match=r"http://127\.0\.0\.1:\d+") as refused:
+        transfer.get(server.url + "?token=secret", headers={}, limit=10)
+    assert "secret" not in str(refused.value)

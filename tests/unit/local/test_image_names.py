@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kaito_local.errors import MissingPrerequisite
+from kaito_local.images import copied_files, preset_registry, product_images, wheels_folder
+from kaito_local.mirrors import Reference, mirrors_for_charts
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("curlimages/curl", "docker.io/curlimages/curl:latest"),
+        ("python:3.11", "docker.io/library/python:3.11"),
+        ("ghcr.io/kaito-python/kaito-hooks:0.1.0", "ghcr.io/kaito-python/kaito-hooks:0.1.0"),
+        ("172.31.77.1:5001/team/adapter", "172.31.77.1:5001/team/adapter:latest"),
+        ("localhost/a:b", "localhost/a:b"),
+        ("registry.k8s.io/pause:3.10", "registry.k8s.io/pause:3.10"),
+    ],
+)
+def test_a_reference_is_read_as_container_runtimes_do(text: str, whole: str) -> None:
+    assert str(Reference.parse(text)) == whole
+
+
+def test_each_public_registry_is_a_folder_of_the_local_one() -> None:
+    assert Reference.parse("curlimages/curl").local_repository == "docker.io/curlimages/curl"
+    assert mirrors_for_charts("10.0.0.1:5000")["docker.io"] == "http://10.0.0.1:5000/docker.io"
+
+
+def test_images_have_the_names_that_the_charts_default_values_give_them() -> None:
+    values = yaml.safe_load((ROOT / "charts/kaito/values.yaml").read_text())
+    version = yaml.safe_load((ROOT / "charts/kaito/Chart.yaml").read_text())["appVersion"]
+    hooks = product_images()[0]
+    assert hooks.reference == f"{values['image']['registry']}/kaito-hooks:{version}"
+    assert preset_registry() == values["presetRegistryName"]
+
+
+def test_both_charts_name_the_same_image_of_the_controllers() -> None:
+    for chart in ("kaito", "gpu-provisioner"):
+        values = yaml.safe_load((ROOT / "charts" / chart / "values.yaml").read_text())
+        version = yaml.safe_load((ROOT / "charts" / chart / "Chart.yaml").read_text())["appVersion"]
+        assert product_images()[0].reference == f"{values['image']['registry']}/kaito-hooks:{version}"
+
+
+def test_only_what_a_dockerfile_copies_decides_whether_it_is_built_again(tmp_path: Path) -> None:
+    (tmp_path / "code" / "__pycache__").mkdir(parents=True)
+    for name in ("code/a.py", "code/__pycache__/a.pyc", "notes.txt", "list.txt"):
+        (tmp_path / name).write_text(name)
+    dockerfile = tmp_path / "Dockerfile"
+    dockerfile.write_text(
+        "FROM x\nCOPY --from=other /etc/passwd /p\nCOPY --chmod=755 list.txt \\\n  code /opt/\nRUN x\n"
+    )
+    found = [str(path.relative_to(tmp_path)) for path in copied_files(dockerfile, tmp_path)]
+    assert found == ["code/a.py", "list.txt"]
+
+
+def test_the_image_of_the_controllers_changes_with_code_and_pinned_versions() -> None:
+    names = {str(path.relative_to(ROOT)) for path in copied_files(ROOT / "hooks/Dockerfile", ROOT)}
+    assert "hooks/kaito_hooks/__init__.py" in names
+    assert "constraints.txt" in names
+    assert "README.md" not in names
+
+
+def test_a_folder_of_wheels_that_does_not_exist_is_named() -> None:
+    with pytest.raises(MissingPrerequisite, match="/no/such/wheels"):
+        wheels_folder({"KAITO_WHEELS": "/no/such/wheels"})
+
+
+def test_wheels_beside_the_project_are_used_without_being_named(tmp_path: Path) -> None:
+    (tmp_path / "shared" / "wheels").mkdir(parents=True)
+    assert wheels_folder({}, root=tmp_path / "project") == tmp_path / "shared" / "wheels"
+    assert wheels_folder({}, root=tmp_path / "elsewhere" / "project") is None

@@ -1,0 +1,286 @@
+"""As much of an API server as the provisioner uses: versions, finalizers, preconditions, patches, evictions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from copy import deepcopy
+from datetime import timedelta
+from typing import Any
+
+from tests.unit.provisioner.stepped_clock import SteppedClock
+
+from kaito_hooks.runtime import (
+    AlreadyExists,
+    Conflict,
+    Forbidden,
+    Invalid,
+    Key,
+    NotFound,
+    Obj,
+    ObjectList,
+    Resource,
+    TooManyRequests,
+    format_time,
+)
+
+
+class MemoryCluster:
+    """Objects by resource.
+
+    ``touch`` is called before (False) and after (True) every write of the product, as ``product_writes`` marks them; it
+    may raise.
+    """
+
+    def __init__(self, clock: SteppedClock) -> None:
+        self.clock = clock
+        self.objects: dict[tuple[str, str, str], Obj] = {}
+        self.unserved: set[str] = set()
+        self.protected_pods: set[str] = set()
+        self.touch: Callable[[str, bool], None] = lambda what, after: None
+        self.on_removed: Callable[[Obj], None] = lambda obj: None
+        self.product_writes = False
+        self.writes: list[tuple[str, str, str]] = []
+        self._numbers = itertools.count(1)
+
+    # What tests use
+
+    def put(self, resource: Resource, obj: Obj) -> Obj:
+        """Place an object as it is, without any rule."""
+        stored = deepcopy(obj)
+        stored.setdefault("apiVersion", resource.api_version)
+        stored.setdefault("kind", resource.kind)
+        metadata = stored["metadata"]
+        metadata.setdefault("uid", f"uid-{next(self._numbers)}")
+        metadata.setdefault("creationTimestamp", format_time(self.clock.now()))
+        metadata.setdefault("generation", 1)
+        self._store(resource, stored)
+        return deepcopy(stored)
+
+    def all(self, resource: Resource) -> list[Obj]:
+        """Copies of all objects of the resource."""
+        return [deepcopy(o) for (plural, _, _), o in sorted(self.objects.items()) if plural == resource.plural]
+
+    def find(self, resource: Resource, name: str, namespace: str = "") -> Obj | None:
+        """A copy, or None."""
+        found = self.objects.get((resource.plural, namespace, name))
+        return deepcopy(found) if found else None
+
+    def drop(self, resource: Resource, name: str, namespace: str = "") -> None:
+        """Remove an object whatever holds it."""
+        removed = self.objects.pop((resource.plural, namespace, name), None)
+        if removed:
+            self.on_removed(removed)
+
+    # What runtime.Client offers
+
+    def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> Obj:
+        return deepcopy(self._existing(resource, name, namespace))
+
+    def list(
+        self,
+        resource: Resource,
+        *,
+        namespace: str | None = None,
+        label_selector: str | None = None,
+        field_selector: str | None = None,
+        page_size: int = 500,
+    ) -> ObjectList:
+        self._check_served(resource)
+        items = self.all(resource)
+        if field_selector:
+            field, _, value = field_selector.partition("=")
+            assert field == "spec.nodeName"
+            items = [item for item in items if item["spec"].get("nodeName") == value]
+        return ObjectList(items=items, resource_version="1")
+
+    def served(self, resource: Resource) -> bool:
+        return resource.plural not in self.unserved
+
+    def create(
+        self,
+        resource: Resource,
+        obj: Obj,
+        *,
+        namespace: str | None = None,
+        subresource: str | None = None,
+        name: str | None = None,
+    ) -> Obj:
+        if subresource == "eviction":
+            assert name is not None
+            return self._evict(resource, name, namespace or "", obj)
+        key = (resource.plural, obj["metadata"].get("namespace", ""), obj["metadata"]["name"])
+        if key in self.objects:
+            raise AlreadyExists("exists", status=409, reason="AlreadyExists")
+        return self._write("create", resource, key[2], lambda: self.put(resource, obj))
+
+    def update(self, resource: Resource, obj: Obj, *, subresource: str | None = None) -> Obj:
+        name, namespace = obj["metadata"]["name"], obj["metadata"].get("namespace", "")
+        current = self._existing(resource, name, namespace)
+        self._check_version(current, obj["metadata"])
+
+        def store() -> Obj:
+            if subresource == "status":
+                changed = {**current, "status": deepcopy(obj.get("status") or {})}
+            else:
+                changed = {**deepcopy(obj), "status": current.get("status") or {}}
+                self._check_finalizers(current, changed)
+            return self._store(resource, changed)
+
+        return self._write(f"update {subresource or ''}", resource, name, store)
+
+    def patch(
+        self,
+        resource: Resource,
+        name: str,
+        patch: Any,
+        *,
+        namespace: str | None = None,
+        subresource: str | None = None,
+        kind: str = "merge",
+    ) -> Obj:
+        current = self._existing(resource, name, namespace)
+        if kind == "json":
+            changed = _json_patch(current, patch)
+        else:
+            self._check_version(current, patch.get("metadata") or {})
+            changed = _merge(current, patch)
+            changed["metadata"]["resourceVersion"] = current["metadata"]["resourceVersion"]
+        self._check_finalizers(current, changed)
+        return self._write("patch", resource, name, lambda: self._store(resource, changed))
+
+    def delete(
+        self,
+        resource: Resource,
+        name: str,
+        *,
+        namespace: str | None = None,
+        uid: str | None = None,
+        resource_version: str | None = None,
+        propagation: str | None = None,
+        grace_period_seconds: int | None = None,
+    ) -> Obj | None:
+        current = self._existing(resource, name, namespace)
+        if uid is not None and current["metadata"]["uid"] != uid:
+            raise Conflict("another uid", status=409, reason="Conflict")
+
+        def remove() -> Obj | None:
+            metadata = current["metadata"]
+            grace = 0
+            if resource.kind == "Pod":
+                grace = 30 if grace_period_seconds is None else grace_period_seconds
+            if grace or metadata.get("finalizers"):
+                when = format_time(self.clock.now() + timedelta(seconds=grace))
+                metadata["deletionTimestamp"] = min(metadata.get("deletionTimestamp", when), when)
+                metadata["generation"] = metadata.get("generation", 1) + 1
+                return self._store(resource, current)
+            self.drop(resource, name, namespace or "")
+            return None
+
+        return self._write("delete", resource, name, remove)
+
+    # Rules
+
+    def _existing(self, resource: Resource, name: str, namespace: str | None) -> Obj:
+        self._check_served(resource)
+        found = self.objects.get((resource.plural, namespace or "", name))
+        if found is None:
+            raise NotFound(f"{resource} {name} not found", status=404, reason="NotFound", details={"name": name})
+        return found
+
+    def _check_served(self, resource: Resource) -> None:
+        if resource.plural in self.unserved:
+            raise NotFound("the server could not find the requested resource", status=404, reason="NotFound")
+
+    def _check_version(self, current: Obj, metadata: Obj) -> None:
+        for field in ("resourceVersion", "uid"):
+            if metadata.get(field) not in (None, current["metadata"][field]):
+                raise Conflict(f"{field} is another", status=409, reason="Conflict")
+
+    def _check_finalizers(self, current: Obj, changed: Obj) -> None:
+        added = set(changed["metadata"].get("finalizers") or ()) - set(current["metadata"].get("finalizers") or ())
+        if current["metadata"].get("deletionTimestamp") and added:
+            raise Forbidden("no new finalizers can be added if the object is being deleted", status=403)
+
+    def _store(self, resource: Resource, obj: Obj) -> Obj:
+        metadata = obj["metadata"]
+        metadata["resourceVersion"] = str(next(self._numbers))
+        key = (resource.plural, metadata.get("namespace", ""), metadata["name"])
+        if metadata.get("deletionTimestamp") and not metadata.get("finalizers") and resource.kind != "Pod":
+            self.objects.pop(key, None)
+            self.on_removed(obj)
+        else:
+            self.objects[key] = obj
+        return deepcopy(obj)
+
+    def _write(self, verb: str, resource: Resource, name: str, effect: Callable[[], Any]) -> Any:
+        if not self.product_writes:
+            return effect()
+        self.touch(f"{verb} {resource.kind} {name}", False)
+        self.writes.append((verb, resource.kind, name))
+        result = effect()
+        self.touch(f"{verb} {resource.kind} {name}", True)
+        return result
+
+    def _evict(self, resource: Resource, name: str, namespace: str, request: Obj) -> Obj:
+        pod = self._existing(resource, name, namespace)
+        if name in self.protected_pods:
+            raise TooManyRequests(
+                "Cannot evict pod as it would violate the pod's disruption budget.",
+                status=429,
+                reason="TooManyRequests",
+            )
+        self.delete(resource, name, namespace=namespace, uid=request["deleteOptions"]["preconditions"]["uid"])
+        return pod
+
+
+class MemoryInformer:
+    """A cache over a MemoryCluster that is as old as its last ``sync``."""
+
+    def __init__(self, cluster: MemoryCluster, resource: Resource, indexes: Any = None) -> None:
+        self._cluster = cluster
+        self._resource = resource
+        self._indexes = indexes or {}
+        self._items: dict[Key, Obj] = {}
+        self.sync()
+
+    def sync(self) -> None:
+        self._items = {Key.of(obj): obj for obj in self._cluster.all(self._resource)}
+
+    def get(self, key: Key) -> Obj | None:
+        return self._items.get(key)
+
+    def list(self) -> list[Obj]:
+        return list(self._items.values())
+
+    def by_index(self, index: str, value: str) -> list[Obj]:
+        return [obj for obj in self._items.values() if value in self._indexes[index](obj)]
+
+
+def _merge(target: Any, patch: Any) -> Any:
+    if not isinstance(patch, dict):
+        return deepcopy(patch)
+    merged = deepcopy(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = _merge(merged.get(key), value)
+    return merged
+
+
+def _json_patch(target: Obj, patch: list[Obj]) -> Obj:
+    changed = deepcopy(target)
+    for operation in patch:
+        *parents, last = operation["path"].strip("/").split("/")
+        holder: Any = changed
+        for part in parents:
+            holder = holder[int(part)] if isinstance(holder, list) else holder[part]
+        index: Any = int(last) if isinstance(holder, list) else last
+        if operation["op"] == "test":
+            if holder[index] != operation["value"]:
+                raise Invalid("testing value failed", status=422, reason="Invalid")
+        else:
+            assert operation["op"] == "remove"
+            del holder[index]
+    return changed

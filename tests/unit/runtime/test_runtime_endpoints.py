@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+
+import pytest
+
+from kaito_hooks.runtime import Metrics
+from kaito_hooks.runtime.endpoints import Check, Endpoints, health_page, metrics_page
+
+
+def fetch(port: int, path: str, **headers: str) -> tuple[int, str, str]:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status, answer.headers["Content-Type"], answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers["Content-Type"], error.read().decode()
+
+
+def raises() -> str | None:
+    raise RuntimeError("the check is broken")
+
+
+@pytest.mark.parametrize(
+    ("checks", "status", "body"),
+    [
+        ({}, 200, "ok\n"),
+        ({"a": lambda: None}, 200, "ok\n"),
+        ({"a": lambda: None, "b": lambda: "is deaf", "c": lambda: "too"}, 503, "b: is deaf\nc: too\n"),
+        ({"a": raises}, 503, "a: the check itself failed: the check is broken\n"),
+    ],
+    ids=["no checks", "well", "ill", "broken check"],
+)
+def test_health_is_200_or_a_503_that_says_why(checks: dict[str, Check], status: int, body: str) -> None:
+    endpoints = Endpoints("127.0.0.1", 0, {"/healthz": health_page(lambda: checks)})
+    try:
+        found = fetch(endpoints.port, "/healthz?verbose")
+        assert (found[0], found[2]) == (status, body)
+        assert fetch(endpoints.port, "/other")[0] == 404
+    finally:
+        endpoints.close()
+
+
+def test_metrics_come_in_the_format_that_the_scraper_asks_for() -> None:
+    metrics = Metrics()
+    metrics.leader.labels("kaito").set(1)
+    endpoints = Endpoints("127.0.0.1", 0, {"/metrics": metrics_page(metrics.registry)})
+    try:
+        _, plain, body = fetch(endpoints.port, "/metrics")
+        assert plain.startswith("text/plain")
+        assert 'leader_election_master_status{name="kaito"} 1.0' in body
+        assert "process_resident_memory_bytes" in body
+        _, modern, body = fetch(endpoints.port, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
+        assert modern.startswith("application/openmetrics-text")
+        assert body.endswith("# EOF\n")
+    finally:
+        endpoints.close()
+
+
+def test_a_taken_port_is_an_error_of_the_operating_system() -> None:
+    endpoints = Endpoints("127.0.0.1", 0, {})
+    try:
+        with pytest.raises(OSError, match="in use"):
+            Endpoints("127.0.0.1", endpoints.port, {})
+    finally:
+        endpoints.close()

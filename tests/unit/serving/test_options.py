@@ -1,0 +1,79 @@
+"""The command line, as Pod specs and users of KAITO write it."""
+
+from pathlib import Path
+
+import pytest
+
+from kaito_serving.errors import OptionError
+from kaito_serving.options import api_keys, parse
+
+
+def test_the_command_line_of_a_pod_is_understood():
+    options = parse(
+        [
+            *("--pipeline", "text-generation", "--pretrained_model_name_or_path", "/workspace/tfs/weights"),
+            *("--served_model_name", "phi", "--torch_dtype", "auto", "--adapters_dir", "/mnt/adapter"),
+            *("--adapter_strengths", '{"a":0.5}', "--host", "10.0.0.1", "--port", "5000"),
+        ],
+        {},
+    )
+    assert (options.pipeline, options.weights, options.served_model_name) == (
+        "text-generation",
+        "/workspace/tfs/weights",
+        "phi",
+    )
+    assert (options.dtype, options.host, options.port) == ("auto", "10.0.0.1", 5000)
+    assert (options.adapters_dir, options.adapter_strengths) == (Path("/mnt/adapter"), {"a": 0.5})
+
+
+def test_defaults_are_those_of_kaito():
+    options = parse([], {})
+    assert (options.pipeline, options.weights, options.port) == ("text-generation", "/workspace/tfs/weights", 5000)
+    assert options.dtype == "auto"
+    assert not options.allow_remote_files
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("--pipeline fill-mask", "Unsupported pipeline: fill-mask"),
+        ("--torch_dtype int8", "Invalid torch dtype: int8"),
+        ("--combination_type ties", "--combination_type ties is not supported"),
+        ("--allow_remote_files --revision main", "40 hex digits"),
+        ("--load_in_4bit --load_in_8bit", "exclude each other"),
+        ("--nonsense 1", "Unrecognized arguments: --nonsense"),
+        ("--port seventy", "--port"),
+        ("--port 70000", "between 1 and 65535"),
+        ("--max_context -1", "--max_context must be at least 0"),
+        ("--adapter_strengths [1]", "must be a JSON object"),
+        ('--adapter_strengths {"a":2}', "not between 0 and 1"),
+        ('--adapter_strengths {"a":"x"}', "is not a number"),
+        ('--adapter_strengths {"a":NaN}', "not between 0 and 1"),
+        ("--engine vllm", "not part of this image"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(line, sentence):
+    with pytest.raises(OptionError) as failure:
+        parse(line.split(), {})
+    assert sentence in str(failure.value)
+    assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize("name", ["svd", "cat"])
+def test_exact_ways_to_combine_adapters_are_accepted(name):
+    parse(["--combination_type", name], {})
+
+
+def test_switches_stand_alone_or_with_a_value():
+    assert parse(["--load_in_4bit"], {}).load_in_4bit
+    assert parse(["--load_in_4bit", "true"], {}).load_in_4bit
+    assert not parse(["--load_in_4bit", "False"], {}).load_in_4bit
+
+
+def test_api_keys_are_lines_of_a_file(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("one\n\n two \n")
+    assert api_keys(parse(["--api_keys_file", str(file)], {})) == ("one", "two")
+    file.write_text("\n")
+    with pytest.raises(OptionError, match="holds no key"):
+        api_keys(parse(["--api_keys_file", str(file)], {}))

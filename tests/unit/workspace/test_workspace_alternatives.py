@@ -1,0 +1,125 @@
+"""Which other instance types are offered to a user whose own cannot be had."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.unit.workspace.worlds import CATALOG, Obj, SmallWorld, tuning_object, workspace_object
+
+from kaito_hooks.api.catalog import Catalog, InstanceType
+from kaito_hooks.api.claim import NodeAPI
+from kaito_hooks.api.workspace import Workspace
+from kaito_hooks.workspace.alternatives import alternatives
+from kaito_hooks.workspace.settings import Settings
+
+ANNOTATION = "kaito.sh/fitting-instance-types"
+TEMPLATE = {"template": {"spec": {"containers": [{"name": "c", "image": "i"}]}}}
+
+
+def catalog(**types: Obj) -> Catalog:
+    return replace(CATALOG, instance_types=Catalog.read({"spec": {"instanceTypes": types}}).instance_types)
+
+
+def offered(obj: Obj, found: Catalog | None = CATALOG) -> tuple[str, ...]:
+    return alternatives(Workspace.read(obj), found)
+
+
+def served(preset: str, **resource: Any) -> Obj:
+    asked = {"count": 1, "instanceType": "Standard_NC6s_v3", "labelSelector": {"matchLabels": {"a": "b"}}, **resource}
+    return workspace_object(resource=asked, inference={"preset": {"name": preset, "accessMode": "public"}})
+
+
+def test_every_other_type_that_fits_is_offered_the_smallest_first() -> None:
+    # Not its own type, not the 8 GiB of NV6, and not the AMD GPU of NV32as_v4.
+    assert offered(workspace_object()) == ("Standard_NC24ads_A100_v4", "Standard_NC12s_v3")
+
+
+def test_the_cheapest_comes_first_and_what_has_no_price_last() -> None:
+    found = catalog(
+        small={"gpuCount": 1, "totalGPUMemoryGiB": 16},
+        dear={"gpuCount": 1, "totalGPUMemoryGiB": 24, "pricePerHour": 9.5},
+        cheap={"gpuCount": 8, "totalGPUMemoryGiB": 640, "pricePerHour": 1},
+    )
+    assert offered(workspace_object(), found) == ("cheap", "dear", "small")
+
+
+def test_one_of_each_series_is_offered_and_never_more_than_five() -> None:
+    sizes = {
+        f"Standard_N{series}{cores}s_v3": {"gpuCount": cores // 6, "totalGPUMemoryGiB": 16 * cores // 6}
+        for series in "ABCDEFG"
+        for cores in (6, 12, 24)
+    }
+    found = catalog(**sizes, **{"g5.xlarge": {"gpuCount": 1, "totalGPUMemoryGiB": 24}})
+    assert offered(workspace_object(), found) == (
+        "Standard_NA6s_v3",
+        "Standard_NB6s_v3",
+        "Standard_ND6s_v3",
+        "Standard_NE6s_v3",
+        "Standard_NF6s_v3",
+    )
+    clouds = catalog(
+        **{f"g5.{size}": {"gpuCount": 1, "totalGPUMemoryGiB": 24} for size in ("xlarge", "2xlarge")},
+        **{"p3.2xlarge": {"gpuCount": 1, "totalGPUMemoryGiB": 16}},
+    )
+    cores = catalog(
+        **{f"Standard_NC{n}as_T4_v3": {"gpuCount": 1, "totalGPUMemoryGiB": 16} for n in (16, 4, 8)},
+    )
+    assert offered(workspace_object(), cores) == ("Standard_NC4as_T4_v3",)
+    assert offered(served("phi-3-mini-4k-instruct", instanceType="g4dn.xlarge"), clouds) == ("p3.2xlarge", "g5.xlarge")
+
+
+def test_gpus_and_memory_of_all_nodes_count() -> None:
+    assert offered(served("falcon-40b", instanceType="Standard_NC48ads_A100_v4")) == ()
+    assert offered(served("falcon-40b", instanceType="Standard_NC48ads_A100_v4", count=2)) == (
+        "Standard_NC24ads_A100_v4",
+    )
+
+
+def test_tuning_counts_what_its_method_needs() -> None:
+    # 12 GiB for lora, 8 for qlora, of one GPU.
+    assert offered(tuning_object(tuning={"method": "lora"})) == ("Standard_NC24ads_A100_v4", "Standard_NC12s_v3")
+    assert "Standard_NV6" in offered(tuning_object(tuning={"method": "qlora"}))
+    assert offered(tuning_object(tuning={"preset": {"name": "falcon-40b", "accessMode": "public"}})) == ()
+
+
+@pytest.mark.parametrize(
+    "obj",
+    [
+        pytest.param(workspace_object(inference=TEMPLATE), id="a template"),
+        pytest.param(served("unknown"), id="an unknown preset"),
+        pytest.param(workspace_object(resource=None), id="no resource"),
+    ],
+)
+def test_nothing_is_offered_for_needs_that_nobody_knows(obj: Obj) -> None:
+    assert offered(obj) == ()
+
+
+def test_nothing_is_offered_without_a_catalog() -> None:
+    assert offered(workspace_object(), None) == ()
+
+
+def test_a_processor_of_another_kind_is_not_offered() -> None:
+    arm = InstanceType("Standard_ARM_v1", 1, 80, architecture="arm64")
+    assert offered(workspace_object(), replace(CATALOG, instance_types={arm.name: arm})) == ()
+
+
+def test_a_type_that_is_spelt_in_another_case_is_not_its_own_alternative() -> None:
+    assert "Standard_NC6s_v3" not in offered(served("phi-3-mini-4k-instruct", instanceType="standard_nc6S_V3"))
+
+
+@pytest.mark.parametrize("node_api", ["Machine", "NodeClaim"])
+def test_the_claim_carries_what_is_offered(node_api: NodeAPI) -> None:
+    world = SmallWorld(workspace_object(), settings=Settings(node_api=node_api))
+    world.reconcile()
+    (claim,) = world.claims.values()
+    assert claim["kind"] == node_api
+    assert claim["metadata"]["annotations"][ANNOTATION] == "Standard_NC24ads_A100_v4, Standard_NC12s_v3"
+
+
+def test_the_claim_of_a_template_carries_nothing() -> None:
+    world = SmallWorld(workspace_object(inference=TEMPLATE))
+    world.reconcile()
+    (claim,) = world.claims.values()
+    assert "annotations" not in claim["metadata"]

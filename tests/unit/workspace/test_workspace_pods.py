@@ -1,0 +1,175 @@
+from typing import Any
+
+import pytest
+
+from kaito_hooks.workspace.actions import Outcome
+from kaito_hooks.workspace.pods import explain
+
+
+def pod(**status: Any) -> dict[str, Any]:
+    return {"metadata": {"name": "phi-1", "uid": "u"}, "status": {"phase": "Pending", **status}}
+
+
+def container(name: str = "weights", **more: Any) -> dict[str, Any]:
+    return {"name": name, "image": "r.io/x:1", "ready": False, **more}
+
+
+def crashed(message: str, *, code: int = 2, reason: str = "Error") -> dict[str, Any]:
+    return {
+        "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 40s restarting"}},
+        "lastState": {"terminated": {"exitCode": code, "reason": reason, "message": message}},
+    }
+
+
+def unpulled(reason: str, message: str) -> dict[str, Any]:
+    return pod(containerStatuses=[container("phi", state={"waiting": {"reason": reason, "message": message}})])
+
+
+def told(*pods: dict[str, Any], **warnings: str) -> Outcome:
+    found = explain(pods, warnings)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        pytest.param(
+            {"initContainerStatuses": [container(**crashed("the weights hold model.bin, a pickle; use safetensors"))]},
+            "Pod phi-1: init container weights: the weights hold model.bin, a pickle; use safetensors",
+            id="an init container says why",
+        ),
+        pytest.param(
+            {
+                "initContainerStatuses": [
+                    container(state={"terminated": {"exitCode": 1, "reason": "Error", "message": "not found"}})
+                ]
+            },
+            "Pod phi-1: init container weights: not found",
+            id="it has just ended",
+        ),
+        pytest.param(
+            {"containerStatuses": [container("phi", **crashed("Traceback\n  File x\nValueError: no config\n"))]},
+            "Pod phi-1: container phi: ValueError: no config",
+            id="the end of a log",
+        ),
+        pytest.param(
+            {"containerStatuses": [container("phi", **crashed("", code=137, reason="OOMKilled"))]},
+            "Pod phi-1: container phi: it ran out of memory (OOMKilled); "
+            "give it more, or choose a larger instance type",
+            id="out of memory",
+        ),
+        pytest.param(
+            {"containerStatuses": [container("phi", **crashed("", code=139))]},
+            "Pod phi-1: container phi: it ended with exit code 139 (Error)",
+            id="without a word",
+        ),
+        pytest.param(
+            {
+                "containerStatuses": [
+                    container("phi", state={"waiting": {"reason": "ImagePullBackOff", "message": "not found"}})
+                ]
+            },
+            "Pod phi-1: container phi: image r.io/x:1 cannot be pulled: not found",
+            id="image",
+        ),
+        pytest.param(
+            {
+                "containerStatuses": [
+                    container("phi", state={"waiting": {"reason": "CreateContainerConfigError", "message": "no s"}})
+                ]
+            },
+            "Pod phi-1: container phi: CreateContainerConfigError: no s",
+            id="container configuration",
+        ),
+    ],
+)
+def test_a_failure_is_told_in_one_sentence(status: dict[str, Any], message: str) -> None:
+    assert told(pod(**status)) == Outcome("failed", message)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ({"initContainerStatuses": [container(state={"running": {}})]}, "fetching the weights"),
+        (
+            {
+                "initContainerStatuses": [
+                    container(state={"terminated": {"exitCode": 0}}),
+                    container("adapter-a", state={"running": {}}),
+                ]
+            },
+            "fetching the adapter a",
+        ),
+        (
+            {
+                "initContainerStatuses": [container(state={"terminated": {"exitCode": 0}})],
+                "containerStatuses": [container("phi", state={"running": {}})],
+            },
+            "loading the model",
+        ),
+        (
+            {"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available"}]},
+            "cannot be scheduled: 0/3 nodes are available",
+        ),
+    ],
+)
+def test_a_wait_says_for_what(status: dict[str, Any], words: str) -> None:
+    found = told(pod(**status))
+    assert found.state == "waiting"
+    assert words in found.message
+
+
+def test_the_schedulers_afterthoughts_are_left_out() -> None:
+    said = (
+        "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. no new claims to deallocate, preemption: 0/3 nodes "
+        "are available: 3 Preemption is not helpful for scheduling."
+    )
+    found = told(pod(conditions=[{"type": "PodScheduled", "status": "False", "message": said}]))
+    assert found.message.endswith("cannot be scheduled: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
+
+
+def test_a_missing_secret_is_read_from_the_kubelets_event() -> None:
+    found = told(pod(), u='MountVolume.SetUp failed for volume "x" : secret "pull" not found')
+    assert found.state == "failed"
+    assert 'secret "pull" not found' in found.message
+
+
+def test_ready_and_leaving_pods_have_nothing_to_tell() -> None:
+    ready = pod(conditions=[{"type": "Ready", "status": "True"}])
+    leaving = pod(initContainerStatuses=[container(**crashed("old"))])
+    leaving["metadata"]["deletionTimestamp"] = "2026-01-02T12:00:00Z"
+    assert explain([ready, leaving], {}) is None
+
+
+def test_a_failure_goes_before_a_wait() -> None:
+    waiting = pod(initContainerStatuses=[container(state={"running": {}})])
+    failing = pod(initContainerStatuses=[container(**crashed("broken"))])
+    failing["metadata"] = {"name": "phi-2", "uid": "v"}
+    assert told(waiting, failing).message == "Pod phi-2: init container weights: broken"
+
+
+NOT_FOUND = (
+    'rpc error: code = NotFound desc = failed to pull and unpack image "r.io/x:1": failed to resolve reference '
+    '"r.io/x:1": r.io/x:1: not found'
+)
+CANNOT = "Pod phi-1: container phi: image r.io/x:1 cannot be pulled"
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "cause"),
+    [
+        ("ErrImagePull", NOT_FOUND, ": r.io/x:1: not found"),
+        ("ImagePullBackOff", f'Back-off pulling image "r.io/x:1": ErrImagePull: {NOT_FOUND}', ": r.io/x:1: not found"),
+        ("ErrImagePull", "read tcp 10.0.0.4:51234->10.0.0.9:443: reset", ": read tcp 10.0.0.4->10.0.0.9:443: reset"),
+        ("ImagePullBackOff", 'Back-off pulling image "r.io/x:1"', ""),
+    ],
+)
+def test_an_image_that_cannot_be_pulled_is_told_in_one_stable_form(reason: str, message: str, cause: str) -> None:
+    assert told(unpulled(reason, message)) == Outcome("failed", CANNOT + cause)
+
+
+def test_a_kubelet_that_only_backs_off_does_not_take_the_cause_back() -> None:
+    said = f"deployment phi is not progressing: {CANNOT}: r.io/x:1: not found"
+    waiting = unpulled("ImagePullBackOff", 'Back-off pulling image "r.io/x:1"')
+    assert explain([waiting], {}, said=["", said]) == Outcome("failed", f"{CANNOT}: r.io/x:1: not found")

@@ -1,0 +1,240 @@
+"""The serving Pod, field by field as the contract with serving/ and artifacts/ says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from tests.unit.workspace.worlds import node_object, snapshot, workspace_object
+
+from kaito_hooks.workspace.actions import CreateChild
+from kaito_hooks.workspace.plan import plan
+from kaito_hooks.workspace.settings import Images, Registries, Serving, Settings
+
+Obj = dict[str, Any]
+
+
+def deployment(settings: Settings | None = None, *, gpus: int = 1, node_type: str = "", **changes: Any) -> Obj:
+    marks = {"node.kubernetes.io/instance-type": node_type} if node_type else {}
+    decided = plan(
+        snapshot(
+            workspace_object(**changes),
+            nodes=(node_object("mine", gpus=gpus, labels=marks),),
+            settings=settings or Settings(),
+        )
+    )
+    return next(a.child for a in decided.actions if isinstance(a, CreateChild) and a.child["kind"] == "Deployment")
+
+
+def pod(settings: Settings | None = None, **changes: Any) -> Obj:
+    found: Obj = deployment(settings, **changes)["spec"]["template"]["spec"]
+    return found
+
+
+def step(spec: Obj, name: str) -> Obj:
+    return next(c for c in [*spec["initContainers"], *spec["containers"]] if c["name"] == name)
+
+
+def preset(name: str, **more: Any) -> Obj:
+    return {"preset": {"name": name, "accessMode": "public", **more}}
+
+
+def test_the_server_is_started_as_its_contract_says() -> None:
+    server = step(pod(), "phi")
+    assert server["image"] == "ghcr.io/kaito-python/kaito-serving:0.1.0-cu126"
+    assert server["command"] == ["python", "-m", "kaito_serving"]
+    assert server["args"] == [
+        "--pipeline", "text-generation",
+        "--pretrained_model_name_or_path", "/workspace/tfs/weights",
+        "--served_model_name", "phi-3-mini-4k-instruct",
+        "--torch_dtype", "auto",
+        "--host", "0.0.0.0",
+        "--port", "5000",
+    ]  # fmt: skip
+    env = {e["name"]: e.get("value") for e in server["env"]}
+    assert env["HOME"] == env["RAY_TMPDIR"] == "/tmp"
+    assert server["env"][0] == {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+    assert server["resources"] == {"requests": {"nvidia.com/gpu": "1"}, "limits": {"nvidia.com/gpu": "1"}}
+    assert server["ports"] == [{"name": "http", "containerPort": 5000, "protocol": "TCP"}]
+
+
+def test_the_startup_probe_asks_every_two_seconds_for_the_presets_time() -> None:
+    server = step(pod(), "phi")
+    startup = server["startupProbe"]
+    assert startup["httpGet"] == {"path": "/health", "port": 5000, "scheme": "HTTP"}
+    assert (startup["periodSeconds"], startup["failureThreshold"]) == (2, 900)
+    assert server["readinessProbe"]["httpGet"]["path"] == "/health"
+    assert server["livenessProbe"]["periodSeconds"] > server["readinessProbe"]["periodSeconds"]
+
+
+def test_weights_come_out_of_the_model_image() -> None:
+    weights = step(pod(), "weights")
+    assert weights["image"] == "ghcr.io/kaito-python/kaito-hooks:0.1.0"
+    assert weights["command"] == ["python", "-m", "kaito_hooks.artifacts"]
+    assert weights["args"] == [
+        "weights",
+        "--image", "mcr.microsoft.com/aks/kaito/kaito-phi-3-mini-4k-instruct:0.0.2",
+        "--image-path", "/workspace/tfs/weights",
+        "--destination", "/workspace/tfs/weights",
+        "--architecture", "Phi3ForCausalLM",
+    ]  # fmt: skip
+    assert {"name": "weights", "mountPath": "/workspace/tfs/weights"} in weights["volumeMounts"]
+
+
+def test_the_server_cannot_write_the_weights() -> None:
+    mounts = {m["mountPath"]: m for m in step(pod(), "phi")["volumeMounts"]}
+    assert mounts["/workspace/tfs/weights"]["readOnly"] is True
+    assert set(mounts) == {"/tmp", "/dev/shm", "/workspace/tfs/weights"}
+    volumes = {v["name"]: v for v in pod()["volumes"]}
+    assert volumes["dshm"] == {"name": "dshm", "emptyDir": {"medium": "Memory"}}
+    assert volumes["tmp"] == {"name": "tmp", "emptyDir": {}}
+
+
+def test_nothing_in_the_pod_has_rights() -> None:
+    spec = pod(
+        inference=preset("phi-3-mini-4k-instruct") | {"adapters": [{"source": {"name": "a", "image": "r.io/x/a:1"}}]}
+    )
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] == spec["securityContext"]["fsGroup"] == 65532
+    for container in [*spec["initContainers"], *spec["containers"]]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+def test_a_private_image_is_read_with_its_own_secrets() -> None:
+    options = {"image": "r.io/own/llama:1", "imagePullSecrets": ["pull.b", "pull-a"]}
+    spec = pod(inference=preset("llama-2-7b", accessMode="private", presetOptions=options))
+    weights = step(spec, "weights")
+    assert weights["args"][:3] == ["weights", "--image", "r.io/own/llama:1"]
+    configs = [weights["args"][i + 1] for i, a in enumerate(weights["args"]) if a == "--docker-config"]
+    folder = "/var/run/secrets/kaito.sh/registry"
+    assert configs == [f"{folder}/pull-a/.dockerconfigjson", f"{folder}/pull.b/.dockerconfigjson"]
+    secrets = {v["name"]: v["secret"]["secretName"] for v in spec["volumes"] if "secret" in v}
+    mounted = {m["mountPath"]: secrets[m["name"]] for m in weights["volumeMounts"] if m["name"] in secrets}
+    assert mounted == {f"{folder}/pull-a": "pull-a", f"{folder}/pull.b": "pull.b"}
+    assert not any(m["name"] in secrets for m in step(spec, "phi")["volumeMounts"])
+
+
+def test_weights_come_from_the_hub_with_a_token() -> None:
+    spec = pod(inference=preset("from-hub"))
+    args = step(spec, "weights")["args"]
+    assert args == [
+        "weights",
+        "--hugging-face", "own/model",
+        "--revision", "a" * 40,
+        "--destination", "/workspace/tfs/weights",
+        "--token-file", "/var/run/secrets/kaito.sh/huggingface/token",
+        "--architecture", "LlamaForCausalLM",
+    ]  # fmt: skip
+    assert {"name": "hub-token", "secret": {"secretName": "hub", "defaultMode": 0o440}} in spec["volumes"]
+
+
+def test_weights_on_a_volume_are_only_checked() -> None:
+    spec = pod(inference=preset("from-volume"))
+    weights = step(spec, "weights")
+    assert weights["args"] == ["weights", "--volume", "/workspace/tfs/weights"]
+    mount = {"name": "weights", "mountPath": "/workspace/tfs/weights", "subPath": "phi/3", "readOnly": True}
+    assert mount in weights["volumeMounts"]
+    assert mount in step(spec, "phi")["volumeMounts"]
+    assert {"name": "weights", "persistentVolumeClaim": {"claimName": "models", "readOnly": True}} in spec["volumes"]
+
+
+def test_each_adapter_is_pulled_by_a_step_with_only_its_own_secrets() -> None:
+    adapters = [
+        {"source": {"name": "b", "image": "r.io/x/b:1", "imagePullSecrets": ["for-b"]}, "strength": "0.5"},
+        {"source": {"name": "a", "image": "r.io/x/a@sha256:" + "0" * 64}},
+    ]
+    spec = pod(inference=preset("phi-3-mini-4k-instruct") | {"adapters": adapters})
+    assert [c["name"] for c in spec["initContainers"]] == ["weights", "adapter-b", "adapter-a"]
+    with_secret, without = step(spec, "adapter-b"), step(spec, "adapter-a")
+    assert with_secret["args"] == [
+        "pull", "--image", "r.io/x/b:1", "--destination", "/mnt/adapter/b",
+        "--docker-config", "/var/run/secrets/kaito.sh/registry/for-b/.dockerconfigjson",
+    ]  # fmt: skip
+    assert without["args"][-1] == "/mnt/adapter/a"
+    registry = {v["name"] for v in spec["volumes"] if "secret" in v}
+    assert [m["name"] in registry for m in with_secret["volumeMounts"]].count(True) == 1
+    assert not any(m["name"] in registry for m in without["volumeMounts"])
+    args = step(spec, "phi")["args"]
+    assert args[args.index("--adapters_dir") + 1] == "/mnt/adapter"
+    assert json.loads(args[args.index("--adapter_strengths") + 1]) == {"a": 1.0, "b": 0.5}
+
+
+def test_pods_run_on_their_own_nodes_or_on_nobodys() -> None:
+    terms = pod()["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    wanted = {"key": "apps", "operator": "In", "values": ["phi-3"]}
+    assert terms == [
+        {
+            "matchExpressions": [
+                wanted,
+                {"key": "kaito.sh/workspace", "operator": "In", "values": ["phi"]},
+                {"key": "kaito.sh/workspacenamespace", "operator": "In", "values": ["models"]},
+            ]
+        },
+        {"matchExpressions": [wanted, {"key": "kaito.sh/workspace", "operator": "DoesNotExist"}]},
+    ]
+    assert pod()["tolerations"] == [
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+        {"key": "sku", "operator": "Equal", "value": "gpu", "effect": "NoSchedule"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("instance_type", "gpus", "forced", "variant", "requested"),
+    [
+        ("Standard_NC6s_v3", 1, "", "cu126", "1"),
+        ("Standard_NC12s_v3", 2, "", "cu126", "2"),
+        ("Standard_NC24ads_A100_v4", 1, "", "cu126", "1"),
+        ("Standard_NC6s_v3", 1, "cpu", "cpu", "1"),
+        ("Standard_Nnew", 3, "", "cu126", "3"),
+        ("Standard_D8s_v5", 0, "", "cpu", None),
+    ],
+)
+def test_image_and_gpus_follow_the_instance_type(
+    instance_type: str, gpus: int, forced: str, variant: str, requested: str | None
+) -> None:
+    resource = workspace_object()["resource"] | {"instanceType": instance_type}
+    settings = Settings(images=Images(variant=forced))
+    server = step(pod(settings, resource=resource, gpus=gpus, node_type=instance_type), "phi")
+    assert server["image"].endswith(f":0.1.0-{variant}")
+    assert server["resources"].get("limits", {}).get("nvidia.com/gpu") == requested
+
+
+def test_settings_reach_the_pod() -> None:
+    settings = Settings(
+        images=Images(pull_secrets=("mine",), pull_policy="Always"),
+        serving=Serving(
+            resources={"requests": {"cpu": "2"}, "limits": {"memory": "8Gi"}},
+            extra_args=("--max_waiting", "9"),
+            extra_env=({"name": "X", "value": "1"},),
+        ),
+        registries=Registries(mirrors={"docker.io": "http://10.0.0.1:5000/docker.io"}, plain_http=("10.0.0.1:5000",)),
+    )
+    spec = pod(settings)
+    server = step(spec, "phi")
+    assert spec["imagePullSecrets"] == [{"name": "mine"}]
+    assert server["imagePullPolicy"] == "Always"
+    assert server["resources"] == {
+        "requests": {"cpu": "2", "nvidia.com/gpu": "1"},
+        "limits": {"memory": "8Gi", "nvidia.com/gpu": "1"},
+    }
+    assert server["args"][-2:] == ["--max_waiting", "9"]
+    assert server["env"][-1] == {"name": "X", "value": "1"}
+    env = {e["name"]: e.get("value") for e in step(spec, "weights")["env"]}
+    assert json.loads(env["KAITO_REGISTRIES"]) == {
+        "mirrors": {"docker.io": "http://10.0.0.1:5000/docker.io"},
+        "plainHTTP": ["10.0.0.1:5000"],
+        "caBundle": "",
+    }
+
+
+def test_gpus_are_never_wanted_twice_at_a_roll_out() -> None:
+    found = deployment(resource=workspace_object()["resource"] | {"count": 1})["spec"]
+    assert found["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
+    assert found["selector"] == {"matchLabels": {"kaito.sh/workspace": "phi"}}
+    assert found["progressDeadlineSeconds"] == 1800

@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+
+from kaito_hooks.workspace.configuration import load, process, read
+from kaito_hooks.workspace.errors import SettingsError
+
+
+def test_the_charts_configuration_is_read() -> None:
+    settings = read(
+        {
+            "nodeAPI": "NodeClaim",
+            "nodeClaim": {
+                "nodeClassRef": {"group": "karpenter.kwok.sh", "kind": "KWOKNodeClass", "name": "default"},
+                "extraRequirements": [{"key": "a", "operator": "In", "values": ["b"]}],
+                "diskRequestKey": "",
+            },
+            "images": {"hooks": "h:1", "serving": {"cpu": "s:1"}, "variant": "cpu", "pullSecrets": ["p"]},
+            "presetRegistry": "r.io/presets/",
+            "registries": {"mirrors": {"docker.io": "http://m"}, "plainHTTP": ["m:5000"], "caBundle": "PEM"},
+            "serving": {"resources": {"limits": {"memory": "1Gi"}}, "extraArgs": ["--x"], "extraEnv": []},
+            "tuning": {"pushDeadline": "24h", "download": {"allowedPrivateCIDRs": ["10.0.0.0/8"]}},
+            "networkPolicy": {"enabled": False},
+            "timeouts": {"gpuPlugin": "90s", "buyBackoffMax": "1h30m"},
+            "workers": 2,
+        },
+        {"CLOUD_PROVIDER": "aws", "RELEASE_NAMESPACE": "kaito"},
+    )
+    assert settings.node_api == "NodeClaim"
+    assert settings.node_claims.node_class.kind == "KWOKNodeClass"
+    assert settings.node_claims.disk_request_key == ""
+    assert settings.images.serving["cpu"] == "s:1"
+    assert settings.preset_registry == "r.io/presets"
+    assert settings.registries.plain_http == ("m:5000",)
+    assert settings.tuning.push_deadline == 86400
+    assert settings.network_policy is False
+    assert (settings.timeouts.gpu_plugin, settings.timeouts.buy_backoff_max) == (90, 5400)
+    assert (settings.cloud, settings.release_namespace, settings.workers) == ("aws", "kaito", 2)
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"nodeApi": "Machine"}, "nodeApi is not known; known keys are"),
+        ({"images": {"servings": {}}}, "images.servings is not known"),
+        ({"timeouts": {"gpuPlugin": "soon"}}, "timeouts.gpuPlugin is 'soon', not a duration such as 30s"),
+        ({"nodeAPI": "Karpenter"}, "nodeAPI is 'Karpenter', not one of Machine, NodeClaim, none"),
+        ({"workers": 0}, "workers is 0, not a whole number above 0"),
+        ({"workers": True}, "workers is True"),
+        ({"serving": []}, "serving is [], not a mapping"),
+        ({"networkPolicy": {"enabled": "yes"}}, "networkPolicy.enabled is 'yes', not true or false"),
+        ({"images": {"serving": {"gpu": "x"}}}, "images.serving.gpu"),
+        ("text", "the document is 'text', not a mapping"),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_names_the_key(document: object, words: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        read(document, {})
+    assert words in str(error.value)
+
+
+def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot read the configuration"):
+        load(tmp_path / "none.yaml", {})
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [")
+    with pytest.raises(SettingsError, match="is no YAML"):
+        load(broken, {})
+
+
+def test_leader_election_needs_a_namespace_unless_it_is_off() -> None:
+    with pytest.raises(SettingsError, match="LEADER_ELECTION_NAMESPACE"):
+        process({})
+    assert process({"DISABLE_LEADER_ELECTION": "true"}).leader_election is None
+    election = process({"LEADER_ELECTION_NAMESPACE": "kaito", "LEADER_ELECTION_NAME": "x"}).leader_election
+    assert election is not None
+    assert (election.namespace, election.name) == ("kaito", "x")
+
+
+def test_a_port_that_is_none_is_refused() -> None:
+    with pytest.raises(SettingsError, match="METRICS_PORT is 'http', not a port number"):
+        process({"DISABLE_LEADER_ELECTION": "true", "METRICS_PORT": "http"})

@@ -1,0 +1,91 @@
+"""Asking a tuning Pod how far it is: an honest answer, none, or one that never ends."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from kaito_hooks.workspace.tuning.progress import describe, fetch
+
+ANSWERS = {"good": json.dumps({"phase": "Training"}), "list": "[]", "broken": "{"}
+
+
+@pytest.fixture
+def answering(request: pytest.FixtureRequest) -> Iterator[int]:
+    kind = request.param
+    over = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            while kind == "slow header" and not over.wait(0.05):
+                self.wfile.write(b"H")
+            self.send_response(500 if kind == "error" else 200)
+            self.end_headers()
+            if kind == "drip":
+                while not over.wait(0.05):
+                    self.wfile.write(b" ")
+            self.wfile.write(ANSWERS.get(kind, "{}").encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    yield server.server_address[1]
+    over.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("answering", ["good"], indirect=True)
+def test_the_answer_is_read(answering: int) -> None:
+    assert fetch("127.0.0.1", answering) == {"phase": "Training"}
+
+
+@pytest.mark.parametrize("answering", ["list", "broken", "error"], indirect=True)
+def test_what_is_no_progress_counts_as_no_answer(answering: int) -> None:
+    assert fetch("127.0.0.1", answering) is None
+
+
+@pytest.mark.parametrize("answering", ["drip", "slow header"], indirect=True)
+def test_an_answer_that_drips_does_not_hold_the_controller(answering: int) -> None:
+    began = time.monotonic()
+    assert fetch("127.0.0.1", answering, limit=0.3) is None
+    assert time.monotonic() - began < 2
+
+
+def test_nobody_there_counts_as_no_answer() -> None:
+    assert fetch("127.0.0.1", 1, limit=0.3) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        (
+            {
+                "phase": "Training",
+                "progressPercentage": 42,
+                "epoch": 0.0,
+                "epochs": 3,
+                "estimatedRemainingSeconds": 720,
+                "metrics": {"loss": 1.2345},
+            },
+            "epoch 1/3, 42 %, loss 1.23, 12 min left",
+        ),
+        ({"phase": "Training", "epoch": 3.0, "epochs": 3.0, "progressPercentage": 100}, "epoch 3/3, 100 %"),
+        ({"phase": "Training", "estimatedRemainingSeconds": 59}, "59 s left"),
+        ({"phase": "Training", "estimatedRemainingSeconds": 12000}, "3 h 20 min left"),
+        ({"phase": "Training", "epoch": "x", "metrics": {"loss": float("nan")}, "progressPercentage": None}, ""),
+        ({"phase": "LoadingModel", "progressPercentage": 0}, "loading the model"),
+        ({}, ""),
+    ],
+)
+def test_progress_is_told_in_a_few_words(said: dict[str, object], text: str) -> None:
+    assert describe(said) == text

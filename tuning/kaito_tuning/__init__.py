@@ -1,0 +1,1 @@
+"""The LoRA and QLoRA job: configuration, data checks, training, progress, export."""
