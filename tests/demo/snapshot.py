@@ -14,6 +14,7 @@ from kaito_local.network import SLOTS, Network
 _SYSCTLS = ("vm", "kernel", "net/ipv4", "net/ipv6", "net/bridge", "net/netfilter")
 # Counters and random numbers, which differ between two looks.
 _VOLATILE = ("random/", "ns_last_pid", "nf_conntrack_count", "pty/nr", "stat_refresh", "sched_domain")
+_COUNTED = re.compile(r"\[\d+:\d+\]|packets \d+ bytes \d+")
 
 
 def machine_state() -> dict[str, set[str]]:
@@ -74,8 +75,9 @@ def _lines(*command: str) -> set[str]:
         said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     except FileNotFoundError:
         return set()
-    # Comments of iptables-save carry the time.
-    return {line.strip() for line in said.splitlines() if line.strip() and not line.startswith("#")}
+    # Comments of iptables-save carry the time, its chains and nft's rules count packets.
+    lines = (_COUNTED.sub("", line).strip() for line in said.splitlines() if not line.startswith("#"))
+    return {line for line in lines if line}
 
 
 def _mounts() -> set[str]:

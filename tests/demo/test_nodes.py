@@ -80,8 +80,8 @@ def resolve(name: str, *, server: str) -> str:
     question = struct.pack(">6H", 1, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">2H", 1, 1)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as query:
         query.settimeout(1)
-        query.sendto(question, (server, 53))
         try:
+            query.sendto(question, (server, 53))
             return socket.inet_ntoa(query.recv(512)[-4:])
         except OSError:
             return ""
@@ -185,7 +185,7 @@ def test_a_killed_program_of_a_node_is_started_again(shared: NodeCluster, progra
 
     def restarted() -> bool:
         found = next(status for status in node.programs() if status.name == program)
-        return found.starts == before.starts + 1 and found.pid not in (0, before.pid)
+        return found.starts > before.starts and found.pid not in (0, before.pid)
 
     eventually(restarted, timeout=20)
     eventually(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.demo.local_cluster import KAITO
-from tests.demo.snapshot import difference, machine_state
+from tests.demo.snapshot import difference, machine_state, running_clusters
 
 # The first `kaito up` on a machine builds its images.
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(1200)]
@@ -40,15 +40,16 @@ def processes_naming(text: str) -> list[str]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="real nodes need root")
 def test_down_leaves_nothing_behind(tmp_path: Path) -> None:
+    others = running_clusters()
     before = machine_state()
     up = kaito(tmp_path, "up", "--name", "fleeting", "--no-charts")
     assert up.returncode == 0, up.stderr
     again = kaito(tmp_path, "up", "--name", "fleeting", "--no-charts")
     assert again.returncode == 0, again.stderr
-    assert difference(before, machine_state()) != {}
+    assert difference(before, machine_state(), besides=others) != {}
     down = kaito(tmp_path, "down", "--name", "fleeting", "--purge")
     assert down.returncode == 0, down.stderr
-    assert difference(before, machine_state()) == {}
+    assert difference(before, machine_state(), besides=others) == {}
     assert processes_naming(str(tmp_path)) == []
     assert list(tmp_path.rglob("*")) == []
 
@@ -64,6 +65,7 @@ def test_down_leaves_nothing_behind(tmp_path: Path) -> None:
     ],
 )
 def test_an_interruption_leaves_nothing_behind(tmp_path: Path, moment: str) -> None:
+    others = running_clusters()
     before = machine_state()
     up = subprocess.Popen(
         [str(KAITO), "up", "--name", "interrupted"],
@@ -86,5 +88,5 @@ def test_an_interruption_leaves_nothing_behind(tmp_path: Path, moment: str) -> N
         raise
     assert "Traceback" not in "".join(said)
     assert len([line for line in said if line.startswith("kaito: ")]) == 1, said
-    assert difference(before, machine_state()) == {}
+    assert difference(before, machine_state(), besides=others) == {}
     assert processes_naming(str(tmp_path)) == []

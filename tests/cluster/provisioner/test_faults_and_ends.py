@@ -104,7 +104,7 @@ def test_two_nodes_of_one_pool_are_reported(cloud: Emulator, provisioners: Provi
 def test_a_dead_node_is_repaired_within_its_timeout(
     cloud: Emulator, provisioners: Provisioners, claims: Claims, admin: Client
 ) -> None:
-    cloud.fault(target="machine", machine={"not_ready_after": 3.0})
+    cloud.fault(target="machine", machine={"not_ready_after": 6.0})
     provisioners.start(cloud, nodeAPI=claims.kind, nodeRepairTimeout="4s")
     claims.ask("ws0000000e7")
     claims.until_ready("ws0000000e7")

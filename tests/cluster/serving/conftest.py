@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from tests.eventually import eventually
 
 from kaito_local.tinymodel import cached
 
@@ -86,16 +87,19 @@ class Server:
         return found
 
     def only(self, title: str) -> psutil.Process:
-        """The one process whose command line holds `title`."""
-        found = []
-        for process in self.processes():
-            try:
-                if title in " ".join(process.cmdline()):
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.ZombieProcess):
-                continue
-        assert len(found) == 1, f"{title}: {found}"
-        return found[0]
+        """The one process whose command line holds `title`; a predecessor that still drains may take its time."""
+
+        def alone() -> psutil.Process | None:
+            found = []
+            for process in self.processes():
+                try:
+                    if title in " ".join(process.cmdline()):
+                        found.append(process)
+                except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                    continue
+            return found[0] if len(found) == 1 else None
+
+        return eventually(alone, timeout=30, what=f"not one process of {title}")
 
 
 @pytest.fixture(scope="session")
