@@ -42,8 +42,8 @@ demo: python ## a whole cluster on this machine, the quick start, and an answer 
 test: .venv/.ready ## all tests: unit, real API server, the quick start end to end
 	.venv/bin/python -m kaito_local.gotools
 	failed=0; \
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile tests/unit tests/cluster --ignore=tests/cluster/serving || failed=1; \
-	.venv/bin/python -m pytest tests/cluster/serving tests/demo || failed=1; \
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile tests/unit tests/cluster --ignore=tests/cluster/serving || { failed=$$?; test $$failed = 1; }; \
+	.venv/bin/python -m pytest tests/cluster/serving tests/demo || failed=$$?; \
 	exit $$failed
 
 test-unit: .venv/.ready ## the tests that need no cluster

@@ -89,7 +89,11 @@ null removes a preset, and weights replace ours as a whole, because they have on
 */}}
 {{- define "kaito.presets" -}}
 {{- $presets := dict }}
-{{- range $path, $_ := .Files.Glob "presets/models/*.yaml" }}
+{{- $files := .Files.Glob "presets/models/*.yaml" }}
+{{- if not $files }}
+{{- fail "the chart holds no presets: in a checkout, charts/kaito/presets must be a symbolic link to ../../presets; check it out again after git config core.symlinks true" }}
+{{- end }}
+{{- range $path, $_ := $files }}
 {{- $presets = merge $presets ($.Files.Get $path | fromYaml) }}
 {{- end }}
 {{- range $name, $change := .Values.presets }}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -20,3 +21,16 @@ def test_the_templates_render_what_their_suites_say(chart: str) -> None:
         [str(program), str(ROOT / "charts" / chart)], capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_chart_without_its_presets_is_not_installed(tmp_path: Path) -> None:
+    """A checkout that knows no symbolic links has a file in the link's place."""
+    helm = gotools.ensure(["helm"], tools=ROOT / "tools", cache=cache_folder())["helm"]
+    chart = tmp_path / "kaito"
+    shutil.copytree(ROOT / "charts" / "kaito", chart, symlinks=True)
+    (chart / "presets").unlink()
+    (chart / "presets").write_text("../../presets")
+    command = [str(helm), "template", "kaito", str(chart), "--kube-version", "1.34.0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode != 0
+    assert "charts/kaito/presets must be a symbolic link to ../../presets" in done.stderr
