@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
 
@@ -89,12 +90,14 @@ def run(options: Options, *, die: Callable[[str], object]) -> None:
 
     ``die`` ends this process with a sentence at once; a thread calls it when Ray itself has died.
     """
-    stop, over = threading.Event(), threading.Event()
+    over = threading.Event()
+    # A handler may interrupt this thread while it holds an Event's lock; a SimpleQueue bears that.
+    asked: SimpleQueue[int] = SimpleQueue()
     reasons: list[str] = []
 
     def on_signal(number: int, _: FrameType | None) -> None:
         reasons.append(signal.Signals(number).name)
-        stop.set()
+        asked.put(number)
 
     def listen() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -117,13 +120,13 @@ def run(options: Options, *, die: Callable[[str], object]) -> None:
     threading.Thread(target=_guard, args=(vital, over, die), name="guard", daemon=True).start()
     handle = None
     try:
-        if not stop.is_set():
+        if not reasons:
             handle = _deploy(serve, options, gpus=int(ray.cluster_resources().get("GPU", 0)), processors=processors)
             listen()
-            _watch(handle, stop, started=started)
+            _watch(handle, asked, started=started)
     finally:
         _LOG.info("Stopping (%s).", ", ".join(reasons) or "failed")
-        if handle is not None and stop.is_set():
+        if handle is not None and reasons:
             _drain(serve, options.drain_s)
         serve.shutdown()
         over.set()
@@ -215,10 +218,11 @@ def _replicas(options: Options, gpus: int) -> int:
     return gpus if needed < smallest else 1
 
 
-def _watch(handle: Any, stop: threading.Event, *, started: Sequence[psutil.Process]) -> None:
+def _watch(handle: Any, asked: SimpleQueue[int], *, started: Sequence[psutil.Process]) -> None:
+    """Returns after a signal; StartupError or ServerFailed when the model cannot be served."""
     ready = False
     processes: set[int] = set()
-    while not stop.wait(_LOOK_EVERY):
+    while not _came(asked, within=_LOOK_EVERY):
         _bury_orphans(started)
         if ready:
             continue
@@ -233,6 +237,14 @@ def _watch(handle: Any, stop: threading.Event, *, started: Sequence[psutil.Proce
         if state["phase"] == "ready":
             ready = True
             _LOG.info("The model answers.")
+
+
+def _came(asked: SimpleQueue[int], *, within: float) -> bool:
+    try:
+        asked.get(timeout=within)
+    except Empty:
+        return False
+    return True
 
 
 def _startup(handle: Any) -> dict[str, Any] | None:

@@ -153,7 +153,15 @@ def main() -> int:
     debug = os.environ.get("DEBUG_MODE", "").lower() == "true"
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     stop = Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    asked = False
+
+    def on_signal(*_: object) -> None:
+        nonlocal asked
+        if not asked:  # a second signal may interrupt the first one's hold of the event's lock
+            asked = True
+            stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
     scratch = Path(tempfile.mkdtemp(prefix="kaito-tuning-"))
     os.environ.setdefault("HF_HOME", str(scratch))
     os.environ |= {

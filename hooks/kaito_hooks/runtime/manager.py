@@ -13,6 +13,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable
+from queue import SimpleQueue
 from types import FrameType
 from typing import Protocol
 
@@ -267,13 +268,23 @@ def run_until_signal(manager: Manager) -> int:
     Returns the process's exit code. Only from the main thread.
     """
     stop = threading.Event()
+    # A handler may interrupt this thread while it holds the event's lock, and itself; a SimpleQueue bears that.
+    received: SimpleQueue[int] = SimpleQueue()
+    asked = False
 
-    def asked(number: int, _: FrameType | None) -> None:
-        if stop.is_set():
+    def on_signal(number: int, _: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
             raise SystemExit(128 + number)
+        asked = True
+        received.put(number)
+
+    def pass_on() -> None:
+        received.get()
         stop.set()
 
-    previous = {number: signal.signal(number, asked) for number in (signal.SIGTERM, signal.SIGINT)}
+    threading.Thread(target=pass_on, name="signals", daemon=True).start()
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         return manager.run(stop)
     finally:

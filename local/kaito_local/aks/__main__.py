@@ -9,9 +9,8 @@ import argparse
 import logging
 import signal
 import sys
-import threading
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
 
 from kaito_local.aks.emulator import Emulator
 from kaito_local.aks.settings import load
@@ -26,13 +25,9 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    ended = threading.Event()
-
-    def end(*_: Any) -> None:
-        ended.set()
-
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
+    signals: SimpleQueue[int] = SimpleQueue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: signals.put(received))
     try:
         emulator = Emulator(load(arguments.config))
     except LocalError as error:
@@ -41,7 +36,7 @@ def main() -> int:
     with emulator:
         endpoints = emulator.endpoints
         print(f"ARM {endpoints.arm}, control {endpoints.control}, CA {endpoints.authority}", flush=True)
-        ended.wait()
+        signals.get()
     return 0
 
 

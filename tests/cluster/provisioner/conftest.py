@@ -159,13 +159,17 @@ class Provisioner:
         self.process.wait(10)
 
     def stop(self) -> int:
-        """SIGTERM, as the kubelet sends it; the exit code."""
+        """SIGTERM, as the kubelet sends it; the exit code. One that does not end tells where its threads are."""
         if self.process.poll() is None:
             self.process.terminate()
+        return self.end()
+
+    def end(self) -> int:
+        """The exit code of a process that was asked to stop, or was killed."""
         try:
             return self.process.wait(30)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            self.process.send_signal(signal.SIGABRT)
             return self.process.wait(10)
 
     def logged(self) -> str:
@@ -216,6 +220,7 @@ class Provisioners:
                     "HEALTH_PROBE_PORT": "0",
                     "BIND_ADDRESS": "127.0.0.1",
                     "POD_NAME": f"provisioner-{number}",
+                    "PYTHONFAULTHANDLER": "1",
                     "DISABLE_LEADER_ELECTION": "" if lead else "true",
                     "LEADER_ELECTION_LEASE_DURATION": "3s",
                     "LEADER_ELECTION_RENEW_DEADLINE": "2s",
@@ -241,8 +246,9 @@ class Provisioners:
         for provisioner in self.running:
             if provisioner.process.poll() is None:
                 provisioner.process.terminate()
-        for provisioner in self.running:
-            provisioner.stop()
+        ends = [(provisioner.end(), provisioner) for provisioner in self.running]
+        for code, provisioner in ends:
+            assert code != -signal.SIGABRT, f"it did not end within 30 s of SIGTERM:\n{provisioner.logged()[-6000:]}"
 
 
 @pytest.fixture

@@ -10,27 +10,25 @@ from kaito_hooks.runtime import Client
 from kaito_local.aks import Emulator
 
 
-def life(cloud: Emulator, provisioners: Provisioners, claims: Claims, admin: Client, name: str) -> None:
-    """From wherever the first process died to the end, by another one."""
+def test_killed_before_the_answer_to_the_put_arrives(
+    cloud: Emulator, provisioners: Provisioners, claims: Claims, admin: Client
+) -> None:
+    """Another process takes over, before or after the cloud has dealt with the request."""
+    name = "ws0000000b2"
+    fault = cloud.fault(method="PUT", delay=5.0)
+    first = provisioners.start(cloud, nodeAPI=claims.kind)
+    claims.ask(name)
+    eventually(lambda: not cloud.faults.waiting(), timeout=30)
+    first.kill()
     provisioners.start(cloud, nodeAPI=claims.kind)
     claims.until_ready(name)
+    eventually(lambda: any(request["fault"] == fault.id for request in cloud.requests()), timeout=30)
     assert created(cloud) == [name]
     claims.delete(name)
     claims.until_gone(name)
     assert cloud.agent_pools() == []
     assert nodes_of(admin, name) == []
     assert created(cloud) == [name]
-
-
-def test_killed_before_the_answer_to_the_put_arrives(
-    cloud: Emulator, provisioners: Provisioners, claims: Claims, admin: Client
-) -> None:
-    cloud.fault(method="PUT", delay=5.0)
-    first = provisioners.start(cloud, nodeAPI=claims.kind)
-    claims.ask("ws0000000b2")
-    eventually(lambda: cloud.agent_pools() or not cloud.faults.waiting(), timeout=30)
-    first.kill()
-    life(cloud, provisioners, claims, admin, "ws0000000b2")
 
 
 @pytest.mark.soak
