@@ -185,7 +185,7 @@ def test_a_killed_program_of_a_node_is_started_again(shared: NodeCluster, progra
 
     def restarted() -> bool:
         found = next(status for status in node.programs() if status.name == program)
-        return found.starts > before.starts and found.pid not in (0, before.pid)
+        return found.starts == before.starts + 1 and found.pid not in (0, before.pid)
 
     eventually(restarted, timeout=20)
     eventually(

@@ -84,11 +84,11 @@ def test_chat_answers_from_a_throw_away_curl_pod(cluster: Cluster, served: str) 
                 timeout=120,
             )
         printed.append(done.stdout)
-        cluster.kubectl("delete", "pod", "curl", "--ignore-not-found", "--now")
         said = re.search(r'\{"Result":.*?"\}', done.stdout)
         if said:
             assert json.loads(said[0])["Result"].startswith("What is Kubernetes?")
             return
+        cluster.kubectl("delete", "pod", "curl", "--ignore-not-found", "--now")
     raise AssertionError(printed)
 
 
