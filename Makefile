@@ -32,7 +32,7 @@ python:
 
 # On a fresh machine the Go programs are built while pip downloads; kaito waits for what is not ready then.
 demo: python ## a whole cluster on this machine, the quick start, and an answer from /chat
-	PYTHONPATH=local $(PYTHON) -m kaito_local.gotools cluster & builder=$$!; \
+	PYTHONPATH=local $(PYTHON) -m kaito_local.machine.gotools cluster & builder=$$!; \
 	trap 'kill $$builder 2>/dev/null || true' EXIT; \
 	make --no-print-directory .venv/.ready; \
 	.venv/bin/kaito demo
@@ -40,7 +40,7 @@ demo: python ## a whole cluster on this machine, the quick start, and an answer 
 # Tests that serve models or boot nodes have the machine for themselves; the others mostly wait, and run side by side,
 # where torch's threads would only wait for each other.
 test: .venv/.ready ## all tests: unit, real API server, the quick start end to end
-	.venv/bin/python -m kaito_local.gotools
+	.venv/bin/python -m kaito_local.machine.gotools
 	failed=0; \
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile tests/unit tests/cluster --ignore=tests/cluster/serving || { failed=$$?; test $$failed = 1; }; \
 	.venv/bin/python -m pytest tests/cluster/serving tests/demo || failed=$$?; \
@@ -50,15 +50,15 @@ test-unit: .venv/.ready ## the tests that need no cluster
 	.venv/bin/python -m pytest tests/unit
 
 soak: .venv/.ready ## provisioners killed at every request, a hundred leaders killed, 200 claims at once: many minutes
-	.venv/bin/python -m kaito_local.gotools
+	.venv/bin/python -m kaito_local.machine.gotools
 	.venv/bin/python -m pytest -s -m soak tests/cluster
 
 images: .venv/.ready ## build the images hooks, serving and tuning
-	.venv/bin/python -m kaito_local.images build --variants "$(VARIANTS)"
+	.venv/bin/python -m kaito_local.images.build build --variants "$(VARIANTS)"
 
 push: .venv/.ready ## publish the images: make push REGISTRY=registry.example.com/kaito
 	@test -n "$(REGISTRY)" || { echo "say where to: make push REGISTRY=registry.example.com/kaito" >&2; exit 1; }
-	.venv/bin/python -m kaito_local.images push --variants "$(VARIANTS)" --registry "$(REGISTRY)"
+	.venv/bin/python -m kaito_local.images.build push --variants "$(VARIANTS)" --registry "$(REGISTRY)"
 
 lint: .venv/.ready ## ruff, mypy, import rules
 	.venv/bin/ruff check $(SOURCES)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kaito_local import gotools
-from kaito_local.controlplane import ControlPlane
+from kaito_local.cluster.controlplane import ControlPlane
 from kaito_local.errors import CommandError
-from kaito_local.state import cache_folder
+from kaito_local.machine import gotools
+from kaito_local.machine.folders import cache_folder
 
 if TYPE_CHECKING:
     from kaito_hooks.runtime import Client

@@ -38,8 +38,8 @@ from tests.eventually import eventually
 
 from kaito_hooks.runtime import Client
 from kaito_hooks.workspace.resources import WORKSPACE
-from kaito_local import gotools
-from kaito_local.state import cache_folder
+from kaito_local.machine import gotools
+from kaito_local.machine.folders import cache_folder
 
 PLACE = "burst"
 WORKLOAD_DELAY = 1.0

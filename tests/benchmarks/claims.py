@@ -29,11 +29,11 @@ from tests.eventually import eventually
 
 from kaito_hooks.api.claim import Claim
 from kaito_hooks.runtime import Client
-from kaito_local import gotools
 from kaito_local.aks import Emulator
 from kaito_local.aks import Settings as CloudSettings
-from kaito_local.controlplane import ControlPlane
-from kaito_local.state import cache_folder
+from kaito_local.cluster.controlplane import ControlPlane
+from kaito_local.machine import gotools
+from kaito_local.machine.folders import cache_folder
 
 LEASES = {
     "LEADER_ELECTION_LEASE_DURATION": "15s",

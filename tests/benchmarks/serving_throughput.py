@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from kaito_local.tinymodel import cached
+from kaito_local.images.tinymodel import cached
 from kaito_serving.engine import GenRequest
 from kaito_serving.metrics import ServingMetrics
 from kaito_serving.model import LoadedModel, load

@@ -21,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from kaito_local.pki import Authority, write_kubeconfig
+from kaito_local.machine.pki import Authority, write_kubeconfig
 
 ROOT = Path(__file__).parents[2]
 

@@ -36,7 +36,7 @@ import yaml
 from kubernetes import config as kubernetes_config
 from kubernetes.client import Configuration
 
-from kaito_local.pki import Authority
+from kaito_local.machine.pki import Authority
 
 
 @dataclass(frozen=True, slots=True)

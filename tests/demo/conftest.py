@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.demo.local_cluster import KAITO, ROOT, Cluster, environment_of
 
-from kaito_local import preflight
+from kaito_local.cluster import preflight
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,13 +14,14 @@ from typing import Any
 
 from tests.eventually import eventually
 
-from kaito_local import dns
-from kaito_local.cluster import Cluster, reserve_network
-from kaito_local.controlplane import ControlPlane, Ports, Settings
-from kaito_local.node import SYSTEM_NODE_INDEX, Node, NodeSource, NodeSpec
-from kaito_local.oci import LAYER_TYPE, Layout
-from kaito_local.registry import Registry
-from kaito_local.supervisor import Program
+from kaito_local.cluster import dns
+from kaito_local.cluster.controlplane import ControlPlane, Ports, Settings
+from kaito_local.cluster.registry import Registry
+from kaito_local.images.build import COREDNS_IMAGE
+from kaito_local.images.oci import LAYER_TYPE, Layout
+from kaito_local.machine.supervisor import Program
+from kaito_local.nodes.cluster import Cluster, reserve_network
+from kaito_local.nodes.node import SYSTEM_NODE_INDEX, Node, NodeSource, NodeSpec
 
 ROOT = Path(__file__).parents[2]
 PAUSE = "registry.k8s.io/pause:3.10"
@@ -90,7 +91,7 @@ def bring_up(directory: Path, *, programs: Mapping[str, Path], pause: Path) -> N
     layout = Layout.open(directory.parent / "images")
     digests = {
         PAUSE: _image(layout, PAUSE, program=pause),
-        dns.IMAGE: _image(layout, dns.IMAGE, program=programs["coredns"]),
+        COREDNS_IMAGE: _image(layout, COREDNS_IMAGE, program=programs["coredns"]),
     }
     registry.publish(layout, digests)
     for child in plane.children:
@@ -126,7 +127,7 @@ def _web(name: str, *, pool: str, gpus: int, replicas: int) -> dict[str, Any]:
     labels = {"app": name}
     container = {
         "name": "web",
-        "image": dns.IMAGE,
+        "image": COREDNS_IMAGE,
         "args": ["-conf", "/web/Corefile"],
         "resources": {"limits": {"nvidia.com/gpu": str(gpus)} if gpus else {}},
         "readinessProbe": {"httpGet": {"path": "/health", "port": WEB_PORT}, "periodSeconds": 1},

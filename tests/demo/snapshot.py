@@ -7,8 +7,8 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from kaito_local.cluster import Cluster
-from kaito_local.network import SLOTS, Network
+from kaito_local.machine.network import SLOTS, Network
+from kaito_local.nodes.cluster import Cluster
 
 # Kernel settings that a misplaced kubelet, kube-proxy or CNI plugin would write.
 _SYSCTLS = ("vm", "kernel", "net/ipv4", "net/ipv6", "net/bridge", "net/netfilter")

@@ -15,13 +15,13 @@ import pytest
 from tests.demo.node_cluster import ROOT, NodeCluster, bring_up, build_pause
 from tests.eventually import eventually
 
-from kaito_local import gotools
 from kaito_local.aks.machines import Machines, MachineSpec
-from kaito_local.cluster import Cluster
-from kaito_local.namespaces import remove_link
-from kaito_local.node import Node
-from kaito_local.node_machines import NodeMachines
-from kaito_local.state import cache_folder
+from kaito_local.aks.node_machines import NodeMachines
+from kaito_local.machine import gotools
+from kaito_local.machine.folders import cache_folder
+from kaito_local.machine.namespaces import remove_link
+from kaito_local.nodes.cluster import Cluster
+from kaito_local.nodes.node import Node
 
 pytestmark = [
     pytest.mark.nodes,
@@ -84,8 +84,8 @@ def test_machines_survive_the_death_of_whoever_started_them(running: NodeCluster
         "import json, os, signal, sys\n"
         "from pathlib import Path\n"
         "from kaito_local.aks.machines import MachineSpec\n"
-        "from kaito_local.node import NodeSource\n"
-        "from kaito_local.node_machines import NodeMachines\n"
+        "from kaito_local.nodes.node import NodeSource\n"
+        "from kaito_local.aks.node_machines import NodeMachines\n"
         "programs, mirror, directory, spec = json.loads(sys.argv[1])\n"
         "source = NodeSource(programs={k: Path(v) for k, v in programs.items()}, mirror=mirror)\n"
         "machines = NodeMachines(Path(directory), source=source)\n"
@@ -124,8 +124,8 @@ def test_a_launcher_that_dies_before_its_process_is_released_leaves_none(tmp_pat
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from kaito_local.namespaces import launch\n"
-        "launched = launch('kaito_local.cluster_init', ['unused'], log=Path(sys.argv[1]))\n"
+        "from kaito_local.machine.namespaces import launch\n"
+        "launched = launch('kaito_local.nodes.cluster_init', ['unused'], log=Path(sys.argv[1]))\n"
         "print(launched.process.pid, flush=True)\n"
         "time.sleep(600)\n"
     )

@@ -20,11 +20,12 @@ from tests.demo.node_cluster import ROOT, NodeCluster, bring_up, build_pause
 from tests.demo.snapshot import difference, machine_state, running_clusters
 from tests.eventually import eventually
 
-from kaito_local import dns, gotools
-from kaito_local.cluster import Cluster
-from kaito_local.golden import ensure_golden
-from kaito_local.node import Node
-from kaito_local.state import cache_folder
+from kaito_local.images.build import COREDNS_IMAGE
+from kaito_local.machine import gotools
+from kaito_local.machine.folders import cache_folder
+from kaito_local.nodes.cluster import Cluster
+from kaito_local.nodes.golden import ensure_golden
+from kaito_local.nodes.node import Node
 
 pytestmark = [
     pytest.mark.nodes,
@@ -209,8 +210,8 @@ def test_a_killed_program_of_the_control_plane_is_started_again(shared: NodeClus
 
 
 def test_a_node_from_the_golden_root_pulls_nothing(shared: NodeCluster, home: Path) -> None:
-    golden = ensure_golden(home / "golden", [dns.IMAGE], mirror=shared.source.mirror)
-    assert ensure_golden(home / "golden", [dns.IMAGE], mirror=shared.source.mirror) == golden
+    golden = ensure_golden(home / "golden", [COREDNS_IMAGE], mirror=shared.source.mirror)
+    assert ensure_golden(home / "golden", [COREDNS_IMAGE], mirror=shared.source.mirror) == golden
     with_images = replace(shared, source=replace(shared.source, golden=golden))
     node = with_images.add_node("golden")
     shared.run_web("golden-web", pool="golden")

@@ -12,7 +12,7 @@ from tests.cluster.artifacts.registry_fixture import RunningRegistry, tar
 from tests.demo.local_cluster import Cluster
 from tests.eventually import eventually
 
-from kaito_local import tinymodel
+from kaito_local.images import tinymodel
 
 pytestmark = pytest.mark.nodes
 

@@ -4,9 +4,10 @@ The unmodified Azure SDK for Python drives it. Tests use `Emulator` in their pro
 same as a process of its own, told what to do on a second port (`control.py`).
 """
 
-from kaito_local.aks.emulator import Emulator, Endpoints
+from kaito_local.aks.emulator import Emulator
 from kaito_local.aks.faults import Fault, MachineFault, fault, ready_made
 from kaito_local.aks.machines import Machines, MachineSpec, NoMachines
+from kaito_local.aks.server import Endpoints
 from kaito_local.aks.settings import Durations, Identity, Limits, Settings
 
 __all__ = [

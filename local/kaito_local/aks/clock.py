@@ -16,7 +16,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kaito_local.pki import write_private
+from kaito_local.machine.pki import write_private
 
 _log = logging.getLogger(__name__)
 

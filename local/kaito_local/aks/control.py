@@ -19,22 +19,42 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kaito_local.aks.faults import fault, ready_made
+from kaito_local.aks.agentpools import AgentPools
+from kaito_local.aks.clock import Clock
+from kaito_local.aks.faults import FaultBook, fault, ready_made
 from kaito_local.aks.front import Answer, Request
-from kaito_local.aks.settings import Limits, build
+from kaito_local.aks.records import Ledger, Lines
+from kaito_local.aks.server import Endpoints
+from kaito_local.aks.settings import Limits, Settings, build
+from kaito_local.aks.tokens import Tokens
 from kaito_local.errors import UsageError
-
-if TYPE_CHECKING:
-    from kaito_local.aks.emulator import Emulator
 
 
 class Control:
     """Answers the control port; a call that means nothing gets 400 with a sentence."""
 
-    def __init__(self, emulator: Emulator) -> None:
-        self._emulator = emulator
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock,
+        pools: AgentPools,
+        ledger: Ledger,
+        faults: FaultBook,
+        tokens: Tokens,
+        log: Lines,
+        endpoints: Endpoints,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._pools = pools
+        self._ledger = ledger
+        self._faults = faults
+        self._tokens = tokens
+        self._log = log
+        self._endpoints = endpoints
 
     def answer(self, request: Request) -> Answer:
         """Never raises."""
@@ -45,57 +65,57 @@ class Control:
             return Answer(400, {"error": str(error)})
 
     def _answer(self, request: Request, body: dict[str, Any]) -> Answer:
-        emulator = self._emulator
         parts = [part for part in request.path.split("/") if part]
         match (request.method, *parts):
             case ("GET", "healthz"):
                 return Answer(200, {"ok": True})
             case ("GET", "endpoints"):
-                endpoints = emulator.endpoints
+                endpoints = self._endpoints
                 authority = str(endpoints.authority)
                 return Answer(200, {"arm": endpoints.arm, "control": endpoints.control, "authority": authority})
             case ("GET", "pools"):
-                return Answer(200, [pool.body(emulator.settings) for pool in emulator.agent_pools()])
+                return Answer(200, [pool.body(self._settings) for pool in self._pools.listing()])
             case ("GET", "requests"):
-                entries = emulator.requests(after=int(request.query.get("after", "0")))
+                entries = self._log.read(after=int(request.query.get("after", "0")))
                 text = "".join(json.dumps(entry) + "\n" for entry in entries)
                 return Answer(200, text, {"Content-Type": "application/x-ndjson"})
             case ("GET", "ledger"):
-                return Answer(200, [dataclasses.asdict(bill) for bill in emulator.bills()])
+                return Answer(200, [dataclasses.asdict(bill) for bill in self._ledger.bills()])
             case ("GET", "ledger", "events"):
-                return Answer(200, emulator.ledger.events())
+                return Answer(200, self._ledger.events())
             case ("GET", "faults"):
-                return Answer(200, [dataclasses.asdict(entry) for entry in emulator.faults.waiting()])
+                return Answer(200, [dataclasses.asdict(entry) for entry in self._faults.waiting()])
             case ("GET", "faults", "ready-made"):
                 return Answer(200, sorted(ready_made()))
             case ("POST", "faults"):
-                added = emulator.faults.add(fault(body.pop("name", ""), **body))
+                added = self._faults.add(fault(body.pop("name", ""), **body))
                 return Answer(201, dataclasses.asdict(added))
             case ("DELETE", "faults"):
-                emulator.faults.remove()
+                self._faults.remove()
                 return Answer(200, [])
             case ("DELETE", "faults", identifier):
-                emulator.faults.remove(identifier)
+                self._faults.remove(identifier)
                 return Answer(200, [])
             case ("GET", "limits"):
-                return Answer(200, dataclasses.asdict(emulator.pools.limits))
+                return Answer(200, dataclasses.asdict(self._pools.limits))
             case ("PUT", "limits"):
                 limits: Limits = build(Limits, body, where="limits")
-                emulator.set_limits(limits)
+                self._pools.limits = limits
                 return Answer(200, dataclasses.asdict(limits))
             case ("PUT", "locks"):
                 locks = body.get("locks")
                 if locks not in ("none", "pool", "cluster"):
                     raise UsageError(f"locks must be none, pool or cluster, not {locks!r}")
-                emulator.pools.locks = locks
+                self._pools.locks = locks
                 return Answer(200, {"locks": locks})
             case ("GET", "clock"):
-                return Answer(200, {"now": emulator.clock.text(), "speed": emulator.clock.speed})
+                return Answer(200, {"now": self._clock.text(), "speed": self._clock.speed})
             case ("POST", "clock"):
-                emulator.advance(float(body.get("advance", 0.0)))
-                return Answer(200, {"now": emulator.clock.text(), "speed": emulator.clock.speed})
+                self._clock.advance(float(body.get("advance", 0.0)))
+                self._pools.settle()
+                return Answer(200, {"now": self._clock.text(), "speed": self._clock.speed})
             case ("POST", "tokens", "revoke"):
-                emulator.tokens.revoke()
+                self._tokens.revoke()
                 return Answer(200, {})
             case _:
                 return Answer(404, {"error": f"the control port has no {request.method} {request.path}"})

@@ -6,8 +6,6 @@ import json
 import os
 import random
 import ssl
-from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -20,26 +18,14 @@ from kaito_local.aks.front import Front
 from kaito_local.aks.machines import Machines, NoMachines
 from kaito_local.aks.pool import Pool, Store
 from kaito_local.aks.records import Bill, Ledger, Lines
-from kaito_local.aks.server import Server
+from kaito_local.aks.server import Endpoints, Server
 from kaito_local.aks.settings import Limits, Settings
 from kaito_local.aks.tokens import Tokens
 from kaito_local.errors import UsageError
-from kaito_local.pki import Authority, write_private
-from kaito_local.ports import free_ports, is_free
+from kaito_local.machine.pki import Authority, write_private
+from kaito_local.machine.ports import free_ports, is_free
 
 _ENDPOINTS = "endpoints.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoints:
-    """Where an emulator answers.
-
-    ``arm`` serves ARM and tokens; ``authority`` is the file that its clients must trust.
-    """
-
-    arm: str
-    control: str
-    authority: Path
 
 
 class Emulator:
@@ -77,15 +63,27 @@ class Emulator:
         )
         port, control_port = _ports(settings)
         authority = Authority.open(folder / "pki", name="kaito-local-azure-ca")
+        self.endpoints = Endpoints(
+            arm=f"https://{settings.address}:{port}",
+            control=f"http://{settings.control_address}:{control_port}",
+            authority=authority.certificate.resolve(),
+        )
         self._server = Server(settings.address, port, answer=front.answer, tls=_tls(authority, settings))
         try:
-            self._control = Server(settings.control_address, control_port, answer=Control(self).answer)
+            control = Control(
+                settings,
+                clock=self.clock,
+                pools=self.pools,
+                ledger=self.ledger,
+                faults=self.faults,
+                tokens=self.tokens,
+                log=self._log,
+                endpoints=self.endpoints,
+            )
+            self._control = Server(settings.control_address, control_port, answer=control.answer)
         except BaseException:
             self._server.server_close()
             raise
-        self.endpoints = Endpoints(
-            arm=self._server.url, control=self._control.url, authority=authority.certificate.resolve()
-        )
 
     def start(self) -> Emulator:
         """Goes on with unfinished operations and begins to answer."""

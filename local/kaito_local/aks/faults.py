@@ -22,7 +22,7 @@ import yaml
 
 from kaito_local.aks.settings import build
 from kaito_local.errors import UsageError
-from kaito_local.pki import write_private
+from kaito_local.machine.pki import write_private
 
 Target = Literal["arm", "token", "machine"]
 

@@ -1,7 +1,7 @@
 """What an agent pool is made of: machines that join the cluster as Nodes.
 
-`Machines` is the seam between the emulated cloud and what really runs: `BareNodes` (bare_nodes.py) makes Node objects
-without anything behind them, `kaito_local.node_machines.NodeMachines` boots real nodes, `NoMachines` nothing at all.
+`Machines` is the seam between the emulated cloud and what really runs: `BareNodes` (bare_nodes.py) makes Node
+objects without anything behind them, `NodeMachines` (node_machines.py) boots real nodes, `NoMachines` nothing at all.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from kaito_local.aks.settings import build
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
-    """The fields of `kaito_local.node.NodeSource` and the cluster's folder.
+    """The fields of `kaito_local.nodes.node.NodeSource` and the cluster's folder.
 
     ``programs``: paths of kubelet and kube-proxy.
     """
@@ -31,8 +31,8 @@ class Nodes:
 def node_machines(configuration: Mapping[str, Any]) -> Machines:
     """Machines that boot nodes of a local cluster. Raises UsageError, StartError."""
     # Only who wants real nodes loads what they need.
-    from kaito_local.node import NodeSource
-    from kaito_local.node_machines import NodeMachines
+    from kaito_local.aks.node_machines import NodeMachines
+    from kaito_local.nodes.node import NodeSource
 
     nodes: Nodes = build(Nodes, configuration, where="nodes")
     source = NodeSource(

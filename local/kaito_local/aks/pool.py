@@ -13,7 +13,7 @@ from typing import Any
 
 from kaito_local.aks.clock import format_time
 from kaito_local.aks.settings import Settings
-from kaito_local.pki import write_private
+from kaito_local.machine.pki import write_private
 
 CREATING, UPDATING, SUCCEEDED, FAILED, CANCELED, DELETING = (
     "Creating",

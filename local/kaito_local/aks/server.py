@@ -9,6 +9,8 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kaito_local.aks.front import Answer, Request
@@ -17,6 +19,18 @@ from kaito_local.errors import StartError
 _log = logging.getLogger(__name__)
 _IDLE_SECONDS = 300.0
 _HANDSHAKE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where an emulator answers.
+
+    ``arm`` serves ARM and tokens; ``authority`` is the file that its clients must trust.
+    """
+
+    arm: str
+    control: str
+    authority: Path
 
 
 class Server(http.server.ThreadingHTTPServer):

@@ -22,7 +22,7 @@ from typing import Any
 
 from kaito_local.aks.errors import Refusal, arm_error
 from kaito_local.aks.settings import Identity
-from kaito_local.pki import write_private
+from kaito_local.machine.pki import write_private
 
 _ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 

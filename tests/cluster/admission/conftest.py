@@ -13,7 +13,7 @@ import yaml
 from tests.cluster.admission import rules_table
 
 from kaito_hooks.runtime import Client, NotFound, Resource, TooManyRequests
-from kaito_local.controlplane import ControlPlane
+from kaito_local.cluster.controlplane import ControlPlane
 
 CHARTS = Path(__file__).parents[3] / "charts"
 KINDS = (

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kaito_hooks.runtime import Client, Invalid, Obj, Resource
-from kaito_local.controlplane import ControlPlane
+from kaito_local.cluster.controlplane import ControlPlane
 
 MACHINE = Resource("karpenter.sh", "v1alpha5", "machines", "Machine", False)
 NODE_CLAIM = Resource("karpenter.sh", "v1", "nodeclaims", "NodeClaim", False)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kaito_local.controlplane import ControlPlane
+from kaito_local.cluster.controlplane import ControlPlane
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from kaito_hooks.runtime import Client, Obj, Resource
-from kaito_local.controlplane import ControlPlane
+from kaito_local.cluster.controlplane import ControlPlane
 
 CRD = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", False)
 WORKSPACE = Resource("kaito.sh", "v1alpha1", "workspaces", "Workspace", True)

@@ -13,7 +13,7 @@ from typing import TypeVar
 import pytest
 
 from kaito_hooks.runtime import Client, NotFound, Obj, Resource
-from kaito_local.controlplane import ControlPlane
+from kaito_local.cluster.controlplane import ControlPlane
 
 WORKSPACE = Resource("kaito.sh", "v1alpha1", "workspaces", "Workspace", True)
 MACHINE = Resource("karpenter.sh", "v1alpha5", "machines", "Machine", False)

@@ -11,7 +11,7 @@ import pytest
 from tests.cluster.admission.rules_table import Case, creations, updates
 
 from kaito_hooks.runtime import Client, Invalid, NotFound, Obj, Resource
-from kaito_local.controlplane import ControlPlane
+from kaito_local.cluster.controlplane import ControlPlane
 
 WORKSPACE = Resource("kaito.sh", "v1alpha1", "workspaces", "Workspace", True)
 POLICY = Resource(

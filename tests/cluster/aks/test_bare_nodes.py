@@ -14,7 +14,7 @@ from azure.core import MatchConditions
 from tests.unit.aks.sdk import gpu_pool, sdk
 
 from kaito_local.aks import Durations, Emulator, Settings
-from kaito_local.controlplane import ControlPlane
+from kaito_local.cluster.controlplane import ControlPlane
 
 WHERE = ("kaito", "kaito")
 FAST = Durations(create_gpu=0.2, delete=0.2, node_ready=0.2, gpu_delay=0.5)

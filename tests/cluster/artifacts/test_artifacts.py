@@ -20,10 +20,10 @@ from safetensors.numpy import save
 from tests.cluster.artifacts.registry_fixture import INDEX, MANIFEST, RunningRegistry, tar
 from tests.conftest import ROOT
 
-from kaito_local import gotools
-from kaito_local.ports import free_ports
-from kaito_local.registry import Registry
-from kaito_local.state import cache_folder
+from kaito_local.cluster.registry import Registry
+from kaito_local.machine import gotools
+from kaito_local.machine.folders import cache_folder
+from kaito_local.machine.ports import free_ports
 
 ARCHITECTURE = "Phi3ForCausalLM"
 CONFIG_JSON = json.dumps({"architectures": [ARCHITECTURE], "model_type": "phi3"}).encode()

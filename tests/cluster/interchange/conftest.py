@@ -16,9 +16,9 @@ from tests.eventually import eventually
 from kaito_hooks.api.claim import NodeAPI
 from kaito_hooks.runtime import Client, Informer, NotFound, Obj
 from kaito_hooks.workspace.resources import CLAIM_RESOURCES, NODE, WORKSPACE
-from kaito_local import gotools
-from kaito_local.controlplane import ControlPlane
-from kaito_local.state import cache_folder
+from kaito_local.cluster.controlplane import ControlPlane
+from kaito_local.machine import gotools
+from kaito_local.machine.folders import cache_folder
 
 __all__ = ["account", "admin", "chart", "place", "plane"]
 

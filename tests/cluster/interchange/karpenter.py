@@ -18,9 +18,9 @@ from typing import Any
 import yaml
 from tests.eventually import eventually
 
-from kaito_local.controlplane import ControlPlane
-from kaito_local.ports import free_ports
-from kaito_local.processes import Child, last_lines
+from kaito_local.cluster.controlplane import ControlPlane
+from kaito_local.machine.ports import free_ports
+from kaito_local.machine.processes import Child, last_lines
 
 ROOT = Path(__file__).parents[3]
 INSTANCE_TYPES = ("Standard_NC6s_v3",)

@@ -15,7 +15,7 @@ from kaito_hooks.api.claim import NodeAPI
 from kaito_hooks.runtime import Client, Resource
 from kaito_hooks.workspace.resources import NODE
 from kaito_local.aks import Durations, Emulator, ready_made
-from kaito_local.controlplane import ControlPlane
+from kaito_local.cluster.controlplane import ControlPlane
 
 KWOK_NODE_CLASS = Resource("karpenter.kwok.sh", "v1alpha1", "kwoknodeclasses", "KWOKNodeClass", False)
 BRISK = Durations(create_cpu=0.4, create_gpu=0.4, update=0.2, delete=0.3, abort=0.1, node_ready=0.1, gpu_delay=0.3)

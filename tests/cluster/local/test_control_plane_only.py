@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kaito_local.keeper import kept_programs, running_keeper
-from kaito_local.processes import Identity
+from kaito_local.cluster.keeper import kept_programs, running_keeper
+from kaito_local.machine.processes import Identity
 
 KAITO = Path(sys.executable).parent / "kaito"
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from tests.eventually import eventually
 
-from kaito_local.controlplane import ControlPlane
+from kaito_local.cluster.controlplane import ControlPlane
 from kaito_local.errors import CommandError, StartError
-from kaito_local.processes import Identity
+from kaito_local.machine.processes import Identity
 
 
 def processes_of(plane: ControlPlane) -> list[Identity]:
@@ -71,7 +71,7 @@ def test_a_killed_part_is_started_again_by_resume(fresh_control_plane: ControlPl
 def test_nothing_outlives_a_killed_owner(programs: Mapping[str, Path], tmp_path: Path) -> None:
     script = f"""
 import pathlib, sys, time
-from kaito_local.controlplane import ControlPlane
+from kaito_local.cluster.controlplane import ControlPlane
 programs = {{name: pathlib.Path(path) for name, path in { ({n: str(p) for n, p in programs.items()})!r}.items()}}
 plane = ControlPlane.start(pathlib.Path({str(tmp_path)!r}), programs=programs)
 print(*(child.pid for child in plane.children), flush=True)

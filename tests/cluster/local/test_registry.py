@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from kaito_local import gotools
-from kaito_local.mirrors import Reference
-from kaito_local.oci import LAYER_TYPE, MANIFEST_TYPE, Layout
-from kaito_local.ports import free_ports
-from kaito_local.processes import Child
-from kaito_local.registry import USER, Registry
-from kaito_local.state import cache_folder
-from kaito_local.supervisor import answers
+from kaito_local.cluster.registry import USER, Registry
+from kaito_local.images.mirrors import Reference
+from kaito_local.images.oci import LAYER_TYPE, MANIFEST_TYPE, Layout
+from kaito_local.machine import gotools
+from kaito_local.machine.folders import cache_folder
+from kaito_local.machine.ports import free_ports
+from kaito_local.machine.processes import Child
+from kaito_local.machine.supervisor import answers
 
 ROOT = Path(__file__).parents[3]
 

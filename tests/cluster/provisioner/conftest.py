@@ -19,7 +19,7 @@ from kaito_hooks.provisioner.resources import CLAIMS, NODE
 from kaito_hooks.runtime import Client, NotFound, Obj
 from kaito_local.aks import Durations, Emulator
 from kaito_local.aks import Settings as CloudSettings
-from kaito_local.controlplane import ControlPlane, Settings
+from kaito_local.cluster.controlplane import ControlPlane, Settings
 
 ROOT = Path(__file__).parents[3]
 NAMESPACE = "kaito"

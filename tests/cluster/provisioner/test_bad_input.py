@@ -15,7 +15,7 @@ from kaito_hooks.api.claim import ClaimSpec, encode
 from kaito_hooks.provisioner.resources import MACHINE, NODE_CLAIM
 from kaito_hooks.runtime import Client, Obj
 from kaito_local.aks import Emulator, Limits
-from kaito_local.ports import free_ports
+from kaito_local.machine.ports import free_ports
 
 INSTANCE_TYPE = "node.kubernetes.io/instance-type"
 OTHER = "11111111-1111-1111-1111-111111111111"

@@ -10,7 +10,7 @@ from tests.cluster.provisioner.conftest import Claims, Provisioners, created, em
 
 from kaito_hooks.runtime import Client, Obj
 from kaito_local.aks import Emulator, Identity
-from kaito_local.controlplane import ControlPlane
+from kaito_local.cluster.controlplane import ControlPlane
 
 
 def test_a_claim_becomes_a_ready_node_and_its_deletion_gives_everything_back(

@@ -26,8 +26,8 @@ from tests.eventually import eventually
 from kaito_hooks.api.claim import NodeAPI
 from kaito_hooks.runtime import Client, Obj
 from kaito_local.aks import Durations, Emulator
-from kaito_local.controlplane import ControlPlane
-from kaito_local.pki import Authority
+from kaito_local.cluster.controlplane import ControlPlane
+from kaito_local.machine.pki import Authority
 
 BRISK = Durations(create_cpu=0.4, create_gpu=0.4, update=0.2, delete=0.3, abort=0.1, node_ready=0.1, gpu_delay=0.1)
 # The age from which the sweep takes a pool for abandoned.

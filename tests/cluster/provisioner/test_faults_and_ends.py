@@ -18,8 +18,8 @@ from kaito_hooks.api.claim import ClaimSpec, NodeClassRef, encode
 from kaito_hooks.provisioner.resources import NODE, NODE_CLAIM, POD
 from kaito_hooks.runtime import Client, Conflict, NotFound, Obj, Resource
 from kaito_local.aks import Emulator, ready_made
-from kaito_local.controlplane import ControlPlane
-from kaito_local.ports import free_ports
+from kaito_local.cluster.controlplane import ControlPlane
+from kaito_local.machine.ports import free_ports
 
 PDB = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget", namespaced=True)
 EVENT = Resource("", "v1", "events", "Event", namespaced=True)

@@ -25,8 +25,8 @@ from tests.eventually import eventually
 from kaito_hooks.api.claim import Claim
 from kaito_hooks.runtime import Client
 from kaito_local.aks import Durations, Emulator
-from kaito_local.controlplane import ControlPlane
-from kaito_local.pki import Authority
+from kaito_local.cluster.controlplane import ControlPlane
+from kaito_local.machine.pki import Authority
 
 REALISTIC = Durations(create_gpu=(180.0, 300.0), delete=(120.0, 180.0), node_ready=5.0, gpu_delay=30.0)
 POLL_SECONDS, SWEEP_SECONDS = 5.0, 120.0

@@ -9,7 +9,7 @@ from tests.cluster.runtime.objects import CONFIG_MAP, EVENT, config_map
 from tests.eventually import eventually
 
 from kaito_hooks.runtime import Client, EventRecorder, LeadershipLost, Metrics, Obj, Resource
-from kaito_local.controlplane import ControlPlane
+from kaito_local.cluster.controlplane import ControlPlane
 
 NAMESPACE = Resource(group="", version="v1", plural="namespaces", kind="Namespace", namespaced=False)
 

@@ -24,7 +24,7 @@ from tests.cluster.runtime.objects import CONFIG_MAP, CRD, config_map, widget_de
 from tests.eventually import eventually, never
 
 from kaito_hooks.runtime import Backoff, Client, Gone, Informer, Key, Obj, Resource
-from kaito_local.controlplane import ControlPlane
+from kaito_local.cluster.controlplane import ControlPlane
 
 WATCH = r"/configmaps\?.*watch=true"
 LIST = r"/configmaps\?(?!.*watch=true)"

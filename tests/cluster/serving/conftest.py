@@ -20,7 +20,7 @@ import psutil
 import pytest
 from tests.eventually import eventually
 
-from kaito_local.tinymodel import cached
+from kaito_local.images.tinymodel import cached
 
 READY_WITHIN = 120.0  # seconds; 10 on an idle machine
 _SPREAD = 40  # ports per server

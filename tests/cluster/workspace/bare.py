@@ -24,7 +24,7 @@ from tests.eventually import eventually
 
 from kaito_hooks.runtime import ApiError, Client, Informer, NotFound, Resource, SystemClock, now_rfc3339
 from kaito_hooks.workspace.resources import DEPLOYMENT, MACHINE, NODE
-from kaito_local.controlplane import ControlPlane, Settings
+from kaito_local.cluster.controlplane import ControlPlane, Settings
 from kaito_local.errors import CommandError
 
 Obj = dict[str, Any]

@@ -17,7 +17,7 @@ from tests.eventually import eventually
 
 from kaito_hooks.runtime import AlreadyExists, Client, NotFound, Resource
 from kaito_hooks.workspace.resources import WORKSPACE
-from kaito_local.controlplane import ControlPlane, Settings
+from kaito_local.cluster.controlplane import ControlPlane, Settings
 
 ROOT = Path(__file__).parents[3]
 NAMESPACE = Resource("", "v1", "namespaces", "Namespace", False)

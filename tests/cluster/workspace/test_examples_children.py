@@ -36,7 +36,7 @@ from kaito_hooks.workspace.resources import (
     STATEFUL_SET,
     WORKSPACE,
 )
-from kaito_local.controlplane import ControlPlane
+from kaito_local.cluster.controlplane import ControlPlane
 
 DIGEST = "sha256:" + "a" * 64
 TABLE: Mapping[str, Any] = yaml.safe_load((Path(__file__).parent / "children.yaml").read_text())

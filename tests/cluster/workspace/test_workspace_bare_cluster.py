@@ -11,7 +11,7 @@ from tests.cluster.workspace.conftest import ROOT, submit, until, workspace
 from tests.eventually import eventually
 
 from kaito_hooks.runtime import Client
-from kaito_local.controlplane import ControlPlane
+from kaito_local.cluster.controlplane import ControlPlane
 
 
 def test_missing_claim_crds_and_a_missing_catalog_are_conditions_not_crashes(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kaito_local import gotools
-from kaito_local.state import cache_folder
+from kaito_local.machine import gotools
+from kaito_local.machine.folders import cache_folder
 
 ROOT = Path(__file__).parents[3]
 

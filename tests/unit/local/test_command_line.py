@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from kaito_local import command_aks, preflight
-from kaito_local.charts import local_values, user_values
-from kaito_local.command import main
-from kaito_local.command_env import shell_lines
+from kaito_local.cluster import preflight
+from kaito_local.cluster.charts import local_values, user_values
+from kaito_local.cluster.local_cluster import LocalCluster
+from kaito_local.cluster.state import State, cluster_folder, register_cluster, registered_clusters
+from kaito_local.commands import aks
+from kaito_local.commands.__main__ import main
+from kaito_local.commands.env import shell_lines
 from kaito_local.errors import MissingPrerequisite, UsageError
-from kaito_local.local_cluster import LocalCluster
-from kaito_local.state import State, cache_folder, cluster_folder, register_cluster, registered_clusters, state_home
-from kaito_local.weights import model_images, parse_weights
+from kaito_local.images.weights import model_images, parse_weights
+from kaito_local.machine.folders import cache_folder, state_home
 
 ROOT = Path(__file__).parents[3]
 
@@ -115,24 +117,24 @@ def test_the_lines_of_env_survive_a_shell_whatever_the_folder_is_called(tmp_path
 )
 def test_a_fault_is_what_its_options_say(options: list[str], fault: dict[str, object]) -> None:
     parser = argparse.ArgumentParser()
-    command_aks.add_arguments(parser)
-    assert command_aks.fault_of(parser.parse_args(["fault", *options])) == fault
+    aks.add_arguments(parser)
+    assert aks.fault_of(parser.parse_args(["fault", *options])) == fault
 
 
 @pytest.mark.parametrize("options", [[], ["--code", "A"], ["--async"], ["--times", "2"]])
 def test_a_fault_that_says_nothing_is_refused(options: list[str]) -> None:
     parser = argparse.ArgumentParser()
-    command_aks.add_arguments(parser)
+    aks.add_arguments(parser)
     with pytest.raises(UsageError):
-        command_aks.fault_of(parser.parse_args(["fault", *options]))
+        aks.fault_of(parser.parse_args(["fault", *options]))
 
 
 def test_a_quota_is_set_changed_and_lifted() -> None:
-    assert command_aks.with_quota({"a": 1}, "b=6") == {"a": 1, "b": 6}
-    assert command_aks.with_quota({"a": 1}, "a=0") == {"a": 0}
-    assert command_aks.with_quota({"a": 1}, "a=none") == {}
+    assert aks.with_quota({"a": 1}, "b=6") == {"a": 1, "b": 6}
+    assert aks.with_quota({"a": 1}, "a=0") == {"a": 0}
+    assert aks.with_quota({"a": 1}, "a=none") == {}
     with pytest.raises(UsageError, match="FAMILY=VCPUS"):
-        command_aks.with_quota({}, "a=many")
+        aks.with_quota({}, "a=many")
 
 
 def test_values_and_settings_go_to_the_chart_that_they_name(tmp_path: Path) -> None:
@@ -205,7 +207,7 @@ def test_without_root_and_without_sudo_one_line_says_so(monkeypatch: pytest.Monk
 
 
 def test_local_mode_changes_only_the_values_that_the_design_lists() -> None:
-    from kaito_local.charts import Cloud
+    from kaito_local.cluster.charts import Cloud
 
     cloud = Cloud("https://e", "https://e/", "PEM", "s", "t", "c", "g", "n", "l")
     values = local_values(cloud=cloud, mirrors={}, plain_http=[], network="172.31.77.0/24")

@@ -8,8 +8,8 @@ import psutil
 import pytest
 from tests.eventually import eventually
 
-from kaito_local import gotools
 from kaito_local.errors import BuildError, MissingPrerequisite
+from kaito_local.machine import gotools
 
 TOOLS = Path(__file__).parents[3] / "tools"
 

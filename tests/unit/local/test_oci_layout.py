@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from kaito_local.errors import BuildError
-from kaito_local.model_images import ensure_model_image
-from kaito_local.oci import Layout, hash_file
+from kaito_local.images.models import ensure_model_image
+from kaito_local.images.oci import Layout, hash_file
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from kaito_local.pki import Authority, service_account_key, write_kubeconfig
+from kaito_local.machine.pki import Authority, service_account_key, write_kubeconfig
 
 
 def test_an_authority_is_made_once_and_found_again(tmp_path: Path) -> None:

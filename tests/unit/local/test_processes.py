@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from tests.eventually import eventually
 
-from kaito_local.processes import Child, Identity
+from kaito_local.machine.processes import Child, Identity
 
 TRIES = 20
 _OWNER = """
 import os, pathlib, signal, sys
-from kaito_local.processes import Child
+from kaito_local.machine.processes import Child
 child = Child("sleeper", ["sleep", "600"], log=pathlib.Path(sys.argv[1]))
 child.start()
 print(child.pid, flush=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kaito_local.errors import BuildError
-from kaito_local.tinymodel import CHAT_TEMPLATE, cached, read_corpus
+from kaito_local.images.tinymodel import CHAT_TEMPLATE, cached, read_corpus
 
 transformers = pytest.importorskip("transformers")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kaito_local.cgroups import VersionOne, VersionTwo, detect_cgroups
 from kaito_local.errors import MissingPrerequisite
+from kaito_local.machine.cgroups import VersionOne, VersionTwo, detect_cgroups
 
 
 @pytest.fixture

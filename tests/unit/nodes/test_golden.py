@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kaito_local.errors import BuildError
-from kaito_local.golden import image_digest, link_content, prune_golden
+from kaito_local.nodes.golden import image_digest, link_content, prune_golden
 
 
 @pytest.fixture

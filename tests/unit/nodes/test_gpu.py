@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from kaito_local.gpu import GpuPlugin, decode, encode_message, encode_string
+from kaito_local.nodes.gpu import GpuPlugin, decode, encode_message, encode_string
 
 
 def devices(message: bytes) -> dict[str, str]:
@@ -78,7 +78,7 @@ def test_the_plugin_registers_and_streams_its_devices(
     kubelet: tuple[Path, list[bytes], threading.Event],
 ) -> None:
     folder, requests, registered = kubelet
-    plugin = subprocess.Popen([sys.executable, "-m", "kaito_local.gpu", "--folder", str(folder), "--count", "2"])
+    plugin = subprocess.Popen([sys.executable, "-m", "kaito_local.nodes.gpu", "--folder", str(folder), "--count", "2"])
     try:
         assert registered.wait(20)
         fields = dict(decode(requests[0]))

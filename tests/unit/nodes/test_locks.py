@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from kaito_local.locks import file_lock
+from kaito_local.machine.locks import file_lock
 
 
 def test_many_threads_hold_it_one_after_another_and_no_file_stays(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import ipaddress
 import pytest
 
 from kaito_local.errors import MissingPrerequisite
-from kaito_local.network import LAST_NODE_INDEX, SLOTS, Network, choose_network, conflict
+from kaito_local.machine.network import LAST_NODE_INDEX, SLOTS, Network, choose_network, conflict
 
 
 def test_the_first_cluster_has_the_documented_addresses() -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kaito_local import containerd, dns, kubelet
+from kaito_local.cluster import dns
 from kaito_local.errors import StartError
-from kaito_local.network import Network
+from kaito_local.images.build import COREDNS_IMAGE
+from kaito_local.machine.network import Network
+from kaito_local.nodes import containerd, kubelet
 
 
 def kubelet_command(**labels: str) -> tuple[str, ...]:
@@ -113,4 +115,4 @@ def test_dns_answers_at_the_networks_address() -> None:
     deployment = next(o for o in objects if o["kind"] == "Deployment")
     pod = deployment["spec"]["template"]["spec"]
     assert pod["nodeSelector"] == {"agentpool": "system"}
-    assert pod["containers"][0]["image"] == dns.IMAGE
+    assert pod["containers"][0]["image"] == COREDNS_IMAGE

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from kaito_local.supervisor import Program
+from kaito_local.machine.supervisor import Program
 
 _RUN = """
 import json, sys
 from pathlib import Path
-from kaito_local.supervisor import Program, Supervisor
+from kaito_local.machine.supervisor import Program, Supervisor
 Supervisor([Program.read(p) for p in json.loads(sys.argv[1])], status_file=Path(sys.argv[2])).run()
 """
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kaito_local.tinymodel import cached
+from kaito_local.images.tinymodel import cached
 from kaito_serving.chat import Chat
 from kaito_serving.generation import ModelSettings
 from kaito_serving.metrics import ServingMetrics

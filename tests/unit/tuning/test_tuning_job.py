@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from tests.eventually import eventually
 from tests.unit.tuning.test_tuning_config import QLORA, changed
 
-from kaito_local.ports import free_ports
-from kaito_local.tinymodel import cached
+from kaito_local.images.tinymodel import cached
+from kaito_local.machine.ports import free_ports
 
 COLOURS = ("red", "green", "blue", "white", "black", "amber", "pink", "grey")
 

@@ -1,0 +1,1 @@
+"""What runs on nodes, made on this machine: images out of Dockerfiles, model images and tiny weights."""
