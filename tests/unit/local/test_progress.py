@@ -1,0 +1,116 @@
+import io
+import os
+import pty
+import re
+import threading
+
+import pytest
+from tests.eventually import eventually
+
+from kaito_local.machine.progress import QUIET, Progress, duration
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_step_tells_how_far_it_is_and_for_how_much_longer():
+    clock = Clock()
+    progress = Progress(io.StringIO(), clock=clock)
+    with progress.step("building etcd", total=200, unit="packages") as step:
+        assert step.line() == "building etcd · 0 of 200 packages · 0 s"
+        clock.now += 30
+        step.at(50)
+        assert step.line() == "building etcd · 50 of 200 packages · 30 s, about 1 min 30 s more"
+        step.at(50, detail="linking")
+        assert "linking" in step.line()
+
+
+def test_bytes_are_told_in_gib():
+    progress = Progress(io.StringIO(), clock=Clock())
+    with progress.step("unpacking", total=3 << 30, unit="GiB") as step:
+        step.at(3 << 29)
+        assert "1.5 of 3.0 GiB" in step.line()
+
+
+def test_no_estimate_is_made_from_the_first_moments():
+    clock = Clock()
+    progress = Progress(io.StringIO(), clock=clock)
+    with progress.step("building etcd", total=1000, unit="packages") as step:
+        clock.now += 30
+        step.at(3)
+        assert "about" not in step.line()
+
+
+def test_a_log_hears_again_and_again_of_what_still_runs_and_once_of_its_end():
+    heard = io.StringIO()
+    progress = Progress(heard, log_every=0.01)
+    with progress.step("building etcd", total=200, unit="packages") as step:
+        step.at(7)
+        eventually(lambda: heard.getvalue().count("building etcd · 7 of 200 packages") >= 3)
+    assert heard.getvalue().splitlines()[-1].endswith("building etcd: 0 s")
+    assert "\x1b" not in heard.getvalue()
+
+
+def test_a_step_that_fails_is_not_told_as_done_and_not_in_the_summary():
+    heard = io.StringIO()
+    progress = Progress(heard)
+    with pytest.raises(OSError, match="gone"), progress.step("building etcd", part="Go programs", name="etcd"):
+        raise OSError("gone")
+    assert "building etcd:" not in heard.getvalue()
+    assert progress.summary() == []
+
+
+def test_the_summary_says_what_was_built_and_what_was_there():
+    clock = Clock()
+    progress = Progress(None, clock=clock)
+    with progress.step("building etcd v3", part="Go programs", name="etcd"):
+        clock.now += 61
+    progress.reused("Go programs", "helm")
+    progress.reused("images", "kaito-hooks")
+    assert progress.summary() == ["Go programs: built etcd (1 min 01 s); reused helm", "images: reused kaito-hooks"]
+
+
+def test_a_terminal_has_one_live_line_per_step_and_is_left_clean():
+    main, side = pty.openpty()
+    seen = b""
+    reading = threading.Event()
+
+    def read() -> None:
+        nonlocal seen
+        while not reading.is_set():
+            try:
+                seen += os.read(main, 4096)
+            except OSError:
+                return
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(side, "w") as terminal:
+        progress = Progress(terminal)
+        with progress.step("building etcd", total=9, unit="packages"), progress.step("building helm"):
+            eventually(lambda: b"building etcd" in seen and b"building helm" in seen)
+            progress("a line between")
+            eventually(lambda: b"a line between" in seen)
+        eventually(lambda: b"building helm: " in seen)
+    reading.set()
+    os.close(main)
+    reader.join()
+    plain = re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", seen).replace(b"\r", b"")
+    assert b"building etcd \xc2\xb7 0 of 9 packages" in plain
+    assert seen.rstrip().endswith(b"building etcd: 0 s")
+    assert seen.count(b"\x1b[?25l") == seen.count(b"\x1b[?25h") > 0, "the cursor is shown again"
+
+
+def test_quiet_tells_nobody():
+    with QUIET.step("anything"):
+        QUIET("a line")
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.4, "0 s"), (59.4, "59 s"), (65, "1 min 05 s"), (600, "10 min 00 s")])
+def test_durations_are_read_at_a_glance(seconds, told):
+    assert duration(seconds) == told
