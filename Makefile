@@ -6,14 +6,14 @@ SHELL := /bin/bash
 PYTHON ?= python3
 # Variants of the serving and tuning images: cpu, cu126, or both with a comma.
 VARIANTS ?= cpu
-# A folder with wheels that pip may prefer to its index, such as a CPU build of torch.
+# A folder with wheels that pip may prefer to its index, such as a CPU build of torch. TORCH_INDEX names an index instead.
 KAITO_WHEELS ?= $(wildcard ../shared/wheels)
 TEST_PROCESSES ?= 3
-export KAITO_WHEELS := $(abspath $(KAITO_WHEELS))
+export KAITO_WHEELS := $(if $(KAITO_WHEELS),$(shell realpath -- "$(KAITO_WHEELS)"))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-PIP_INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(KAITO_WHEELS),--find-links $(KAITO_WHEELS))
-SOURCES := hooks serving tuning local tests
+PIP_INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(KAITO_WHEELS),--find-links "$(KAITO_WHEELS)")
+SOURCES := hooks serving tuning local images tests
 
 .PHONY: help python demo test test-unit soak images push lint format fields down clean
 
@@ -24,17 +24,20 @@ python:
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is not installed (no $(PYTHON) on PATH); install it, then try again" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; install a newer one or name it with make PYTHON=..." >&2; exit 1; }
 
-.venv/.ready: pyproject.toml constraints.txt | python
+# The `kaito` command and what it needs: no torch.
+.venv/.local: pyproject.toml constraints.txt | python
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || local/packages.sh python3-venv
 	$(PYTHON) -m venv .venv
-	$(PIP_INSTALL) -e ".[hooks,serving,tuning,local,dev]"
-	touch $@
+	$(PIP_INSTALL) -e ".[local]"
+	@touch $@
 
-# On a fresh machine the Go programs are built while pip downloads; kaito waits for what is not ready then.
-demo: python ## a whole cluster on this machine, the quick start, and an answer from /chat
-	PYTHONPATH=local $(PYTHON) -m kaito_local.machine.gotools cluster & builder=$$!; \
-	trap 'kill $$builder 2>/dev/null || true' EXIT; \
-	make --no-print-directory .venv/.ready; \
+# What tests and lint need besides: torch, of which the wheel for CPUs is a tenth of the default one.
+.venv/.ready: .venv/.local
+	index=$$(.venv/bin/python -m kaito_local.images.torch_index); \
+	$(PIP_INSTALL) $${index:+--extra-index-url "$$index"} -e ".[hooks,serving,tuning,local,dev]"
+	@touch $@
+
+demo: .venv/.local ## a whole cluster on this machine, the quick start, and an answer from /chat
 	.venv/bin/kaito demo
 
 # Tests that serve models or boot nodes have the machine for themselves; the others mostly wait, and run side by side,
@@ -53,12 +56,12 @@ soak: .venv/.ready ## provisioners killed at every request, a hundred leaders ki
 	.venv/bin/python -m kaito_local.machine.gotools
 	.venv/bin/python -m pytest -s -m soak tests/cluster
 
-images: .venv/.ready ## build the images hooks, serving and tuning
-	.venv/bin/python -m kaito_local.images.build build --variants "$(VARIANTS)"
+images: .venv/.local ## build the images hooks, serving and tuning
+	.venv/bin/python -m kaito_local.images build --variants "$(VARIANTS)"
 
-push: .venv/.ready ## publish the images: make push REGISTRY=registry.example.com/kaito
+push: .venv/.local ## publish the images: make push REGISTRY=registry.example.com/kaito
 	@test -n "$(REGISTRY)" || { echo "say where to: make push REGISTRY=registry.example.com/kaito" >&2; exit 1; }
-	.venv/bin/python -m kaito_local.images.build push --variants "$(VARIANTS)" --registry "$(REGISTRY)"
+	.venv/bin/python -m kaito_local.images push --variants "$(VARIANTS)" --registry "$(REGISTRY)"
 
 lint: .venv/.ready ## ruff, mypy, import rules
 	.venv/bin/ruff check $(SOURCES)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 import transformers
+from tests.tiny_model import tiny_model
 
-from kaito_local.images.tinymodel import cached
 from kaito_serving.engine import GenRequest
 from kaito_serving.metrics import ServingMetrics
 from kaito_serving.model import LoadedModel, load
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = options.folder or cached()
+        folder = options.folder or tiny_model()
         if options.hidden:
             folder = random_model(folder, Path(scratch) / "m", hidden=options.hidden, layers=options.layers)
         model = load(Options(weights=str(folder), adapters_dir=Path("/nonexistent")), {})

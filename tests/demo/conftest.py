@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from tests.demo.local_cluster import KAITO, ROOT, Cluster, environment_of
 
 from kaito_local.cluster import preflight
+from kaito_local.machine.progress import Progress
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,7 +22,7 @@ def machine() -> None:
     """What real nodes need is installed before the first of them boots."""
     if os.geteuid() == 0:
         preflight.complete_path()
-        preflight.require_packages(ROOT / "local" / "packages.sh", report=print)
+        preflight.require_packages(ROOT / "local" / "packages.sh", progress=Progress.to(sys.stderr))
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,8 @@ from tests.eventually import eventually
 from kaito_local.cluster import dns
 from kaito_local.cluster.controlplane import ControlPlane, Ports, Settings
 from kaito_local.cluster.registry import Registry
-from kaito_local.images.build import COREDNS_IMAGE
 from kaito_local.images.oci import LAYER_TYPE, Layout
+from kaito_local.images.product import COREDNS_IMAGE
 from kaito_local.machine.supervisor import Program
 from kaito_local.nodes.cluster import Cluster, reserve_network
 from kaito_local.nodes.node import SYSTEM_NODE_INDEX, Node, NodeSource, NodeSpec

@@ -20,7 +20,7 @@ from tests.demo.node_cluster import ROOT, NodeCluster, bring_up, build_pause
 from tests.demo.snapshot import difference, machine_state, running_clusters
 from tests.eventually import eventually
 
-from kaito_local.images.build import COREDNS_IMAGE
+from kaito_local.images.product import COREDNS_IMAGE
 from kaito_local.machine import gotools
 from kaito_local.machine.folders import cache_folder
 from kaito_local.nodes.cluster import Cluster

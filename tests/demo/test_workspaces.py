@@ -11,8 +11,7 @@ import pytest
 from tests.cluster.artifacts.registry_fixture import RunningRegistry, tar
 from tests.demo.local_cluster import Cluster
 from tests.eventually import eventually
-
-from kaito_local.images import tinymodel
+from tests.tiny_model import tiny_model
 
 pytestmark = pytest.mark.nodes
 
@@ -118,7 +117,7 @@ def adapter_images(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -
         *(f"--docker-username={user}", f"--docker-password={password}"),
     )
     images = {}
-    for name, folder in adapters_for(tinymodel.cached(), tmp_path_factory.mktemp("adapters")).items():
+    for name, folder in adapters_for(tiny_model(), tmp_path_factory.mktemp("adapters")).items():
         files: dict[str, bytes | None] = {f"data/{path.name}": path.read_bytes() for path in folder.iterdir()}
         registry.image(f"adapters/{name}", "1", tar(files))
         images[name] = f"{host}/adapters/{name}:1"

@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from typing import Any
 import yaml
 
 from kaito_local.errors import CommandError, StartError, UsageError
+from kaito_local.machine.progress import Step
 
 RELEASES = {"kaito": "kaito-workspace", "gpu-provisioner": "gpu-provisioner"}
 _READY_WITHIN = 180
+_LOOK_EVERY = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +117,12 @@ class Charts:
             hashing.update(file.read_bytes())
         return hashing.hexdigest()[:16]
 
-    def install(self, *, work: Path, report: Callable[[str], None]) -> None:
+    def install(self, *, work: Path, step: Step) -> None:
         """Installs or upgrades both; does not wait for the controllers. Raises CommandError with helm's words."""
         values, sets = user_values(self.files, self.settings)
         work.mkdir(parents=True, exist_ok=True)
-        for chart, namespace in RELEASES.items():
-            report(f"installing the chart {chart}")
+        for done, (chart, namespace) in enumerate(RELEASES.items()):
+            step.at(done, of=len(RELEASES), unit="charts", detail=chart, even=False)
             layers = []
             for index, content in enumerate([self.values[chart], *values[chart]]):
                 file = work / f"{chart}-{index}.yaml"
@@ -141,13 +144,45 @@ class Charts:
             )
 
     def wait_ready(self) -> None:
-        """Waits until every Deployment of both charts is rolled out; raises StartError with what is wrong."""
+        """Waits until the controllers of both charts run and lead, and Workspaces are admitted.
+
+        Raises StartError with what is wrong.
+        """
+        deadline = time.monotonic() + _READY_WITHIN
         for chart, namespace in RELEASES.items():
             try:
                 self._kubectl("rollout", "status", "deployment", "-n", namespace, f"--timeout={_READY_WITHIN}s")
             except CommandError as error:
                 pods = self._kubectl("get", "pods,events", "-n", namespace)
                 raise StartError(f"the controllers of the chart {chart} are not ready: {error}\n{pods}") from error
+            while not self._leads(namespace):
+                if time.monotonic() > deadline:
+                    raise StartError(f"no controller of the chart {chart} leads after {_READY_WITHIN} s")
+                time.sleep(_LOOK_EVERY)
+        self._wait_admitted(deadline)
+
+    def _leads(self, namespace: str) -> bool:
+        """Whether a Pod that runs holds the lease; a holder's name begins with its Pod's."""
+        leases = json.loads(self._kubectl("get", "leases", "-n", namespace, "-o", "json"))["items"]
+        pods = json.loads(self._kubectl("get", "pods", "-n", namespace, "-o", "json"))["items"]
+        running = {pod["metadata"]["name"] for pod in pods if pod["status"].get("phase") == "Running"}
+        holders = {str(lease["spec"].get("holderIdentity") or "").partition("_")[0] for lease in leases}
+        return bool(holders & running)
+
+    def _wait_admitted(self, deadline: float) -> None:
+        """The API server learns which kinds a policy takes as its parameter every 30 s, and refuses until then."""
+        example = self.folder.parent / "examples" / "inference" / "phi-3-mini.yaml"
+        while True:
+            try:
+                self._kubectl("create", "--dry-run=server", "-f", str(example))
+            except CommandError as error:
+                if "AlreadyExists" in str(error):
+                    return
+                if time.monotonic() > deadline:
+                    raise StartError(f"Workspaces are not admitted after {_READY_WITHIN} s: {error}") from error
+                time.sleep(_LOOK_EVERY)
+            else:
+                return
 
     def installed(self) -> bool:
         """Whether both releases' Deployments exist and are ready at the moment."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from kaito_local.images.build import COREDNS_IMAGE
+from kaito_local.images.product import COREDNS_IMAGE
 from kaito_local.machine.network import Network
 
 _NAMESPACE = "kube-system"

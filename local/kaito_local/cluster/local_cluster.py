@@ -11,9 +11,9 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,14 +26,16 @@ from kaito_local.cluster.registry import USER, Registry
 from kaito_local.cluster.state import State, register_cluster, registered_clusters
 from kaito_local.errors import CommandError, LocalError, StartError
 from kaito_local.images import weights
-from kaito_local.images.build import Builder, cluster_images, preset_registry, product_images, wheels_folder
+from kaito_local.images.build import Builder
 from kaito_local.images.mirrors import PUBLIC_REGISTRIES, Reference, mirrors_for_charts
 from kaito_local.images.models import ensure_model_image
-from kaito_local.images.oci import Layout
+from kaito_local.images.product import cluster_images, preset_registry, product_images, tiny_model_image
+from kaito_local.images.torch_index import takes_default_wheel, wheels_folder
 from kaito_local.machine import gotools
 from kaito_local.machine.folders import ROOT, cache_folder
 from kaito_local.machine.network import SYSTEM_NODE_INDEX
 from kaito_local.machine.ports import free_ports, is_free
+from kaito_local.machine.progress import QUIET, Progress
 from kaito_local.machine.supervisor import answers
 from kaito_local.nodes.cluster import Cluster, file_lock, recorded_network, require_machine, reserve_network
 from kaito_local.nodes.golden import ensure_golden, prune_golden
@@ -44,9 +46,8 @@ SYSTEM_NODE = "system"
 _NODE_GRACE_SECONDS = 10.0
 _EVICTION_SECONDS = 5.0
 _GOLDEN_SECONDS = 600.0
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
 _INTERRUPTIONS = (signal.SIGTERM, signal.SIGHUP)
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,9 @@ class UpOptions:
 class LocalCluster:
     """The cluster whose state folder is ``directory``, running or not."""
 
-    def __init__(self, directory: Path, *, report: Report = lambda line: None) -> None:
+    def __init__(self, directory: Path, *, progress: Progress = QUIET) -> None:
         self.directory = directory
-        self.report = report
+        self.progress = progress
         self.cache = cache_folder()
 
     @property
@@ -105,6 +106,8 @@ class LocalCluster:
                     self._up_control_plane(before or State())
                 else:
                     self._up_everything(before or State(), options)
+                for line in self.progress.summary():
+                    self.progress(line)
             except BaseException as error:
                 if not was_running:
                     with uninterrupted():
@@ -155,10 +158,14 @@ class LocalCluster:
 
     def kubectl_environment(self) -> dict[str, str]:
         """What kubectl and helm need to know; their caches lie with the cluster that they are about."""
-        return {"KUBECONFIG": str(self.kubeconfig), "KUBECACHEDIR": str(self.directory / "kubectl-cache")}
+        variables = {"KUBECONFIG": str(self.kubeconfig), "KUBECACHEDIR": str(self.directory / "kubectl-cache")}
+        if any(os.environ.get(name) for name in _PROXIES):
+            with suppress(FileNotFoundError):
+                variables |= recorded_network(self.directory).without_proxy(os.environ)
+        return variables
 
     def _up_control_plane(self, state: State) -> None:
-        programs = gotools.ensure(gotools.CONTROL_PLANE, tools=ROOT / "tools", cache=self.cache, report=self.report)
+        programs = gotools.ensure(gotools.CONTROL_PLANE, tools=ROOT / "tools", cache=self.cache, report=self.progress)
         if running_keeper(self.directory) is not None:
             plane = self._loopback_plane(programs, state)
         else:
@@ -166,7 +173,7 @@ class LocalCluster:
                 api, etcd, peer = free_ports(3)
                 state = state.save(self.directory, ports=(api, etcd, peer))
             plane = self._loopback_plane(programs, state)
-            self.report("starting the control plane")
+            self.progress("starting the control plane")
             state.save(self.directory, control_plane_only=True)
             start_keeper(self.directory, plane.supervised())
         plane.wait_ready()
@@ -186,17 +193,16 @@ class LocalCluster:
             **state.weights,
             **{k: str(v) for k, v in weights.parse_weights(options.weights, known=list(known)).items()},
         }
-        cold = not (self.cache / "bin").exists() or not (self.cache / "images" / "oci").exists()
-        preflight.require_disk(self.cache, gib=preflight.DISK_GIB_COLD if cold else preflight.DISK_GIB_WARM)
-        preflight.require_disk(self.directory, gib=preflight.DISK_GIB_WARM)
+        preflight.require_disk(self.cache, gib=self._missing_gib())
+        preflight.require_disk(self.directory, gib=preflight.DISK_GIB_STATE)
         if Cluster.attach(self.directory) is None:
             preflight.require_memory()
-        preflight.require_packages(ROOT / "local" / "packages.sh", report=self.report)
         network = reserve_network(self.directory)
         register_cluster(self.directory, cache=self.cache)
         state = state.save(self.directory, control_plane_only=False, weights=own)
         tools = ROOT / "tools"
-        with gotools.ensuring(gotools.CLUSTER, tools=tools, cache=self.cache, report=self.report) as building:
+        with gotools.ensuring(gotools.CLUSTER, tools=tools, cache=self.cache, report=self.progress) as building:
+            preflight.require_packages(ROOT / "local" / "packages.sh", progress=self.progress)
             published = self._images(own, known, building)
             programs = building.result()
 
@@ -209,7 +215,7 @@ class LocalCluster:
         plane = ControlPlane(self.directory, programs=programs, settings=settings, ports=Ports())
         cluster = Cluster.attach(self.directory)
         if cluster is None:
-            self.report("starting control plane and registry")
+            self.progress("starting control plane and registry")
             stop_keeper(self.directory)
             members = [*plane.supervised(), *self.registry.programs(programs["registry"])]
             cluster = Cluster.start(self.directory, network=network, programs=members)
@@ -234,10 +240,10 @@ class LocalCluster:
         programs: Future[dict[str, Path]],
     ) -> list[str]:
         """Builds and publishes all images; returns the references of those that nodes run."""
-        builder = Builder(self.cache, wheels=wheels_folder(), report=self.report)
+        builder = self._builder
         product, own = product_images(), cluster_images(cache=self.cache)
         digests = builder.ensure(product)
-        models = self._model_images(own_weights, known, builder.layout)
+        models = self._model_images(own_weights, known, builder)
         programs.result()  # one of the cluster's own images holds one of them
         digests |= builder.ensure(own)
         self.registry.publish(builder.layout, digests | models)
@@ -245,7 +251,7 @@ class LocalCluster:
         return list(digests)
 
     def _model_images(
-        self, own_weights: Mapping[str, str], known: Mapping[str, weights.ModelImage], layout: Layout
+        self, own_weights: Mapping[str, str], known: Mapping[str, weights.ModelImage], builder: Builder
     ) -> dict[str, str]:
         """The digests of the presets' model images, which nodes do not run, by reference."""
         digests = {}
@@ -255,13 +261,33 @@ class LocalCluster:
             if preset in own_weights:
                 folder = Path(own_weights[preset])
             elif image.architecture == weights.TINY_ARCHITECTURE:
-                tiny = tiny or weights.tiny_weights(self.cache, report=self.report)
+                tiny = tiny or weights.tiny_weights(self.cache, train=self._train)
                 folder = tiny
             else:
                 continue
             reference = f"{presets}/kaito-{preset}:{image.tag}"
-            digests[reference] = ensure_model_image(layout, folder, path=image.path)
+            digests[reference] = ensure_model_image(builder.layout, folder, path=image.path)
         return digests
+
+    @property
+    def _builder(self) -> Builder:
+        return Builder(self.cache, wheels=wheels_folder(), progress=self.progress)
+
+    def _train(self, folder: Path) -> None:
+        with self.progress.step("training a tiny model of Phi-3's architecture", part="weights", name="tiny") as step:
+            self._builder.extract(tiny_model_image(), folder, step=step)
+
+    def _missing_gib(self) -> float:
+        """What is still to be built needs about so much disk."""
+        programs = gotools.catalogue(ROOT / "tools", self.cache)
+        gib = preflight.DISK_GIB_STATE
+        if not all(programs[name].path.exists() for name in gotools.CLUSTER):
+            gib += preflight.DISK_GIB_PROGRAMS
+        if not (self.cache / "images" / "storage").exists():
+            gib += preflight.DISK_GIB_IMAGES
+            if takes_default_wheel("cpu", wheels=wheels_folder()):
+                gib += preflight.DISK_GIB_CUDA
+        return gib
 
     def _node_source(self, programs: Mapping[str, Path], published: Sequence[str]) -> NodeSource:
         registry = self.registry
@@ -270,7 +296,15 @@ class LocalCluster:
         self._wait_for_registry()
         folder = self.cache / "golden"
         with file_lock(self.cache / ".golden.lock"):
-            golden = ensure_golden(folder, published, mirror=mirror, mirrored=further, report=self.report)
+            golden = ensure_golden(
+                folder,
+                published,
+                mirror=mirror,
+                mirrored=further,
+                layout=self._builder.layout,
+                twins=self._builder.storage,
+                progress=self.progress,
+            )
             beside = registered_clusters(cache=self.cache)
             used = [node.golden for home in beside for node in Node.all(home) if node.golden is not None]
             os.utime(golden)
@@ -296,7 +330,7 @@ class LocalCluster:
         existing = Node.load(self.directory, SYSTEM_NODE)
         if existing is not None and existing.golden != source.golden:
             if existing.pid is not None:
-                self.report(
+                self.progress(
                     "images have changed since the nodes started; kaito down and kaito up will run the new ones"
                 )
             else:
@@ -307,7 +341,7 @@ class LocalCluster:
     def _start_cloud(self, cluster: Cluster, source: NodeSource) -> None:
         cloud = self.cloud
         if running_keeper(self.directory) is None:
-            self.report("starting the cloud emulator")
+            self.progress("starting the cloud emulator")
             start_keeper(self.directory, [cloud.program(source)], until=cluster.process)
         cloud.wait_ready()
 
@@ -331,9 +365,10 @@ class LocalCluster:
         asked = bool(options.values or options.settings)
         if state.charts and (state.charts == digest or not asked) and charts.installed():
             return
-        charts.install(work=self.directory / "values", report=self.report)
-        self.report("waiting for the controllers")
-        charts.wait_ready()
+        with self.progress.step("installing the charts", part="charts", name="kaito, gpu-provisioner") as step:
+            charts.install(work=self.directory / "values", step=step)
+        with self.progress.step("waiting for the controllers"):
+            charts.wait_ready()
         state.save(self.directory, charts=digest)
 
     def _link_programs(self, programs: Mapping[str, Path]) -> None:

@@ -70,7 +70,7 @@ def _ask(address: str) -> str:
     command += ["-H", "accept: application/json", "-H", "Content-Type: application/json", "-d", body]
     _show(*command)
     # The cluster's addresses are this machine's own business: no proxy knows them.
-    environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     deadline = time.monotonic() + _ANSWER_WITHIN
     while True:
         done = subprocess.run(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,15 +15,16 @@ from kaito_local.cluster.local_cluster import LocalCluster, UpOptions
 from kaito_local.cluster.state import DEFAULT_NAME, State, cluster_folder
 from kaito_local.commands import aks, demo, env, status
 from kaito_local.errors import LocalError
+from kaito_local.machine.progress import Progress
 
 
 def run(given: list[str]) -> int:
     """Does what the arguments say; the exit code. Raises KeyboardInterrupt, SystemExit (a bad command line)."""
     options = _parser().parse_args(given)
     preflight.complete_path()
-    report = _reporter()
+    progress = Progress.to(sys.stderr)
     try:
-        cluster = LocalCluster(cluster_folder(options.name), report=report)
+        cluster = LocalCluster(cluster_folder(options.name), progress=progress)
         command: Callable[[argparse.Namespace, LocalCluster, list[str]], int] = options.run
         return command(options, cluster, given)
     except LocalError as error:
@@ -41,7 +41,7 @@ def _up(options: argparse.Namespace, cluster: LocalCluster, given: list[str]) ->
     if not options.control_plane_only:
         preflight.become_root(given)
     cluster.up(_up_options(options))
-    cluster.report(f'{cluster.name} is up; to use it: eval "$(kaito env{_name_option(cluster)})"')
+    cluster.progress(f'{cluster.name} is up; to use it: eval "$(kaito env{_name_option(cluster)})"')
     return 0
 
 
@@ -56,7 +56,7 @@ def _down(options: argparse.Namespace, cluster: LocalCluster, given: list[str]) 
         preflight.become_root(given)
     was_running = cluster.running()
     cluster.stop(purge=options.purge)
-    cluster.report(f"{cluster.name} is down" if was_running else f"{cluster.name} was not running")
+    cluster.progress(f"{cluster.name} is down" if was_running else f"{cluster.name} was not running")
     return 0
 
 
@@ -115,12 +115,3 @@ def _parser() -> argparse.ArgumentParser:
 
 def _name_option(cluster: LocalCluster) -> str:
     return "" if cluster.name == DEFAULT_NAME else f" --name {cluster.name}"
-
-
-def _reporter() -> Callable[[str], None]:
-    begin = time.monotonic()
-
-    def report(line: str) -> None:
-        print(f"[{time.monotonic() - begin:5.1f} s] {line}", file=sys.stderr, flush=True)
-
-    return report

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Iterator
 
 from kaito_local.cluster import preflight
 from kaito_local.cluster.keeper import kept_programs, running_keeper
 from kaito_local.cluster.local_cluster import LocalCluster
 from kaito_local.cluster.state import State
+from kaito_local.machine.folders import gib, used_bytes
 from kaito_local.nodes.cluster import Cluster
 from kaito_local.nodes.node import Node
 
@@ -25,6 +27,7 @@ def run(options: argparse.Namespace, cluster: LocalCluster, given: list[str]) ->
     print(f"{cluster.name}: {'running' if runs else 'stopped'} ({cluster.directory})")
     for label, value in _addresses(cluster, state):
         print(f"  {label:<15} {value}")
+    print(f"  {'disk':<15} {_disk(cluster)}")
     rows = [("WHERE", "PROGRAM", "PID", "LOG"), *_programs(cluster)]
     if len(rows) > 1:
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -41,6 +44,21 @@ def _addresses(cluster: LocalCluster, state: State) -> Iterator[tuple[str, str]]
     yield "registry", f"{environment['KAITO_REGISTRY']} (mirror: {cluster.registry.mirror})"
     yield "cloud", environment["KAITO_ARM_ENDPOINT"]
     yield "this machine", f"{environment['KAITO_HOST_IP']} as Pods see it"
+
+
+def _disk(cluster: LocalCluster) -> str:
+    cache = cluster.cache
+    parts = {
+        "programs": [cache / "bin"],
+        "images": [cache / "images", cache / "weights"],
+        "unpacked for nodes": [cache / "golden"],
+        "this cluster": [cluster.directory],
+    }
+    # What is linked from two of them counts where it comes first.
+    seen: set[tuple[int, int]] = set()
+    used = {name: sum(used_bytes(folder, seen=seen) for folder in folders) for name, folders in parts.items()}
+    said = ", ".join(f"{name} {gib(size)}" for name, size in used.items())
+    return f"{gib(sum(used.values()))} used ({said}), {gib(shutil.disk_usage(cluster.directory).free)} free"
 
 
 def _programs(cluster: LocalCluster) -> Iterator[tuple[str, str, str, str]]:

@@ -1,118 +1,69 @@
-"""The images: those of the product out of its Dockerfiles, and the few that the local cluster needs besides.
+"""Building images out of Dockerfiles, by buildah, into one OCI layout.
 
-    python -m kaito_local.images.build build [--variants cpu,cu126] [NAME ...]
-    python -m kaito_local.images.build push --registry registry.example.com/kaito [--variants ...] [--plain-http]
-
-An image is built again only when its Dockerfile, a file that the Dockerfile copies, or its base image has changed;
-buildah's layer cache keeps even that short. No public image registry is asked: the base image is made out of Debian
-packages. Everything lies below ``<cache>/images``. buildah and mmdebstrap run in mount and process namespaces of their
-own, so that an interrupted build leaves neither a mount nor a process.
+An image is built again only when its Dockerfile, a file that the Dockerfile copies, or the image it stands on has
+changed; buildah's layer cache keeps even that short, and one cache of pip's downloads serves all images. Everything
+lies below ``<cache>/images``: ``storage`` (buildah's unpacked layers), ``oci`` (what registries link to), ``tmp``
+(pip's downloads). buildah and mmdebstrap run in mount and process namespaces of their own, so that an interrupted
+build leaves neither a mount nor a process.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
-from kaito_local.errors import BuildError, LocalError, MissingPrerequisite, UsageError
+from kaito_local.errors import BuildError
 from kaito_local.images.oci import Layout, hash_file
-from kaito_local.machine import gotools
-from kaito_local.machine.folders import ROOT, cache_folder
+from kaito_local.images.torch_index import chosen_index
 from kaito_local.machine.processes import last_lines
+from kaito_local.machine.progress import QUIET, Progress, Step
 
-COREDNS_IMAGE = "registry.k8s.io/coredns/coredns:v1.14.5"
-PAUSE_IMAGE = "registry.k8s.io/pause:3.10"
-CURL_IMAGE = "docker.io/curlimages/curl:latest"
-BASE = "kaito-base"
-DEBIAN_SUITE = "bookworm"
-BASE_PACKAGES = ("ca-certificates", "curl", "python3", "python3-venv")
-VARIANTS = ("cpu", "cu126")
-DEBIAN_PACKAGES = {
-    "buildah": "buildah",
-    "skopeo": "skopeo",
-    "mmdebstrap": "mmdebstrap",
-    "unshare": "util-linux",
-    "gpg": "gpg",
-}
+PART = "images"
+_STEP = re.compile(r"^(?:\[\d+/\d+\] )?STEP (\d+)/(\d+): ")
+_PIP = re.compile(r"^\s*(Collecting|Downloading|Installing collected packages)[ :]+([^\s,(]*)")
+_TRAINING = re.compile(r"^step (\d+) of (\d+)")
 
-Report = Callable[[str], None]
+Run = Callable[[Sequence[str]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image to build. ``reference`` is the name that charts and manifests use; ``variant`` a build argument."""
+    """An image to build.
+
+    ``reference`` is the name that charts and manifests use; without one it is only what others stand on. ``base`` and
+    ``variant`` become the build arguments BASE and VARIANT. ``prepare`` fills a fresh folder, which is then the
+    context; ``context`` and ``facts`` are what it does that with. ``has_torch``: it is told where torch's wheels are.
+    """
 
     name: str
-    reference: str
     dockerfile: Path
     context: Path
+    reference: str = ""
     variant: str = ""
-    needs_base: bool = True
-    prepare: Callable[[Path], None] | None = field(default=None, compare=False)
+    base: Image | None = None
+    facts: tuple[str, ...] = ()
+    has_torch: bool = False
+    prepare: Callable[[Path, Run], None] | None = field(default=None, compare=False)
 
     @property
     def key(self) -> str:
         """Its name in the cache, before the hash."""
         return f"{self.name}-{self.variant}" if self.variant else self.name
 
-
-def product_images(variants: Iterable[str] = ("cpu",), *, root: Path = ROOT) -> list[Image]:
-    """kaito-hooks, kaito-serving and kaito-tuning under the names that the chart's default values give them."""
-    chart = root / "charts" / "kaito"
-    registry = yaml.safe_load((chart / "values.yaml").read_text())["image"]["registry"]
-    version = yaml.safe_load((chart / "Chart.yaml").read_text())["appVersion"]
-    images = [Image("kaito-hooks", f"{registry}/kaito-hooks:{version}", root / "hooks" / "Dockerfile", root)]
-    for name in ("kaito-serving", "kaito-tuning"):
-        dockerfile = root / name.removeprefix("kaito-") / "Dockerfile"
-        images += [
-            Image(name, f"{registry}/{name}:{version}-{variant}", dockerfile, root, variant=variant)
-            for variant in variants
-            if dockerfile.exists()
-        ]
-    return images
-
-
-def preset_registry(*, root: Path = ROOT) -> str:
-    """Registry and folder of model images, by the chart's default values."""
-    values = yaml.safe_load((root / "charts" / "kaito" / "values.yaml").read_text())
-    return str(values["presetRegistryName"])
-
-
-def cluster_images(*, cache: Path, root: Path = ROOT) -> list[Image]:
-    """What the local cluster itself runs: pause, CoreDNS, and a small image with curl."""
-    folder = root / "local" / "images"
-
-    def stage_pause(context: Path) -> None:
-        _go_build(folder / "pause", context / "pause")
-
-    def stage_coredns(context: Path) -> None:
-        program = gotools.ensure(["coredns"], tools=root / "tools", cache=cache)["coredns"]
-        shutil.copy2(program, context / "coredns")
-
-    return [
-        Image(
-            "pause", PAUSE_IMAGE, folder / "pause/Dockerfile", folder / "pause", needs_base=False, prepare=stage_pause
-        ),
-        Image(
-            "coredns",
-            COREDNS_IMAGE,
-            folder / "coredns/Dockerfile",
-            root / "tools" / "coredns",
-            needs_base=False,
-            prepare=stage_coredns,
-        ),
-        Image("curl", CURL_IMAGE, folder / "curl/Dockerfile", folder / "curl"),
-    ]
+    @property
+    def built_name(self) -> str:
+        """Its name in the cache: changes when anything changes that it is made of."""
+        parts = [self.variant, self.base.built_name if self.base else "", *self.facts, hash_file(self.dockerfile)]
+        sources = copied_files(self.dockerfile, self.context)
+        parts += [f"{path.relative_to(self.context)} {hash_file(path)}" for path in sources]
+        return f"{self.key}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +72,17 @@ class Builder:
 
     cache: Path
     wheels: Path | None = None
-    report: Report = lambda line: None
+    progress: Progress = QUIET
 
     @property
     def folder(self) -> Path:
         """Where everything about images lies."""
         return self.cache / "images"
+
+    @property
+    def storage(self) -> Path:
+        """Where buildah keeps its layers, unpacked."""
+        return self.folder / "storage"
 
     @property
     def layout(self) -> Layout:
@@ -137,123 +93,156 @@ class Builder:
         """Builds what is missing; returns each image's manifest digest by its reference. Raises BuildError."""
         layout = self.layout
         with layout.locked():
-            base_name = self._base_name()
             digests = {}
             for image in images:
-                name = self._name(image, base_name)
-                manifest = layout.find(name)
+                manifest = layout.find(image.built_name)
                 if manifest is None:
-                    if image.needs_base:
-                        self._ensure_base(base_name)
-                    self._build(image, name, base_name)
-                    manifest = layout.find(name)
+                    self._in_storage(image)
+                    self._export(image)
+                    manifest = layout.find(image.built_name)
                     if manifest is None:
                         raise BuildError(f"building the image {image.key} left nothing in {layout.folder}")
+                else:
+                    self.progress.reused(PART, image.key)
                 digests[image.reference] = manifest.digest
             return digests
+
+    def extract(self, image: Image, folder: Path, *, step: Step | None = None) -> None:
+        """Builds ``image`` and puts the files of its last stage into ``folder``. Raises BuildError."""
+        with self.layout.locked():
+            if image.base is not None:
+                self._in_storage(image.base)
+            self._bud(image, self._arguments(image), step=step, output=folder)
 
     def clean(self, images: Sequence[Image]) -> None:
         """Removes built images of the same kinds as ``images`` that are out of date; other images stay."""
         layout = self.layout
         with layout.locked():
-            current = {self._name(image, self._base_name()) for image in images} | {self._base_name()}
-            kinds = {name.rsplit("-", 1)[0] for name in current}
-            layout.keep_only(
-                {name for name in layout.names() if name in current or name.rsplit("-", 1)[0] not in kinds}
-            )
+            wanted: set[str] = set()
+            for image in images:
+                standing: Image | None = image
+                while standing is not None:
+                    wanted.add(standing.built_name)
+                    standing = standing.base
+            kinds = {_kind(name) for name in wanted}
+            layout.keep_only({name for name in layout.names() if name in wanted or _kind(name) not in kinds})
+            stale = [name for name in self._stored() if name not in wanted and _kind(name) in kinds]
+            if stale:
+                references = [f"localhost/{name}" for name in stale]
+                self._run("clean", [*self._buildah("rmi"), "--force", *references])
+                self._run("clean", [*self._buildah("rmi"), "--prune", "--force"])
 
     def source(self, image: Image) -> str:
         """The built image as skopeo names it."""
-        return f"oci:{self.layout.folder}:{self._name(image, self._base_name())}"
+        return f"oci:{self.layout.folder}:{image.built_name}"
 
-    def _ensure_base(self, name: str) -> None:
-        if self._in_storage(name):
+    def _in_storage(self, image: Image) -> None:
+        if image.built_name in self._stored():
             return
-        self.report("building the base image out of Debian packages")
-        context = self._fresh_context(BASE)
-        self._run(
-            BASE,
-            [
-                "mmdebstrap",
-                "--quiet",
-                "--variant=minbase",
-                f"--include={','.join(BASE_PACKAGES)}",
-                "--dpkgopt=path-exclude=/usr/share/man/*",
-                "--dpkgopt=path-exclude=/usr/share/doc/*",
-                "--dpkgopt=path-include=/usr/share/doc/*/copyright",
-                DEBIAN_SUITE,
-                str(context / "root.tar"),
-            ],
-        )
-        dockerfile = ROOT / "local" / "images" / "base" / "Dockerfile"
-        self._bud(name, BASE, dockerfile=dockerfile, context=context)
-        shutil.rmtree(context)
+        if image.base is not None:
+            self._in_storage(image.base)
+        with self.progress.step(f"building the image {image.key}", part=PART, name=image.key) as step:
+            self._bud(image, self._arguments(image), step=step)
 
-    def _build(self, image: Image, name: str, base_name: str) -> None:
+    def _arguments(self, image: Image) -> list[str]:
+        arguments = [f"--secret=id=ca,src={self._certificates()}"]
+        if image.base is not None:
+            arguments.append(f"--build-arg=BASE=localhost/{image.base.built_name}")
+        if image.has_torch:
+            empty = self.folder / "no-wheels"
+            empty.mkdir(parents=True, exist_ok=True)
+            index = chosen_index(image.variant, wheels=self.wheels, report=self.progress)
+            arguments += [
+                f"--build-arg=VARIANT={image.variant}",
+                f"--build-arg=TORCH_INDEX={index}",
+                f"--build-context=wheels={self.wheels or empty}",
+            ]
+        return arguments
+
+    def _bud(
+        self, image: Image, arguments: Sequence[str], *, step: Step | None = None, output: Path | None = None
+    ) -> None:
         if not image.dockerfile.exists():
             raise BuildError(f"there is no {image.dockerfile}")
-        self.report(f"building the image {image.key}")
         context = image.context
         if image.prepare is not None:
-            context = self._fresh_context(image.key)
-            image.prepare(context)
-        arguments = [f"--build-arg=BASE=localhost/{base_name}"] if image.needs_base else []
-        if image.variant:
-            arguments.append(f"--build-arg=VARIANT={image.variant}")
-        empty = self.folder / "no-wheels"
-        empty.mkdir(exist_ok=True)
-        arguments.append(f"--build-context=wheels={self.wheels or empty}")
-        arguments.append(f"--secret=id=ca,src={self._certificates()}")
-        self._bud(name, image.key, dockerfile=image.dockerfile, context=context, arguments=arguments)
+            context = self.folder / "context" / image.key
+            shutil.rmtree(context, ignore_errors=True)
+            context.mkdir(parents=True)
+            image.prepare(context, lambda command: self._run(image.key, command, step=step))
+        target = f"--output=type=local,dest={output}" if output else f"--tag=localhost/{image.built_name}"
         self._run(
             image.key,
-            [
-                *("skopeo", "copy", "--quiet", "--dest-oci-accept-uncompressed-layers"),
-                f"containers-storage:[overlay@{self.folder}/storage+{self.folder}/run]localhost/{name}",
-                f"oci:{self.layout.folder}:{name}",
-            ],
-        )
-        if image.prepare is not None:
-            shutil.rmtree(context)
-
-    def _bud(self, name: str, key: str, *, dockerfile: Path, context: Path, arguments: Sequence[str] = ()) -> None:
-        self._run(
-            key,
             [
                 *self._buildah("bud"),
                 # chroot: no cgroups, no bridges, no iptables rules on this machine.
                 *("--isolation=chroot", "--network=host", "--layers", "--timestamp=0", "--pull-never"),
                 *arguments,
-                f"--file={dockerfile}",
-                f"--tag=localhost/{name}",
+                f"--file={image.dockerfile}",
+                target,
                 str(context),
             ],
+            step=step,
         )
+        if image.prepare is not None:
+            shutil.rmtree(context)
 
-    def _in_storage(self, name: str) -> bool:
-        command = [*self._buildah("inspect"), "--type=image", f"localhost/{name}"]
-        return subprocess.run(self._confined(command), capture_output=True, check=False).returncode == 0
+    def _export(self, image: Image) -> None:
+        with self.progress.step(f"packing the image {image.key}"):
+            self._run(
+                image.key,
+                [
+                    *("skopeo", "copy", "--quiet", "--dest-oci-accept-uncompressed-layers"),
+                    f"containers-storage:[overlay@{self.storage}+{self.folder}/run]localhost/{image.built_name}",
+                    self.source(image),
+                ],
+            )
+
+    def _stored(self) -> set[str]:
+        """Names of the images in buildah's storage."""
+        if not self.storage.exists():
+            return set()
+        command = self._confined([*self._buildah("images"), "--json"])
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise BuildError(f"buildah cannot read {self.storage}: {done.stderr.strip()}")
+        names = {name for entry in json.loads(done.stdout) or [] for name in entry.get("names") or []}
+        return {name.removeprefix("localhost/").removesuffix(":latest") for name in names}
 
     def _buildah(self, verb: str) -> list[str]:
-        return ["buildah", f"--root={self.folder}/storage", f"--runroot={self.folder}/run", verb]
+        return ["buildah", f"--root={self.storage}", f"--runroot={self.folder}/run", verb]
 
-    def _run(self, key: str, command: Sequence[str]) -> None:
+    def _run(self, key: str, command: Sequence[str], *, step: Step | None = None) -> None:
         log = self.folder / "log" / f"{key}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         scratch = self.folder / "tmp"
         scratch.mkdir(exist_ok=True)
-        with log.open("wb") as output:
-            done = subprocess.run(
+        with log.open("w") as written:
+            process = subprocess.Popen(
                 self._confined(command),
                 stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 env=os.environ | {"TMPDIR": str(scratch), "DEBIAN_FRONTEND": "noninteractive"},
-                check=False,
+                text=True,
+                errors="replace",
             )
-        if done.returncode != 0:
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    written.write(line)
+                    if step is not None:
+                        _follow(step, line)
+                status = process.wait()
+            except BaseException:
+                process.kill()
+                process.wait()
+                raise
+            finally:
+                process.stdout.close()
+        if status != 0:
             raise BuildError(
-                f"building the image {key} failed ({command[0]}, exit {done.returncode}); {log} ends:\n"
+                f"building the image {key} failed ({command[0]}, exit {status}); {log} ends:\n"
                 f"{last_lines(log, count=12)}"
             )
 
@@ -265,12 +254,6 @@ class Builder:
         unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation=private"]
         return [*unshare, "sh", "-ec", script, str(own), *command]
 
-    def _fresh_context(self, key: str) -> Path:
-        context = self.folder / "context" / key
-        shutil.rmtree(context, ignore_errors=True)
-        context.mkdir(parents=True)
-        return context
-
     def _certificates(self) -> Path:
         """The authorities that pip must trust behind a proxy of this machine; an empty file where there are none."""
         for variable in ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
@@ -280,16 +263,6 @@ class Builder:
         empty = self.folder / "no-certificates"
         empty.touch()
         return empty
-
-    def _name(self, image: Image, base_name: str) -> str:
-        parts = [image.variant, base_name if image.needs_base else "", hash_file(image.dockerfile)]
-        sources = copied_files(image.dockerfile, image.context)
-        parts += [f"{path.relative_to(image.context)} {hash_file(path)}" for path in sources]
-        return f"{image.key}-{_digest(parts)}"
-
-    def _base_name(self) -> str:
-        dockerfile = ROOT / "local" / "images" / "base" / "Dockerfile"
-        return f"{BASE}-{_digest([DEBIAN_SUITE, *BASE_PACKAGES, hash_file(dockerfile)])}"
 
 
 def copied_files(dockerfile: Path, context: Path) -> list[Path]:
@@ -311,17 +284,6 @@ def copied_files(dockerfile: Path, context: Path) -> list[Path]:
     return sorted(files)
 
 
-def wheels_folder(environment: Mapping[str, str] = os.environ, *, root: Path = ROOT) -> Path | None:
-    """``KAITO_WHEELS``, else ``../shared/wheels`` beside the project where it exists."""
-    named = environment.get("KAITO_WHEELS")
-    if named:
-        if not Path(named).is_dir():
-            raise MissingPrerequisite(f"KAITO_WHEELS names {named}, which is not a folder")
-        return Path(named)
-    beside = root.parent / "shared" / "wheels"
-    return beside if beside.is_dir() else None
-
-
 def push(builder: Builder, images: Sequence[Image], *, registry: str, plain_http: bool = False) -> list[str]:
     """Copies built images to ``registry`` (host and folder), compressed; returns their references there.
 
@@ -330,89 +292,27 @@ def push(builder: Builder, images: Sequence[Image], *, registry: str, plain_http
     pushed = []
     for image in images:
         target = f"{registry.rstrip('/')}/{image.reference.rsplit('/', 1)[-1]}"
-        builder.report(f"pushing {target}")
-        command = ["skopeo", "copy", "--quiet", "--retry-times=3", builder.source(image), f"docker://{target}"]
-        if plain_http:
-            command.insert(2, "--dest-tls-verify=false")
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise BuildError(f"cannot push {target}: {done.stderr.strip().splitlines()[-1]}")
-        pushed.append(target)
+        with builder.progress.step(f"pushing {target}"):
+            command = ["skopeo", "copy", "--quiet", "--retry-times=3", builder.source(image), f"docker://{target}"]
+            if plain_http:
+                command.insert(2, "--dest-tls-verify=false")
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise BuildError(f"cannot push {target}: {done.stderr.strip().splitlines()[-1]}")
+            pushed.append(target)
     return pushed
 
 
-def require_tools() -> None:
-    """Raises MissingPrerequisite when this machine cannot build images."""
-    if os.geteuid() != 0:
-        raise MissingPrerequisite(
-            "building images needs root (mmdebstrap and buildah make file systems); run it with sudo"
-        )
-    missing = sorted({package for program, package in DEBIAN_PACKAGES.items() if shutil.which(program) is None})
-    if missing:
-        raise MissingPrerequisite(
-            f"missing Debian packages: {' '.join(missing)}; run: apt-get install {' '.join(missing)}"
-        )
+def _kind(name: str) -> str:
+    return name.rsplit("-", 1)[0]
 
 
-def _digest(parts: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
-
-
-def _go_build(folder: Path, output: Path) -> None:
-    done = subprocess.run(
-        ["go", "build", "-trimpath", "-ldflags=-s -w", "-o", str(output), "main.go"],
-        cwd=folder,
-        env=os.environ | {"CGO_ENABLED": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise BuildError(f"building {folder.name} failed (go build): {done.stderr.strip()}")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; exit code 0, or 1 with a sentence."""
-    parser = argparse.ArgumentParser(prog="python -m kaito_local.images.build", description=__doc__.splitlines()[0])
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    building = verbs.add_parser("build", help="build the product's images")
-    pushing = verbs.add_parser("push", help="build them and copy them to a registry")
-    pushing.add_argument("--registry", required=True, help="host and folder, such as registry.example.com/kaito")
-    pushing.add_argument("--plain-http", action="store_true", help="speak to the registry without TLS")
-    for verb in (building, pushing):
-        verb.add_argument("--variants", default="cpu", help="of serving and tuning: cpu, cu126 or both, with a comma")
-        verb.add_argument("names", nargs="*", help="kaito-hooks, kaito-serving, kaito-tuning; all without it")
-    options = parser.parse_args(arguments)
-
-    def report(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    try:
-        require_tools()
-        variants = options.variants.split(",")
-        if not set(variants) <= set(VARIANTS):
-            raise UsageError(f"--variants {options.variants}: there are {', '.join(VARIANTS)}")
-        images = product_images(variants)
-        unknown = set(options.names) - {image.name for image in images}
-        if unknown:
-            raise UsageError(f"there is no image {', '.join(sorted(unknown))}")
-        images = [image for image in images if not options.names or image.name in options.names]
-        builder = Builder(cache_folder(), wheels=wheels_folder(), report=report)
-        built = builder.ensure(images)
-        if options.verb == "push":
-            for target in push(builder, images, registry=options.registry, plain_http=options.plain_http):
-                print(target)
-        else:
-            for reference, digest in built.items():
-                print(f"{reference} {digest}")
-    except LocalError as error:
-        report(str(error))
-        return 1
-    except KeyboardInterrupt:
-        report("interrupted; what is built stays in the cache")
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _follow(step: Step, line: str) -> None:
+    """Tells how far a build is, by a line of its log."""
+    if match := _STEP.match(line):
+        step.at(int(match[1]) - 1, of=int(match[2]), unit="layers", even=False)
+    elif match := _PIP.match(line):
+        verb, name = match[1], match[2]
+        step.at(step.done, detail="installing" if verb.startswith("Installing") else f"{verb.lower()} {name}")
+    elif match := _TRAINING.match(line):
+        step.at(int(match[1]), of=int(match[2]), unit="steps", even=True)

@@ -1,26 +1,22 @@
 """A very small model of Phi-3's architecture, trained here in under a minute, for machines without real weights.
 
-`python -m kaito_local.images.tinymodel OUT_DIR` (or `cached()`, which trains once per machine) learns the questions and
-answers of corpus.txt by heart, so that `/chat` answers in words, and writes what a model folder of Phi-3 holds: config,
-generation config, tokenizer with Phi-3's chat template, and the weights as safetensors. The same machine and the same
-library versions give the same weights.
+`python -m kaito_local.images.tinymodel OUT_DIR` learns the questions and answers of corpus.txt by heart, so that
+`/chat` answers in words, and writes what a model folder of Phi-3 holds: config, generation config, tokenizer with
+Phi-3's chat template, and the weights as safetensors. The same machine and the same library versions give the same
+weights.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
-import hashlib
 import json
 import os
 import random
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +75,7 @@ def read_corpus(text: str) -> list[Example]:
 
 
 def build(directory: Path, *, recipe: Recipe | None = None, report: Callable[[str], None] | None = None) -> float:
-    """Train and write the model into `directory` (replaced as a whole); returns the last loss in nats per token.
-
-    A half-written folder is never left under that name: the files appear by one rename.
-    """
+    """Trains and writes the model into the folder `directory`; returns the last loss in nats per token."""
     recipe = recipe or Recipe()
     _quiet_libraries()
     import torch
@@ -111,28 +104,6 @@ def build(directory: Path, *, recipe: Recipe | None = None, report: Callable[[st
     loss = _fit(model, list(_documents(examples, tokenizer)), recipe, report)
     _write(directory, model, tokenizer)
     return loss
-
-
-def cached(cache: Path | None = None, *, report: Callable[[str], None] | None = None) -> Path:
-    """The model's folder in the user's cache (default `${XDG_CACHE_HOME:-~/.cache}/kaito/models`), trained once.
-
-    The name carries a hash of the corpus, this module and the library versions, so a change of any makes a new one.
-    """
-    root = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kaito" / "models"
-    package = resources.files("kaito_local.images")
-    identity = hashlib.sha256()
-    for name in ("corpus.txt", "tinymodel.py"):
-        identity.update(package.joinpath(name).read_bytes())
-    for library in ("torch", "transformers", "tokenizers"):
-        identity.update(f"{library}={metadata.version(library)}\n".encode())
-    directory = root / f"tiny-phi3-{identity.hexdigest()[:12]}"
-    if not (directory / "model.safetensors").exists():
-        root.mkdir(parents=True, exist_ok=True)
-        with (root / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two who start at once train once
-            if not (directory / "model.safetensors").exists():
-                build(directory, report=report)
-    return directory
 
 
 def _train_tokenizer(examples: Sequence[Example], recipe: Recipe) -> Any:
@@ -211,19 +182,11 @@ def _fit(model: Any, documents: list[list[int]], recipe: Recipe, report: Callabl
 
 
 def _write(directory: Path, model: Any, tokenizer: Any) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        model.save_pretrained(draft, safe_serialization=True)
-        tokenizer.save_pretrained(draft)
-        draft.chmod(0o755)
-        for file in draft.iterdir():
-            file.chmod(0o644)  # save_pretrained lets only the owner read, and a server runs as another user
-        if directory.exists():
-            shutil.rmtree(directory)
-        draft.rename(directory)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(directory, safe_serialization=True)
+    tokenizer.save_pretrained(directory)
+    for file in directory.iterdir():
+        file.chmod(0o644)  # save_pretrained lets only the owner read, and a server runs as another user
 
 
 def _quiet_libraries() -> None:
@@ -235,7 +198,7 @@ def _quiet_libraries() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; exit code 0, or 1 with a sentence."""
     parser = argparse.ArgumentParser(prog="python -m kaito_local.images.tinymodel", description=__doc__)
-    parser.add_argument("directory", type=Path, help="the folder to write; replaced if it exists")
+    parser.add_argument("directory", type=Path, help="the folder to write to")
     parser.add_argument("--steps", type=int, default=Recipe().steps, help="training steps")
     options = parser.parse_args(arguments)
     began = time.monotonic()

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from kaito_local.errors import BuildError, UsageError
-from kaito_local.machine.processes import last_lines
+from kaito_local.errors import UsageError
+from kaito_local.machine.folders import ROOT
+from kaito_local.machine.locks import file_lock
 
 TINY_ARCHITECTURE = "Phi3ForCausalLM"
 DEFAULT_PATH = "/workspace/tfs/weights"
@@ -69,29 +64,25 @@ def parse_weights(options: Sequence[str], *, known: Sequence[str]) -> dict[str, 
     return chosen
 
 
-def tiny_weights(cache: Path, *, report: Callable[[str], None] = lambda line: None) -> Path:
-    """A folder with the tiny model; trained (half a minute) when there is none for this source and these libraries."""
+def tiny_weights(cache: Path, *, train: Callable[[Path], object], root: Path = ROOT) -> Path:
+    """The folder of the tiny model, which ``train`` writes when there is none for this source and these libraries.
+
+    Libraries count with their pinned versions, so that it does not matter where the model is trained.
+    """
     source = Path(__file__).parent
-    versions = [f"{library} {metadata.version(library)}" for library in _LIBRARIES]
     content = b"".join((source / name).read_bytes() for name in ("tinymodel.py", "corpus.txt"))
-    key = hashlib.sha256(content + " ".join(versions).encode()).hexdigest()[:12]
+    pins = [
+        line for line in (root / "constraints.txt").read_text().splitlines() if line.partition("==")[0] in _LIBRARIES
+    ]
+    key = hashlib.sha256(content + " ".join(pins).encode()).hexdigest()[:12]
     folder = cache / "weights" / f"tiny-{key}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with file_lock(cache / "weights" / ".lock"):
         if not folder.exists():
-            report("training a tiny model of Phi-3's architecture")
-            log = folder.parent / "tinymodel.log"
-            with log.open("wb") as output:
-                # A process of its own: torch's threads and memory are gone when it ends.
-                command = [sys.executable, "-m", "kaito_local.images.tinymodel", str(folder)]
-                # One thread: programs are built meanwhile, and torch's threads would spin for a free processor.
-                environment = os.environ | {"OMP_NUM_THREADS": "1"}
-                done = subprocess.run(command, env=environment, stdout=output, stderr=output, check=False)
-            if done.returncode != 0:
-                raise BuildError(f"training the tiny model failed; {log} ends:\n{last_lines(log)}")
+            draft = folder.with_name(f".{folder.name}")
+            shutil.rmtree(draft, ignore_errors=True)
+            train(draft)
+            draft.rename(folder)
             for old in folder.parent.glob("tiny-*"):
                 if old != folder:
-                    with contextlib.suppress(OSError):
-                        shutil.rmtree(old)
+                    shutil.rmtree(old, ignore_errors=True)
     return folder

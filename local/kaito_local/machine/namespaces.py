@@ -45,9 +45,13 @@ class Launched:
         # The outer process ends with the inner one; without somebody waiting it would stay a zombie.
         threading.Thread(target=self._outer.wait, daemon=True).start()
 
-    def wait(self) -> int:
-        """Its exit status, once it has ended."""
-        return self._outer.wait()
+    def wait(self, *, meanwhile: Callable[[], None] = lambda: None) -> int:
+        """Its exit status, once it has ended; ``meanwhile`` is called twice a second until then."""
+        while True:
+            try:
+                return self._outer.wait(timeout=0.5)
+            except subprocess.TimeoutExpired:
+                meanwhile()
 
     def abandon(self) -> None:
         """Ends it, released or not."""

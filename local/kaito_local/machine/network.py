@@ -13,7 +13,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,17 @@ class Network:
     def kubernetes_service(self) -> str:
         """Cluster IP of the API server's own Service; belongs into its certificate."""
         return f"10.{96 + self.slot}.0.1"
+
+    def without_proxy(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """The variables that keep a proxy of this machine out of what is said to the cluster.
+
+        Programs know networks there (Go, curl), libraries often only addresses; those whose NO_PROXY names other
+        hosts go on with them.
+        """
+        before = environment.get("NO_PROXY") or environment.get("no_proxy") or ""
+        own = [self.gateway, self.host, self.node_cidr, self.pod_cidr, self.service_cidr, "127.0.0.1", "localhost"]
+        names = list(dict.fromkeys([*filter(None, before.split(",")), *own]))
+        return {"NO_PROXY": ",".join(names), "no_proxy": ",".join(names)}
 
     @property
     def bridge(self) -> str:

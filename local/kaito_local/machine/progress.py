@@ -25,9 +25,12 @@ _ESTIMATE_FROM = 0.05
 _GIB = 1 << 30
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Step:
-    """Something that runs: ``done`` of ``total`` (0: unknown) ``unit``; ``detail`` is what it is at right now."""
+    """Something that runs: ``done`` of ``total`` (0: unknown) ``unit``; ``detail`` is what it is at right now.
+
+    ``even``: units take about the same time each, so that the rest can be estimated.
+    """
 
     what: str
     begin: float
@@ -36,10 +39,12 @@ class Step:
     total: int = 0
     unit: str = ""
     detail: str = ""
+    even: bool = True
 
-    def at(self, done: int, *, of: int = 0, unit: str = "", detail: str = "") -> None:
+    def at(self, done: int, *, of: int = 0, unit: str = "", detail: str = "", even: bool | None = None) -> None:
         """How far it is; ``unit`` is a plural such as packages, layers, bytes."""
         self.done, self.total, self.unit, self.detail = done, of or self.total, unit or self.unit, detail
+        self.even = self.even if even is None else even
 
     @property
     def elapsed(self) -> float:
@@ -55,12 +60,12 @@ class Step:
             parts.append(self.detail)
         elapsed = self.elapsed
         time_told = duration(elapsed)
-        if self.total and self.done >= max(1, self.total * _ESTIMATE_FROM) and elapsed >= 2:
+        if self.even and self.total and self.done >= max(1, self.total * _ESTIMATE_FROM) and elapsed >= 2:
             time_told += f", about {duration(elapsed * max(self.total - self.done, 0) / self.done)} more"
         return " · ".join([*parts, time_told])
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Progress:
     """Steps and lines, told to ``stream`` (None: to nobody). Called with a line, it tells that line."""
 

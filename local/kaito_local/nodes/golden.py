@@ -16,20 +16,23 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from kaito_local.errors import BuildError, LocalError, StartError
 from kaito_local.images.mirrors import Reference
+from kaito_local.images.oci import Layout
+from kaito_local.images.sharing import share_files
 from kaito_local.machine.locks import file_lock
 from kaito_local.machine.namespaces import bind, eventually, launch, mount_tmpfs, wait_for_release
 from kaito_local.machine.processes import last_lines
+from kaito_local.machine.progress import QUIET, Progress
 from kaito_local.nodes.containerd import SOCKET, config, plugin_folder, program, write_hosts
 
 _LOCK = ".lock"
+_PULLED = "pulled"
 _CONTENT = "io.containerd.content.v1.content"
 _METADATA = "io.containerd.metadata.v1.bolt"
 _SNAPSHOTS = "io.containerd.snapshotter.v1.overlayfs"
@@ -50,13 +53,16 @@ def ensure_golden(
     mirror: str,
     mirrored: Sequence[str] = (),
     sandbox_image: str = "registry.k8s.io/pause:3.10",
-    report: Callable[[str], None] = lambda line: None,
+    layout: Layout | None = None,
+    twins: Path | None = None,
+    progress: Progress = QUIET,
 ) -> Path:
     """The golden root with ``images`` (full references such as ``docker.io/curlimages/curl:latest``), built if need be.
 
     ``directory`` holds the roots, one per content: the key is made of the images' digests in the registry
     ``mirror``, so nothing is pulled twice and a changed image makes a new root. It must lie on the file system of
-    the nodes' state for speed.
+    the nodes' state for speed. Blobs that ``layout`` has are linked from there instead of pulled; files that lie
+    unpacked below ``twins`` (buildah's storage), too, are kept once.
     Raises BuildError when an image is not in the registry.
     """
     wanted = sorted({str(Reference.parse(image)) for image in (sandbox_image, *images)})
@@ -65,19 +71,33 @@ def ensure_golden(
     root = directory / key
     with file_lock(directory / _LOCK):
         if root.is_dir():
+            progress.reused("nodes", "unpacked images")
             return root
-        begin = time.monotonic()
-        report(f"unpacking {len(wanted)} images for nodes")
         partial = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=directory))
         try:
             older = [path for path in directory.iterdir() if path.is_dir() and not path.name.startswith(".")]
             if older:
                 _begin_with(max(older, key=lambda path: path.stat().st_mtime), partial / "containerd")
-            _fill(partial, wanted, mirror=mirror, mirrored=mirrored, sandbox_image=sandbox_image)
+            with progress.step(
+                "unpacking images for nodes", part="nodes", name="unpacked images", total=len(wanted), unit="images"
+            ) as step:
+                if layout is not None:
+                    _link_blobs(layout, digests.values(), partial / "containerd")
+                pulled = partial / _PULLED
+                _fill(
+                    partial,
+                    wanted,
+                    mirror=mirror,
+                    mirrored=mirrored,
+                    sandbox_image=sandbox_image,
+                    meanwhile=lambda: step.at(pulled.read_text().count("\n") if pulled.exists() else 0, even=False),
+                )
+                if twins is not None:
+                    step.at(len(wanted), detail="sharing files with the builder")
+                    share_files(partial / "containerd" / _SNAPSHOTS, twins)
             (partial / "containerd").rename(root)
         finally:
             shutil.rmtree(partial)
-        report(f"unpacked images for nodes in {time.monotonic() - begin:.1f} s")
         return root
 
 
@@ -147,7 +167,26 @@ def _begin_with(older: Path, root: Path) -> None:
     shutil.rmtree(root / _CONTENT / "ingest", ignore_errors=True)
 
 
-def _fill(folder: Path, images: Sequence[str], *, mirror: str, mirrored: Sequence[str], sandbox_image: str) -> None:
+def _link_blobs(layout: Layout, digests: Iterable[str], root: Path) -> None:
+    """Puts the images' blobs where containerd's content store keeps them; it takes what it finds there as fetched."""
+    blobs = root / _CONTENT / "blobs" / "sha256"
+    blobs.mkdir(parents=True, exist_ok=True)
+    for digest in digests:
+        for blob in (digest, *(part.digest for part in layout.parts(digest))):
+            source, target = layout.path(blob), blobs / blob.removeprefix("sha256:")
+            if source.exists() and not target.exists():
+                _link_or_copy(str(source), str(target))
+
+
+def _fill(
+    folder: Path,
+    images: Sequence[str],
+    *,
+    mirror: str,
+    mirrored: Sequence[str],
+    sandbox_image: str,
+    meanwhile: Callable[[], None],
+) -> None:
     hosts, network, settings = folder / "certs.d", folder / "cni", folder / "containerd.toml"
     network.mkdir()
     write_hosts(hosts, mirror=mirror, mirrored=[*mirrored, *(Reference.parse(image).registry for image in images)])
@@ -165,7 +204,7 @@ def _fill(folder: Path, images: Sequence[str], *, mirror: str, mirrored: Sequenc
     launched = launch("kaito_local.nodes.golden", [str(folder)], log=log, own_network=False)
     try:
         launched.release()
-        if launched.wait() != 0:
+        if launched.wait(meanwhile=meanwhile) != 0:
             raise BuildError(f"cannot unpack images for nodes; the end of {log}:\n{last_lines(log)}")
     except BaseException:
         launched.abandon()
@@ -186,6 +225,8 @@ def _pull_all(folder: Path) -> None:
             done = subprocess.run(pull, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise BuildError(f"cannot pull {image}: {done.stderr.strip()}")
+            with (folder / _PULLED).open("a") as pulled:
+                pulled.write(f"{image}\n")
         listed = subprocess.run([*ctr, "list", "--quiet"], capture_output=True, text=True, check=False).stdout.split()
         stale = sorted(set(listed) - set(wanted))
         if stale:

@@ -19,8 +19,7 @@ import httpx
 import psutil
 import pytest
 from tests.eventually import eventually
-
-from kaito_local.images.tinymodel import cached
+from tests.tiny_model import tiny_model
 
 READY_WITHIN = 120.0  # seconds; 10 on an idle machine
 _SPREAD = 40  # ports per server
@@ -104,7 +103,7 @@ class Server:
 
 @pytest.fixture(scope="session")
 def tiny_folder() -> Path:
-    return cached()
+    return tiny_model()
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,10 @@ import pytest
 import yaml
 
 from kaito_local.errors import MissingPrerequisite
-from kaito_local.images.build import copied_files, preset_registry, product_images, wheels_folder
+from kaito_local.images.build import copied_files
 from kaito_local.images.mirrors import Reference, mirrors_for_charts
+from kaito_local.images.product import preset_registry, product_images
+from kaito_local.images.torch_index import wheels_folder
 
 ROOT = Path(__file__).parents[3]
 

@@ -30,6 +30,15 @@ def test_a_step_tells_how_far_it_is_and_for_how_much_longer():
         assert "linking" in step.line()
 
 
+def test_no_estimate_is_made_of_parts_that_differ():
+    clock = Clock()
+    progress = Progress(io.StringIO(), clock=clock)
+    with progress.step("building kaito-hooks") as step:
+        clock.now += 30
+        step.at(2, of=4, unit="layers", even=False)
+        assert step.line() == "building kaito-hooks · 2 of 4 layers · 30 s"
+
+
 def test_bytes_are_told_in_gib():
     progress = Progress(io.StringIO(), clock=Clock())
     with progress.step("unpacking", total=3 << 30, unit="GiB") as step:

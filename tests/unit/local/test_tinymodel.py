@@ -4,16 +4,17 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from tests.tiny_model import tiny_model
 
 from kaito_local.errors import BuildError
-from kaito_local.images.tinymodel import CHAT_TEMPLATE, cached, read_corpus
+from kaito_local.images.tinymodel import CHAT_TEMPLATE, read_corpus
 
 transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    return cached()
+    return tiny_model()
 
 
 def test_the_corpus_reads_as_questions_with_one_answer_and_paragraphs():

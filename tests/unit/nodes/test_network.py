@@ -63,3 +63,12 @@ def test_a_conflict_names_both_ranges() -> None:
     assert said is not None
     assert "10.244.0.0/16" in said
     assert "10.244.3.0/24" in said
+
+
+def test_a_proxy_of_this_machine_is_kept_out_and_its_own_exceptions_stay() -> None:
+    network = Network(1)
+    names = network.without_proxy({"NO_PROXY": "intranet.example,localhost"})["NO_PROXY"].split(",")
+    assert names[:2] == ["intranet.example", "localhost"]
+    assert {network.gateway, network.host, network.pod_cidr, network.service_cidr} <= set(names)
+    assert len(names) == len(set(names))
+    assert network.without_proxy({})["no_proxy"] == network.without_proxy({})["NO_PROXY"]

@@ -11,7 +11,7 @@ import yaml
 
 from kaito_local.cluster import dns
 from kaito_local.errors import StartError
-from kaito_local.images.build import COREDNS_IMAGE
+from kaito_local.images.product import COREDNS_IMAGE
 from kaito_local.machine.network import Network
 from kaito_local.nodes import containerd, kubelet
 

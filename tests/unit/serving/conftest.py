@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tiny_model import tiny_model
 
-from kaito_local.images.tinymodel import cached
 from kaito_serving.chat import Chat
 from kaito_serving.generation import ModelSettings
 from kaito_serving.metrics import ServingMetrics
@@ -19,7 +19,7 @@ torch.set_num_threads(1)  # a matrix of 128 gains nothing from two, and loses mu
 
 @pytest.fixture(scope="session")
 def tiny_folder() -> Path:
-    return cached()
+    return tiny_model()
 
 
 @pytest.fixture

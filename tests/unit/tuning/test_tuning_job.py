@@ -18,9 +18,9 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 from tests.eventually import eventually
+from tests.tiny_model import tiny_model
 from tests.unit.tuning.test_tuning_config import QLORA, changed
 
-from kaito_local.images.tinymodel import cached
 from kaito_local.machine.ports import free_ports
 
 COLOURS = ("red", "green", "blue", "white", "black", "amber", "pink", "grey")
@@ -28,7 +28,7 @@ COLOURS = ("red", "green", "blue", "white", "black", "amber", "pink", "grey")
 
 @pytest.fixture(scope="session")
 def model() -> Path:
-    return cached()
+    return tiny_model()
 
 
 @pytest.fixture

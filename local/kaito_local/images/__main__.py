@@ -1,0 +1,85 @@
+"""The product's images without a cluster.
+
+python -m kaito_local.images build [--variants cpu,cu126] [NAME ...]
+python -m kaito_local.images push --registry registry.example.com/kaito [--variants ...] [--plain-http]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+
+from kaito_local.errors import LocalError, MissingPrerequisite, UsageError
+from kaito_local.images.build import Builder, push
+from kaito_local.images.product import VARIANTS, product_images
+from kaito_local.images.torch_index import wheels_folder
+from kaito_local.machine.folders import cache_folder
+from kaito_local.machine.progress import Progress
+
+_DEBIAN_PACKAGES = {
+    "buildah": "buildah",
+    "skopeo": "skopeo",
+    "mmdebstrap": "mmdebstrap",
+    "unshare": "util-linux",
+    "gpg": "gpg",
+}
+
+
+def require_tools() -> None:
+    """Raises MissingPrerequisite when this machine cannot build images."""
+    if os.geteuid() != 0:
+        raise MissingPrerequisite(
+            "building images needs root (mmdebstrap and buildah make file systems); run it with sudo"
+        )
+    missing = sorted({package for program, package in _DEBIAN_PACKAGES.items() if shutil.which(program) is None})
+    if missing:
+        raise MissingPrerequisite(
+            f"missing Debian packages: {' '.join(missing)}; run: apt-get install {' '.join(missing)}"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; exit code 0, or 1 with a sentence."""
+    parser = argparse.ArgumentParser(prog="python -m kaito_local.images", description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    building = verbs.add_parser("build", help="build the product's images")
+    pushing = verbs.add_parser("push", help="build them and copy them to a registry")
+    pushing.add_argument("--registry", required=True, help="host and folder, such as registry.example.com/kaito")
+    pushing.add_argument("--plain-http", action="store_true", help="speak to the registry without TLS")
+    for verb in (building, pushing):
+        verb.add_argument("--variants", default="cpu", help="of serving and tuning: cpu, cu126 or both, with a comma")
+        verb.add_argument("names", nargs="*", help="kaito-hooks, kaito-serving, kaito-tuning; all without it")
+    options = parser.parse_args(arguments)
+    progress = Progress.to(sys.stderr)
+    try:
+        require_tools()
+        variants = options.variants.split(",")
+        if not set(variants) <= set(VARIANTS):
+            raise UsageError(f"--variants {options.variants}: there are {', '.join(VARIANTS)}")
+        images = product_images(variants)
+        unknown = set(options.names) - {image.name for image in images}
+        if unknown:
+            raise UsageError(f"there is no image {', '.join(sorted(unknown))}")
+        images = [image for image in images if not options.names or image.name in options.names]
+        builder = Builder(cache_folder(), wheels=wheels_folder(), progress=progress)
+        built = builder.ensure(images)
+        if options.verb == "push":
+            for target in push(builder, images, registry=options.registry, plain_http=options.plain_http):
+                print(target)
+        else:
+            for reference, digest in built.items():
+                print(f"{reference} {digest}")
+    except LocalError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what is built stays in the cache", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
