@@ -13,6 +13,7 @@ export KAITO_WHEELS := $(if $(KAITO_WHEELS),$(shell realpath -- "$(KAITO_WHEELS)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 PIP_INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(KAITO_WHEELS),--find-links "$(KAITO_WHEELS)")
+PIP_FAILED := echo "pip could not install what is named above; check the network, the proxy and pip's index (pip config list), then try again" >&2; exit 1
 SOURCES := hooks serving tuning local images tests
 
 .PHONY: help python demo test test-unit soak images push lint format fields down clean
@@ -27,14 +28,16 @@ python:
 # The `kaito` command and what it needs: no torch.
 .venv/.local: pyproject.toml constraints.txt | python
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || local/packages.sh python3-venv
-	$(PYTHON) -m venv .venv
-	$(PIP_INSTALL) -e ".[local]"
+	@$(PYTHON) -m venv .venv
+	@echo "installing the kaito command into .venv"
+	@$(PIP_INSTALL) -e ".[local]" || { $(PIP_FAILED); }
 	@touch $@
 
 # What tests and lint need besides: torch, of which the wheel for CPUs is a tenth of the default one.
 .venv/.ready: .venv/.local
+	@echo "installing what tests need into .venv (torch and its kin: some minutes)"; \
 	index=$$(.venv/bin/python -m kaito_local.images.torch_index); \
-	$(PIP_INSTALL) $${index:+--extra-index-url "$$index"} -e ".[hooks,serving,tuning,local,dev]"
+	$(PIP_INSTALL) $${index:+--extra-index-url "$$index"} -e ".[hooks,serving,tuning,local,dev]" || { $(PIP_FAILED); }
 	@touch $@
 
 demo: .venv/.local ## a whole cluster on this machine, the quick start, and an answer from /chat

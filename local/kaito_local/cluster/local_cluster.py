@@ -197,12 +197,13 @@ class LocalCluster:
         preflight.require_disk(self.directory, gib=preflight.DISK_GIB_STATE)
         if Cluster.attach(self.directory) is None:
             preflight.require_memory()
-        network = reserve_network(self.directory)
-        register_cluster(self.directory, cache=self.cache)
-        state = state.save(self.directory, control_plane_only=False, weights=own)
-        tools = ROOT / "tools"
-        with gotools.ensuring(gotools.CLUSTER, tools=tools, cache=self.cache, report=self.progress) as building:
+        with gotools.ensuring(
+            gotools.CLUSTER, tools=ROOT / "tools", cache=self.cache, report=self.progress
+        ) as building:
             preflight.require_packages(ROOT / "local" / "packages.sh", progress=self.progress)
+            network = reserve_network(self.directory)
+            register_cluster(self.directory, cache=self.cache)
+            state = state.save(self.directory, control_plane_only=False, weights=own)
             published = self._images(own, known, building)
             programs = building.result()
 

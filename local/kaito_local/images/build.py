@@ -26,9 +26,17 @@ from kaito_local.machine.processes import last_lines
 from kaito_local.machine.progress import QUIET, Progress, Step
 
 PART = "images"
+# Where buildah keeps cache mounts, below its TMPDIR.
+_PIP_CACHE = "buildah-cache"
 _STEP = re.compile(r"^(?:\[\d+/\d+\] )?STEP (\d+)/(\d+): ")
 _PIP = re.compile(r"^\s*(Collecting|Downloading|Installing collected packages)[ :]+([^\s,(]*)")
+_MMDEBSTRAP = re.compile(r"^I: ([a-z].*?)\.*$")
 _TRAINING = re.compile(r"^step (\d+) of (\d+)")
+
+_UNREACHED = re.compile(
+    r"Temporary failure (?:in name resolution|resolving '[^']*')|Name or service not known|Could not resolve host\S*"
+    r"|Failed to establish a new connection: .{0,60}|Could not connect to .{0,80}|Connection timed out"
+)
 
 Run = Callable[[Sequence[str]], None]
 
@@ -93,6 +101,7 @@ class Builder:
         """Builds what is missing; returns each image's manifest digest by its reference. Raises BuildError."""
         layout = self.layout
         with layout.locked():
+            self._remove_leftovers()
             digests = {}
             for image in images:
                 manifest = layout.find(image.built_name)
@@ -135,6 +144,12 @@ class Builder:
     def source(self, image: Image) -> str:
         """The built image as skopeo names it."""
         return f"oci:{self.layout.folder}:{image.built_name}"
+
+    def _remove_leftovers(self) -> None:
+        """What interrupted builds left, but for pip's downloads."""
+        for path in (self.folder / "tmp").glob("*"):
+            if path.name != _PIP_CACHE:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
     def _in_storage(self, image: Image) -> None:
         if image.built_name in self._stored():
@@ -241,6 +256,12 @@ class Builder:
             finally:
                 process.stdout.close()
         if status != 0:
+            unreached = _UNREACHED.search(log.read_text(errors="replace"))
+            if unreached:
+                raise BuildError(
+                    f"building the image {key} failed because a package registry could not be reached "
+                    f"({unreached[0].strip()}); check the network and the proxy, then try again; all of it: {log}"
+                )
             raise BuildError(
                 f"building the image {key} failed ({command[0]}, exit {status}); {log} ends:\n"
                 f"{last_lines(log, count=12)}"
@@ -314,5 +335,7 @@ def _follow(step: Step, line: str) -> None:
     elif match := _PIP.match(line):
         verb, name = match[1], match[2]
         step.at(step.done, detail="installing" if verb.startswith("Installing") else f"{verb.lower()} {name}")
+    elif match := _MMDEBSTRAP.match(line):
+        step.at(step.done, detail=match[1])
     elif match := _TRAINING.match(line):
         step.at(int(match[1]), of=int(match[2]), unit="steps", even=True)

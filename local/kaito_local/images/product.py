@@ -30,7 +30,6 @@ def base_image(*, root: Path = ROOT) -> Image:
         run(
             [
                 "mmdebstrap",
-                "--quiet",
                 "--variant=minbase",
                 f"--include={','.join(_BASE_PACKAGES)}",
                 "--dpkgopt=path-exclude=/usr/share/man/*",
