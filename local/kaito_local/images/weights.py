@@ -81,6 +81,7 @@ def tiny_weights(cache: Path, *, train: Callable[[Path], object], root: Path = R
             draft = folder.with_name(f".{folder.name}")
             shutil.rmtree(draft, ignore_errors=True)
             train(draft)
+            draft.chmod(0o755)  # a server that reads it runs as another user
             draft.rename(folder)
             for old in folder.parent.glob("tiny-*"):
                 if old != folder:
