@@ -7,7 +7,8 @@
     progress.reused("Go programs", "helm")
     progress("\\n".join(progress.summary()))                    # what was built and what was there already
 
-Steps may run side by side, in several threads. In a log (not a terminal) a running step says every 15 s how far it is.
+Steps may run side by side, in several threads. A log (not a terminal) hears of the beginning and the end
+of each, and every 15 s how far it is.
 """
 
 from __future__ import annotations
@@ -136,10 +137,13 @@ class Progress:
     def _enter(self, step: Step) -> None:
         with self._lock:
             self._running.append(step)
-            if self.stream is None or self._shown is not None:
+            if self.stream is None:
                 return
             terminal = self.stream.isatty()
-            self._shown = _Terminal(self.stream, self._lines) if terminal else _Log(self, self.log_every)
+            if self._shown is None:
+                self._shown = _Terminal(self.stream, self._lines) if terminal else _Log(self, self.log_every)
+            if not terminal:
+                self(step.what)
 
     def _leave(self, step: Step) -> None:
         with self._lock:

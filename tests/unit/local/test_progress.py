@@ -61,7 +61,9 @@ def test_a_log_hears_again_and_again_of_what_still_runs_and_once_of_its_end():
     with progress.step("building etcd", total=200, unit="packages") as step:
         step.at(7)
         eventually(lambda: heard.getvalue().count("building etcd · 7 of 200 packages") >= 3)
-    assert heard.getvalue().splitlines()[-1].endswith("building etcd: 0 s")
+    lines = heard.getvalue().splitlines()
+    assert lines[0].endswith("building etcd")
+    assert lines[-1].endswith("building etcd: 0 s")
     assert "\x1b" not in heard.getvalue()
 
 
