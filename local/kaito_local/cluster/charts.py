@@ -24,6 +24,7 @@ from kaito_local.machine.progress import Step
 RELEASES = {"kaito": "kaito-workspace", "gpu-provisioner": "gpu-provisioner"}
 _READY_WITHIN = 180
 _LOOK_EVERY = 0.5
+_NOT_YET = "failed to configure policy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,13 +171,16 @@ class Charts:
         return bool(holders & running)
 
     def _wait_admitted(self, deadline: float) -> None:
-        """The API server learns which kinds a policy takes as its parameter every 30 s, and refuses until then."""
+        """Until a policy has been asked and has answered, whatever it says.
+
+        The API server learns which kinds a policy takes as its parameter every 30 s, and refuses until then.
+        """
         example = self.folder.parent / "examples" / "inference" / "phi-3-mini.yaml"
         while True:
             try:
                 self._kubectl("create", "--dry-run=server", "-f", str(example))
             except CommandError as error:
-                if "AlreadyExists" in str(error):
+                if _NOT_YET not in str(error):
                     return
                 if time.monotonic() > deadline:
                     raise StartError(f"Workspaces are not admitted after {_READY_WITHIN} s: {error}") from error

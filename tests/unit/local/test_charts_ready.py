@@ -23,19 +23,23 @@ case "$*" in
   create*)
     tries=$(grep -c ^create calls)
     if [ "$tries" -le "$(cat refusals)" ]; then
-      echo "denied: failed to configure policy" >&2; exit 1
+      cat words >&2; exit 1
     fi ;;
 esac
 """
 
 
-def kubectl_that(folder: Path, *, refusals: int, holder: str, pods: tuple[str, ...] = ("controller-1",)) -> Charts:
+WORDS = "denied: failed to configure policy: failed to find resource referenced by paramKind"
+
+
+def kubectl_that(folder: Path, *, refusals: int, holder: str, words: str = WORDS) -> Charts:
     program = folder / "kubectl"
     program.write_text(_KUBECTL)
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     (folder / "refusals").write_text(str(refusals))
+    (folder / "words").write_text(words)
     (folder / "leases").write_text(json.dumps({"items": [{"spec": {"holderIdentity": holder}}]}))
-    running = [{"metadata": {"name": name}, "status": {"phase": "Running"}} for name in pods]
+    running = [{"metadata": {"name": name}, "status": {"phase": "Running"}} for name in ("controller-1",)]
     (folder / "pods").write_text(json.dumps({"items": running}))
     return Charts(folder=folder / "charts", environment=os.environ, helm=program, kubectl=program, values={})
 
@@ -61,3 +65,9 @@ def test_a_refusal_that_stays_is_told_in_its_own_words(tmp_path: Path, monkeypat
     monkeypatch.setattr(charts_module, "_READY_WITHIN", 1)
     with pytest.raises(StartError, match="failed to configure policy"):
         kubectl_that(tmp_path, refusals=10_000, holder="controller-1_9a").wait_ready()
+
+
+def test_a_refusal_by_the_policy_itself_is_its_answer(tmp_path: Path) -> None:
+    words = "denied request: the instance type Standard_NC6s_v3 is not in the catalog"
+    kubectl_that(tmp_path, refusals=10_000, holder="controller-1_9a", words=words).wait_ready()
+    assert (tmp_path / "calls").read_text().count("create") == 1
