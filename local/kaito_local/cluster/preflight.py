@@ -51,7 +51,8 @@ def become_root(arguments: Sequence[str]) -> None:
         raise MissingPrerequisite(
             "nodes need root: run it with sudo -E (without nodes it needs none: kaito up --control-plane-only)"
         )
-    kept = "HOME,PATH,KAITO_HOME,XDG_CACHE_HOME,KAITO_WHEELS,KUBEBUILDER_ASSETS,PIP_CERT,SSL_CERT_FILE,GOPROXY"
+    kept = "HOME,PATH,KAITO_HOME,XDG_CACHE_HOME,KAITO_WHEELS,KUBEBUILDER_ASSETS,PIP_CERT,SSL_CERT_FILE"
+    kept += ",GOPROXY,GOSUMDB,GOTOOLCHAIN,GOCACHE,GOMODCACHE"
     os.execv(sudo, [sudo, "-n", f"--preserve-env={kept}", sys.executable, "-m", "kaito_local.commands", *arguments])
 
 

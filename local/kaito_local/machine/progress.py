@@ -12,6 +12,7 @@ Steps may run side by side, in several threads. In a log (not a terminal) a runn
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -133,7 +134,8 @@ class Progress:
             self._running.append(step)
             if self.stream is None or self._shown is not None:
                 return
-            terminal = self.stream.isatty()
+            # Who only builds programs, before anything is installed, may lack rich.
+            terminal = self.stream.isatty() and importlib.util.find_spec("rich") is not None
             self._shown = _Terminal(self.stream, self._lines) if terminal else _Log(self, self.log_every)
 
     def _leave(self, step: Step) -> None:
@@ -167,7 +169,6 @@ class _Shown:
 
 class _Terminal(_Shown):
     def __init__(self, stream: TextIO, lines: Callable[[], list[str]]) -> None:
-        # Not needed by those who only build programs before anything is installed.
         from rich.console import Console
         from rich.live import Live
         from rich.text import Text
