@@ -15,6 +15,7 @@ from kaito_local.cluster.controlplane import ControlPlane
 from kaito_local.errors import CommandError
 from kaito_local.machine import gotools
 from kaito_local.machine.folders import cache_folder
+from kaito_local.machine.progress import Progress
 
 if TYPE_CHECKING:
     from kaito_hooks.runtime import Client
@@ -25,12 +26,8 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="session")
 def programs() -> Mapping[str, Path]:
     """The control plane's programs and helm, by name; built into the user's cache by the first run that needs them."""
-
-    def report(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     names = [*gotools.CONTROL_PLANE, *gotools.CHARTS]
-    return gotools.ensure(names, tools=ROOT / "tools", cache=cache_folder(), report=report)
+    return gotools.ensure(names, tools=ROOT / "tools", cache=cache_folder(), progress=Progress.to(sys.stderr))
 
 
 @pytest.fixture(scope="session")

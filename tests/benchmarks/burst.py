@@ -40,6 +40,7 @@ from kaito_hooks.runtime import Client
 from kaito_hooks.workspace.resources import WORKSPACE
 from kaito_local.machine import gotools
 from kaito_local.machine.folders import cache_folder
+from kaito_local.machine.progress import Progress
 
 PLACE = "burst"
 WORKLOAD_DELAY = 1.0
@@ -252,9 +253,7 @@ def main() -> None:
     parser.add_argument("--rest", type=float, default=60.0, help="seconds for which it is watched at rest")
     given = parser.parse_args()
     names = [*gotools.CONTROL_PLANE, *gotools.CHARTS]
-    programs = gotools.ensure(
-        names, tools=ROOT / "tools", cache=cache_folder(), report=lambda line: print(line, file=sys.stderr)
-    )
+    programs = gotools.ensure(names, tools=ROOT / "tools", cache=cache_folder(), progress=Progress.to(sys.stderr))
     for case in given.cases:
         count, delay = case.split("/")
         with tempfile.TemporaryDirectory() as folder:

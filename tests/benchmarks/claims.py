@@ -34,6 +34,7 @@ from kaito_local.aks import Settings as CloudSettings
 from kaito_local.cluster.controlplane import ControlPlane
 from kaito_local.machine import gotools
 from kaito_local.machine.folders import cache_folder
+from kaito_local.machine.progress import Progress
 
 LEASES = {
     "LEADER_ELECTION_LEASE_DURATION": "15s",
@@ -146,9 +147,7 @@ def main() -> None:
     parser.add_argument("--rest", type=float, default=60.0, help="seconds for which it is watched at rest")
     given = parser.parse_args()
     names = [*gotools.CONTROL_PLANE, *gotools.CHARTS]
-    programs = gotools.ensure(
-        names, tools=parts.ROOT / "tools", cache=cache_folder(), report=lambda line: print(line, file=sys.stderr)
-    )
+    programs = gotools.ensure(names, tools=parts.ROOT / "tools", cache=cache_folder(), progress=Progress.to(sys.stderr))
     for case in given.cases:
         count, speed = case.split("/")
         with tempfile.TemporaryDirectory() as folder:

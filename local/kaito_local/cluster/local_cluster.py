@@ -165,7 +165,7 @@ class LocalCluster:
         return variables
 
     def _up_control_plane(self, state: State) -> None:
-        programs = gotools.ensure(gotools.CONTROL_PLANE, tools=ROOT / "tools", cache=self.cache, report=self.progress)
+        programs = gotools.ensure(gotools.CONTROL_PLANE, tools=ROOT / "tools", cache=self.cache, progress=self.progress)
         if running_keeper(self.directory) is not None:
             plane = self._loopback_plane(programs, state)
         else:

@@ -37,7 +37,7 @@ _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _KEPT_UNDER_SUDO = (
     *("HOME", "PATH", "KAITO_HOME", "XDG_CACHE_HOME", "KAITO_WHEELS", "TORCH_INDEX", "KUBEBUILDER_ASSETS"),
-    *("PIP_CERT", "PIP_INDEX_URL", "SSL_CERT_FILE", "GOPROXY", "GOFLAGS", "GOCACHE", "GOMODCACHE"),
+    *("PIP_CERT", "PIP_INDEX_URL", "SSL_CERT_FILE", "GOPROXY", "GOSUMDB", "GOTOOLCHAIN", "GOCACHE", "GOMODCACHE"),
     *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
 )
 

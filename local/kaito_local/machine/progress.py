@@ -13,6 +13,7 @@ of each, and every 15 s how far it is.
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -139,7 +140,8 @@ class Progress:
             self._running.append(step)
             if self.stream is None:
                 return
-            terminal = self.stream.isatty()
+            # Who only builds programs, before anything is installed, may lack rich.
+            terminal = self.stream.isatty() and importlib.util.find_spec("rich") is not None
             if self._shown is None:
                 self._shown = _Terminal(self.stream, self._lines) if terminal else _Log(self, self.log_every)
             if not terminal:
@@ -176,7 +178,6 @@ class _Shown:
 
 class _Terminal(_Shown):
     def __init__(self, stream: TextIO, lines: Callable[[], list[str]]) -> None:
-        # Not needed by those who only build programs before anything is installed.
         from rich.console import Console
         from rich.live import Live
         from rich.text import Text

@@ -19,6 +19,7 @@ from kaito_hooks.workspace.resources import CLAIM_RESOURCES, NODE, WORKSPACE
 from kaito_local.cluster.controlplane import ControlPlane
 from kaito_local.machine import gotools
 from kaito_local.machine.folders import cache_folder
+from kaito_local.machine.progress import Progress
 
 __all__ = ["account", "admin", "chart", "place", "plane"]
 
@@ -29,10 +30,8 @@ KARPENTER = "NodeClaim by Karpenter"
 
 @pytest.fixture(scope="session")
 def karpenter_programs() -> Mapping[str, Path]:
-    def report(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    return gotools.ensure(gotools.KARPENTER, tools=ROOT / "tools", cache=cache_folder(), report=report)
+    progress = Progress.to(sys.stderr)
+    return gotools.ensure(gotools.KARPENTER, tools=ROOT / "tools", cache=cache_folder(), progress=progress)
 
 
 @pytest.fixture(scope="package")
