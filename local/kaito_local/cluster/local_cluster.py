@@ -33,6 +33,7 @@ from kaito_local.images.product import cluster_images, preset_registry, product_
 from kaito_local.images.torch_index import takes_default_wheel, wheels_folder
 from kaito_local.machine import gotools
 from kaito_local.machine.folders import ROOT, cache_folder
+from kaito_local.machine.gomodules import catalogue
 from kaito_local.machine.network import SYSTEM_NODE_INDEX
 from kaito_local.machine.ports import free_ports, is_free
 from kaito_local.machine.progress import QUIET, Progress
@@ -198,7 +199,7 @@ class LocalCluster:
         if Cluster.attach(self.directory) is None:
             preflight.require_memory()
         with gotools.ensuring(
-            gotools.CLUSTER, tools=ROOT / "tools", cache=self.cache, report=self.progress
+            gotools.CLUSTER, tools=ROOT / "tools", cache=self.cache, progress=self.progress
         ) as building:
             preflight.require_packages(ROOT / "local" / "packages.sh", progress=self.progress)
             network = reserve_network(self.directory)
@@ -280,7 +281,7 @@ class LocalCluster:
 
     def _missing_gib(self) -> float:
         """What is still to be built needs about so much disk."""
-        programs = gotools.catalogue(ROOT / "tools", self.cache)
+        programs = catalogue(ROOT / "tools", self.cache)
         gib = preflight.DISK_GIB_STATE
         if not all(programs[name].path.exists() for name in gotools.CLUSTER):
             gib += preflight.DISK_GIB_PROGRAMS
