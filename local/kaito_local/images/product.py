@@ -15,7 +15,7 @@ from kaito_local.images.build import Image, Run
 from kaito_local.machine import gotools
 from kaito_local.machine.folders import ROOT
 
-COREDNS_IMAGE = "registry.k8s.io/coredns/coredns:v1.14.5"
+COREDNS_IMAGE = "registry.k8s.io/coredns/coredns:v1.14.1"
 PAUSE_IMAGE = "registry.k8s.io/pause:3.10"
 CURL_IMAGE = "docker.io/curlimages/curl:latest"
 VARIANTS = ("cpu", "cu126")

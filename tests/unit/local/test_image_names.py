@@ -8,8 +8,9 @@ import yaml
 from kaito_local.errors import MissingPrerequisite
 from kaito_local.images.build import copied_files
 from kaito_local.images.mirrors import Reference, mirrors_for_charts
-from kaito_local.images.product import preset_registry, product_images
+from kaito_local.images.product import COREDNS_IMAGE, preset_registry, product_images
 from kaito_local.images.torch_index import wheels_folder
+from kaito_local.machine.gomodules import catalogue
 
 ROOT = Path(__file__).parents[3]
 
@@ -40,6 +41,20 @@ def test_images_have_the_names_that_the_charts_default_values_give_them() -> Non
     hooks = product_images()[0]
     assert hooks.reference == f"{values['image']['registry']}/kaito-hooks:{version}"
     assert preset_registry() == values["presetRegistryName"]
+
+
+def test_the_image_of_coredns_is_named_by_the_version_that_is_built(tmp_path: Path) -> None:
+    assert COREDNS_IMAGE.endswith(f":{catalogue(ROOT / 'tools', tmp_path)['coredns'].version}")
+
+
+def test_serving_and_tuning_stand_on_the_torch_of_their_variant() -> None:
+    images = {image.key: image for image in product_images(["cpu", "cu126"])}
+    for variant in ("cpu", "cu126"):
+        base = images[f"kaito-serving-{variant}"].base
+        assert base == images[f"kaito-tuning-{variant}"].base
+        assert base is not None
+        assert (base.key, base.reference) == (f"kaito-torch-{variant}", "")
+    assert images["kaito-serving-cpu"].built_name != images["kaito-serving-cu126"].built_name
 
 
 def test_both_charts_name_the_same_image_of_the_controllers() -> None:
