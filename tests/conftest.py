@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.rooms import pytest_terminal_summary
 
 from kaito_local.cluster.controlplane import ControlPlane
 from kaito_local.errors import CommandError
@@ -18,6 +19,8 @@ from kaito_local.machine.folders import cache_folder
 
 if TYPE_CHECKING:
     from kaito_hooks.runtime import Client
+
+__all__ = ["pytest_terminal_summary"]
 
 ROOT = Path(__file__).parents[1]
 
