@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 from tests.cluster.proxy import Action, Answer, Delay, DropAfter, DropBefore, FaultProxy, Freeze
-from tests.cluster.workspace.bare import BareCluster, BareProvisioner, BareWorkloads, Later
-from tests.cluster.workspace.bare_jobs import BareJobs
+from tests.cluster.workspace.bare import BareCluster
 from tests.cluster.workspace.matrix import STAGES, STEPS, Case, Matrix, Phase, Row, assert_undisturbed
+from tests.cluster.workspace.stand_ins.following import Later
+from tests.cluster.workspace.stand_ins.provisioner import Provisioner
+from tests.cluster.workspace.stand_ins.workloads import Deployments, Jobs
+from tests.eventually import PATIENCE
 
 from kaito_hooks.runtime import Client
 from kaito_hooks.workspace import configuration
@@ -65,13 +68,13 @@ def matrix(programs: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactor
     values = {"timeouts": {"gpuPlugin": "60s", "buyBackoffMin": "1s"}}
     with BareCluster.start(folder, programs=programs, values=values) as cluster, Later() as later:
         environment = {**cluster.environment(), "DISABLE_LEADER_ELECTION": "true"}
-        provisioner = BareProvisioner(cluster.admin, later, delay=0.1, labelled=False)
+        provisioner = Provisioner(cluster.admin, later, delay=0.1, gives_back=False)
         found = Matrix(cluster.admin, [row for phase in STEPS for row in rows_of(phase)], provisioner)
         with (
             FaultProxy.start(Path(environment["KUBECONFIG"]), folder) as proxy,
             provisioner,
-            BareWorkloads(cluster.admin, later, delay=0.1),
-            BareJobs(cluster.admin, later, delay=0.1),
+            Deployments(cluster.admin, later, delay=0.1),
+            Jobs(cluster.admin, later, delay=0.1),
         ):
             arm(found, proxy, STAGES[0])
             with running_controller(cluster, proxy, environment):
@@ -80,7 +83,7 @@ def matrix(programs: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactor
                     proxy.clear()
                     arm(found, proxy, stage)
                     found.begin(stage)
-                    found.settle(stage, timeout=60)
+                    found.settle(stage)
         yield found
 
 
@@ -105,7 +108,7 @@ class running_controller:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(30)
+        self._thread.join(PATIENCE)
 
 
 def assert_as_undisturbed(matrix: Matrix, row: Row) -> None:

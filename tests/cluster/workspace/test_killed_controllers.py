@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 from tests.cluster.proxy import FaultProxy, Interrupt
-from tests.cluster.workspace.bare import BareCluster, BareProvisioner, BareWorkloads, Later
-from tests.cluster.workspace.bare_jobs import BareJobs
+from tests.cluster.workspace.bare import BareCluster
 from tests.cluster.workspace.matrix import STAGES, STEPS, Matrix, Phase, Row, assert_undisturbed
+from tests.cluster.workspace.stand_ins.following import Later
+from tests.cluster.workspace.stand_ins.provisioner import Provisioner
+from tests.cluster.workspace.stand_ins.workloads import Deployments, Jobs
+from tests.eventually import PATIENCE
 
 BEFORE, AFTER = "before it is done", "before its answer"
 WORKERS = 64
@@ -42,31 +45,33 @@ def matrix(programs: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("killed")
     values = {"timeouts": {"gpuPlugin": "60s", "buyBackoffMin": "1s"}, "workers": WORKERS}
     with BareCluster.start(folder, programs=programs, values=values) as cluster, Later() as later:
-        provisioner = BareProvisioner(cluster.admin, later, delay=0.1, labelled=False)
+        provisioner = Provisioner(cluster.admin, later, delay=0.1, gives_back=False)
         found = Matrix(cluster.admin, ROWS, provisioner)
         with (
             FaultProxy.start(Path(cluster.environment()["KUBECONFIG"]), folder) as proxy,
             provisioner,
-            BareWorkloads(cluster.admin, later, delay=0.1),
-            BareJobs(cluster.admin, later, delay=0.1),
+            Deployments(cluster.admin, later, delay=0.1),
+            Jobs(cluster.admin, later, delay=0.1),
         ):
             controller = None
             for stage in STAGES:
                 knife = threading.Event()
                 held = [case for case in found.of(stage) if case.row.step]
                 for case in held:
-                    case.arm(proxy, Interrupt(lambda knife=knife: knife.wait(60), after=case.row.fault == AFTER))
+                    case.arm(
+                        proxy, Interrupt(lambda knife=knife: knife.wait(5 * PATIENCE), after=case.row.fault == AFTER)
+                    )
                 controller = controller or cluster.start_controller(lead=False, kubeconfig=proxy.kubeconfig)
                 found.begin(stage)
                 for case in held:
                     assert case.rule is not None
-                    case.rule.wait(timeout=60)
+                    case.rule.wait()
                 controller.kill()
-                controller.wait(10)
+                controller.wait(PATIENCE)
                 proxy.clear()
                 knife.set()
                 controller = cluster.start_controller(lead=False, kubeconfig=proxy.kubeconfig)
-                found.settle(stage, timeout=60)
+                found.settle(stage)
         yield found
 
 
