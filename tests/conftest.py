@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import secrets
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.eventually import eventually
 from tests.rooms import pytest_terminal_summary
 
 from kaito_local.cluster.controlplane import ControlPlane
@@ -69,19 +69,8 @@ def namespace(control_plane: ControlPlane) -> Iterator[str]:
     """A fresh namespace of the shared control plane, in which Pods may be created at once."""
     name = f"test-{secrets.token_hex(4)}"
     control_plane.kubectl("create", "namespace", name)
-    _wait_for_service_account(control_plane, name)
+    eventually(
+        lambda: control_plane.kubectl("get", "serviceaccount", "default", "-n", name), every=0.1, despite=CommandError
+    )
     yield name
     control_plane.kubectl("delete", "namespace", name, "--wait=false")
-
-
-def _wait_for_service_account(plane: ControlPlane, namespace: str, *, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            plane.kubectl("get", "serviceaccount", "default", "-n", namespace)
-        except CommandError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-        else:
-            return

@@ -43,7 +43,7 @@ def test_an_uninstallation_under_a_workspace_is_refused_before_anything_is_gone(
     cluster: Cluster, workspace: Callable[..., str]
 ) -> None:
     name = workspace(TEMPLATE)
-    eventually(lambda: cluster.get("machines", "-l", f"kaito.sh/workspace={name}")["items"], timeout=30)
+    eventually(lambda: cluster.get("machines", "-l", f"kaito.sh/workspace={name}")["items"])
     for release, namespace in (("kaito", "kaito-workspace"), ("gpu-provisioner", "gpu-provisioner")):
         said = cluster.run("helm", "uninstall", release, "--namespace", namespace, check=False)
         assert f"job {release}-guard-uninstall failed" in said

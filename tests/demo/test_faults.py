@@ -65,7 +65,7 @@ def test_a_killed_controller_or_cloud_converges_on_one_node(
     kind = {WORKSPACE_CONTROLLER: "w", PROVISIONER: "p"}.get(victim, "c")
     name = workspace(TEMPLATE % {"name": f"killed-{kind}-{'claim' if 'claim' in moment else 'node'}"})
     wanted = claims if "claim" in moment else nodes
-    eventually(lambda: wanted(cluster, name), timeout=60, every=0.1)
+    eventually(lambda: wanted(cluster, name), every=0.1)
     if victim == "the cloud":
         os.kill(cluster.pid("this machine", "aks-emulator"), signal.SIGKILL)
     else:
@@ -84,7 +84,6 @@ def test_a_killed_model_server_answers_again_on_the_same_node(cluster: Cluster, 
     kill(cluster.processes(SERVER)[:1])
     eventually(
         lambda: cluster.conditions(name)["WorkspaceReady"]["status"] == "False",
-        timeout=60,
         what="nobody noticed that the server is gone",
     )
     cluster.wait_ready(name)

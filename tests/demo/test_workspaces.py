@@ -104,9 +104,9 @@ def own_node(cluster: Cluster) -> Iterator[str]:
         nodes = cluster.get("nodes", "-l", f"agentpool={OWN_POOL}")["items"]
         return nodes[0]["metadata"]["name"] if nodes else None
 
-    yield eventually(joined, timeout=60, every=0.5)
+    yield eventually(joined, every=0.5)
     arm.pool("DELETE", OWN_POOL)
-    eventually(lambda: joined() is None, timeout=60, every=0.5)
+    eventually(lambda: joined() is None, every=0.5)
 
 
 @pytest.fixture(scope="module")

@@ -150,7 +150,7 @@ class Matrix:
             # Between taking a request and having killed the process there is the server's answer.
             return fuse.burnt.is_set() or (fuse.hits == 0 and self._is_over(name))
 
-        eventually(is_done, timeout=60, every=0.03, what=f"{point}: {name} is stuck")
+        eventually(is_done, every=0.03, what=f"{point}: {name} is stuck")
         self._kill()
         for door in self.doors:
             door.clear()
@@ -177,7 +177,7 @@ class Matrix:
             return
         self._start(sweeping=not set(self._open.values()).isdisjoint(SWEEPING))
         for name, phase in self._open.items():
-            eventually(lambda n=name: self._is_over(n), timeout=60, every=0.03, what=f"{phase}: {name} is stuck")
+            eventually(lambda n=name: self._is_over(n), every=0.03, what=f"{phase}: {name} is stuck")
             if phase == LAUNCH:
                 self._stock[name] = time.monotonic()
             elif name in {pool.name for pool in self.cloud.agent_pools()}:
@@ -207,7 +207,7 @@ class Matrix:
         if phase == ABANDONED:
             name = min(self._stock, key=self._stock.__getitem__)
             ready = self._stock.pop(name)
-            eventually(lambda: time.monotonic() - ready > ADULT, timeout=60, every=0.1)
+            eventually(lambda: time.monotonic() - ready > ADULT, every=0.1)
             return name
         return self._stock.popitem()[0]
 

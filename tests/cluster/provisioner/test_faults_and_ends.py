@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from tests.cluster.provisioner.conftest import NAMESPACE, Claims, Provisioners, created, nodes_of
-from tests.eventually import eventually, never
+from tests.eventually import PATIENCE, eventually, never
 
 from kaito_hooks.api.claim import ClaimSpec, NodeClassRef, encode
 from kaito_hooks.provisioner.resources import NODE, NODE_CLAIM, POD
@@ -44,7 +44,7 @@ def test_a_refusal_is_on_a_node_claim_too_with_its_cause_and_an_event(
     entry = ready_made()[name]
     error: Any = entry.get("error") or entry["body"].get("error", entry["body"])
     assert message.startswith(f"{error['code']}: ")
-    eventually(lambda: reason in events(admin, "ws0000000e1"), timeout=10)
+    eventually(lambda: reason in events(admin, "ws0000000e1"))
     claims.delete("ws0000000e1")
     claims.until_gone("ws0000000e1")
     assert cloud.agent_pools() == []
@@ -56,7 +56,7 @@ def test_no_claim_is_bought_before_retry_after_and_others_wait_too(
     cloud.fault(method="PUT", status=429, headers={"Retry-After": "4"}, body={"error": {"code": "TooManyRequests"}})
     provisioners.start(cloud)
     machines.ask("ws0000000e2")
-    eventually(lambda: any(r["status"] == 429 for r in cloud.requests()), timeout=20)
+    eventually(lambda: any(r["status"] == 429 for r in cloud.requests()))
     refused = time.monotonic()
     machines.ask("ws0000000e3")
     never(lambda: created(cloud), within=max(0.0, refused + 3.5 - time.monotonic()), every=0.1)
@@ -163,9 +163,7 @@ def guard(admin: Client, name: str) -> None:
     """A budget that never allows an eviction, once the disruption controller has counted."""
     spec = {"minAvailable": 1, "selector": {"matchLabels": {"app": name}}}
     admin.create(PDB, {"metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec})
-    eventually(
-        lambda: (admin.get(PDB, name, namespace=NAMESPACE).get("status") or {}).get("currentHealthy") == 1, timeout=30
-    )
+    eventually(lambda: (admin.get(PDB, name, namespace=NAMESPACE).get("status") or {}).get("currentHealthy") == 1)
 
 
 def gone(admin: Client, name: str) -> bool:
@@ -188,12 +186,12 @@ def test_a_budget_holds_the_machine_until_it_allows_the_eviction(
     server(admin, "guarded", node)
     guard(admin, "guarded")
     machines.delete("ws0000000g1")
-    eventually(lambda: "FailedDraining" in events(admin, "guarded"), timeout=20)
+    eventually(lambda: "FailedDraining" in events(admin, "guarded"))
     never(lambda: any(p.state != "Succeeded" for p in cloud.agent_pools()), within=3.0, every=0.2)
     found = admin.get(NODE, node)
     assert any(t["key"] == "karpenter.sh/disrupted" for t in found["spec"]["taints"])
     admin.delete(PDB, "guarded", namespace=NAMESPACE)
-    eventually(lambda: gone(admin, "guarded"), timeout=30, every=0.2)
+    eventually(lambda: gone(admin, "guarded"), every=0.2)
     machines.until_gone("ws0000000g1")
 
 
@@ -210,7 +208,7 @@ def test_a_budget_is_overruled_by_the_grace_period_of_the_claim(
     guard(admin, "overruled")
     claims.delete("ws0000000g2")
     asked = time.monotonic()
-    eventually(lambda: gone(admin, "overruled"), timeout=30, every=0.2)
+    eventually(lambda: gone(admin, "overruled"), every=0.2)
     assert time.monotonic() - asked > 5
     claims.until_gone("ws0000000g2")
     admin.delete(PDB, "overruled", namespace=NAMESPACE)
@@ -269,7 +267,7 @@ def test_the_process_is_ready_when_its_credentials_are_usable(
         status, body = answer(health, "/readyz")
         return status >= 500 and words in body if words else status == 200
 
-    eventually(ready, timeout=30, every=0.2)
+    eventually(ready, every=0.2)
     assert answer(health, "/healthz")[0] == 200
     page = answer(metrics, "/metrics")[1]
     assert "kaito_provisioner_leader" in page
@@ -279,7 +277,7 @@ def test_the_process_is_ready_when_its_credentials_are_usable(
 def answer(port: int, path: str) -> tuple[int, str]:
     """Status and body; 0 while nothing listens."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()

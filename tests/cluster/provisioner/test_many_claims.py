@@ -20,7 +20,7 @@ import pytest
 from tests.cluster.provisioner.accounts import Account
 from tests.cluster.provisioner.conftest import Claims, Provisioners, emulated
 from tests.cluster.proxy import FaultProxy, Freeze
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 
 from kaito_hooks.api.claim import Claim
 from kaito_hooks.runtime import Client
@@ -52,14 +52,14 @@ class Crowd:
     def found(self) -> dict[str, Claim]:
         return {c["metadata"]["name"]: Claim.read(c) for c in self._admin.list(self._claims.resource).items}
 
-    def until_ready(self, *, timeout: float) -> None:
+    def until_ready(self, *, timeout: float = PATIENCE) -> None:
         def waiting() -> list[str]:
             found = self.found()
             return [name for name in self.names if name not in found or not found[name].ready]
 
         eventually(lambda: not waiting(), timeout=timeout, every=0.3, what="claims are not Ready")
 
-    def until_gone(self, *, timeout: float) -> None:
+    def until_gone(self, *, timeout: float = PATIENCE) -> None:
         eventually(lambda: not self.found(), timeout=timeout, every=0.3, what="claims are not gone")
 
 
@@ -143,12 +143,12 @@ def test_requests_that_are_never_answered_delay_no_other_claim(
 
         # The provisioner itself gives a request up after 30 s. Whoever asked for the listing waits with it: one of the
         # others, or one of the two that are to hang, whose own request then comes after that.
-        eventually(lambda: len(ready() - set(hung.values())) >= 9, timeout=25, every=0.2)
+        eventually(lambda: len(ready() - set(hung.values())) >= 9, every=0.2)
         for rule in rules:
-            rule.wait(timeout=40)
+            rule.wait()
         assert ready().isdisjoint(hung.values())
         arm.cut()
-        crowd.until_ready(timeout=60)
+        crowd.until_ready()
         crowd.delete()
-        crowd.until_gone(timeout=60)
+        crowd.until_gone()
     assert Account.of(cloud, admin).problems(()) == []
