@@ -30,6 +30,8 @@ def test_helm_test_finds_everything_that_a_workspace_needs(cluster: Cluster) -> 
     assert "Phase:          Succeeded" in said
 
 
+# The hook itself is tried in tests/cluster/admission.
+@pytest.mark.soak
 def test_an_upgrade_brings_a_field_of_the_crd_back(cluster: Cluster) -> None:
     column = [{"op": "remove", "path": "/spec/versions/0/additionalPrinterColumns/0"}]
     crd = "workspaces.kaito.sh"

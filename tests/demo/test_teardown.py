@@ -59,10 +59,11 @@ def test_down_leaves_nothing_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "moment",
     [
-        "starting control plane and registry",
-        "starting the cloud emulator",
+        pytest.param("starting control plane and registry", marks=pytest.mark.soak),
+        pytest.param("starting the cloud emulator", marks=pytest.mark.soak),
+        # Here every kind of process that there can be runs.
         "installing the chart",
-        "waiting for the controllers",
+        pytest.param("waiting for the controllers", marks=pytest.mark.soak),
     ],
 )
 def test_an_interruption_leaves_nothing_behind(tmp_path: Path, moment: str) -> None:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import pytest
 from tests.cluster.proxy import Action, FaultProxy, Rule
 from tests.cluster.workspace.bare import NAMESPACE, SERVICE_ACCOUNT, tuning_workspace, workspace
 from tests.cluster.workspace.stand_ins.following import Obj
@@ -161,6 +162,18 @@ class Case:
 
     def _filled(self, pattern: str) -> str:
         return pattern.replace("{place}", self.place).replace("{claim}", self.claim)
+
+
+def in_two_tiers(rows: Iterable[Row], sample: Iterable[Row]) -> list[Any]:
+    """The rows as parameters of a test: those of the sample for every run, the others for ``make soak``."""
+    ordinary = set(sample)
+    return [row if row in ordinary else pytest.param(row, marks=pytest.mark.soak) for row in rows]
+
+
+def rows_of_this_run(request: pytest.FixtureRequest) -> list[Row]:
+    """The rows of the tests that were chosen from the file that asks."""
+    items = [item for item in request.session.items if item.path == request.path]
+    return list(dict.fromkeys(i.callspec.params["row"] for i in items if hasattr(i, "callspec")))
 
 
 class Matrix:
