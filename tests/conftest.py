@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 __all__ = ["pytest_terminal_summary"]
 
 ROOT = Path(__file__).parents[1]
+LONG_FILES = (
+    *("test_tuning_job.py", "test_fault_matrix.py", "test_killed_controllers.py"),
+    *("test_crash_matrix.py", "test_taxonomy.py", "test_conformance.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that no process of pytest-xdist is left alone with one in the end."""
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
 
 
 @pytest.fixture(scope="session")

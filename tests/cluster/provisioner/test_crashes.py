@@ -72,8 +72,9 @@ NO_CLUSTER = {"code": "ResourceNotFound", "message": "The Resource 'managedClust
 @pytest.mark.parametrize(
     ("status", "error"),
     [
-        (403, {"code": "AuthorizationFailed", "message": "no"}),
-        (429, {"code": "TooManyRequests", "message": "no"}),
+        # Each of them at a purchase: test_taxonomy.py.
+        pytest.param(403, {"code": "AuthorizationFailed", "message": "no"}, marks=pytest.mark.soak),
+        pytest.param(429, {"code": "TooManyRequests", "message": "no"}, marks=pytest.mark.soak),
         (500, {"code": "InternalServerError", "message": "no"}),
         (404, NO_CLUSTER),
     ],

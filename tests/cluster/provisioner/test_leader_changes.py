@@ -153,7 +153,7 @@ def survive(
 def test_killed_leaders_lose_nothing_and_buy_nothing_twice(
     cloud: Emulator, provisioners: Provisioners, machines: Claims, admin: Client
 ) -> None:
-    account, load = survive(4, cloud, provisioners, machines, admin)
+    account, load = survive(2, cloud, provisioners, machines, admin)
     assert account.problems(load.launched) == []
 
 

@@ -26,6 +26,8 @@ def cluster(programs: Mapping[str, Path], tmp_path: Path) -> Iterator[BareCluste
         yield found
 
 
+# A crowd; eight Workspaces under two leaders: test_workspace_faults.py.
+@pytest.mark.soak
 def test_two_leaders_buy_a_hundred_workspaces_a_hundred_claims(cluster: BareCluster) -> None:
     admin = cluster.admin
     with (
