@@ -44,20 +44,22 @@ demo: .venv/.local ## a whole cluster on this machine, the quick start, and an a
 	.venv/bin/kaito demo
 
 # Tests that serve models or boot nodes have the machine for themselves; the others mostly wait, and run side by side,
-# where torch's threads would only wait for each other.
-test: .venv/.ready ## all tests: unit, real API server, the quick start end to end
+# where torch's threads would only wait for each other. In the order of tests/conftest.py, long files first: by default
+# pytest-xdist begins with the files that have most tests, and would end with a long one alone.
+test: .venv/.ready ## all tests but those of make soak: unit, real API server, a local cluster end to end
 	.venv/bin/python -m kaito_local.machine.gotools
 	failed=0; \
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile tests/unit tests/cluster --ignore=tests/cluster/serving || { failed=$$?; test $$failed = 1; }; \
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
+		--ignore=tests/cluster/serving tests/unit tests/cluster || { failed=$$?; test $$failed = 1; }; \
 	.venv/bin/python -m pytest tests/cluster/serving tests/demo || failed=$$?; \
 	exit $$failed
 
 test-unit: .venv/.ready ## the tests that need no cluster
 	.venv/bin/python -m pytest tests/unit
 
-soak: .venv/.ready ## provisioners killed at every request, a hundred leaders killed, 200 claims at once: many minutes
+soak: .venv/.ready ## what make test leaves out: matrices, crowds, repetitions, long silences; many minutes
 	.venv/bin/python -m kaito_local.machine.gotools
-	.venv/bin/python -m pytest -s -m soak tests/cluster
+	.venv/bin/python -m pytest -s -m soak tests/cluster tests/demo
 
 images: .venv/.local ## build the images hooks, serving and tuning
 	.venv/bin/python -m kaito_local.images build --variants "$(VARIANTS)"

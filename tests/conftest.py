@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.eventually import eventually
+from tests.rooms import pytest_terminal_summary
 
 from kaito_local.cluster.controlplane import ControlPlane
 from kaito_local.errors import CommandError
@@ -20,7 +21,18 @@ from kaito_local.machine.progress import Progress
 if TYPE_CHECKING:
     from kaito_hooks.runtime import Client
 
+__all__ = ["pytest_terminal_summary"]
+
 ROOT = Path(__file__).parents[1]
+LONG_FILES = (
+    *("test_tuning_job.py", "test_fault_matrix.py", "test_killed_controllers.py"),
+    *("test_crash_matrix.py", "test_taxonomy.py", "test_conformance.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that no process of pytest-xdist is left alone with one in the end."""
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
 
 
 @pytest.fixture(scope="session")
@@ -63,19 +75,8 @@ def namespace(control_plane: ControlPlane) -> Iterator[str]:
     """A fresh namespace of the shared control plane, in which Pods may be created at once."""
     name = f"test-{secrets.token_hex(4)}"
     control_plane.kubectl("create", "namespace", name)
-    _wait_for_service_account(control_plane, name)
+    eventually(
+        lambda: control_plane.kubectl("get", "serviceaccount", "default", "-n", name), every=0.1, despite=CommandError
+    )
     yield name
     control_plane.kubectl("delete", "namespace", name, "--wait=false")
-
-
-def _wait_for_service_account(plane: ControlPlane, namespace: str, *, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            plane.kubectl("get", "serviceaccount", "default", "-n", namespace)
-        except CommandError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-        else:
-            return

@@ -8,15 +8,39 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+PATIENCE = 60.0
+"""The least that any test waits for what must happen, in seconds: a machine may stand still for 20 of them."""
 
-def eventually(probe: Callable[[], T], *, timeout: float = 30.0, every: float = 0.02, what: str = "") -> T:
-    """The first truthy value of ``probe``; AssertionError with ``what`` or the last value if none comes in time."""
+
+def eventually(
+    probe: Callable[[], T],
+    *,
+    timeout: float = PATIENCE,
+    every: float = 0.02,
+    what: str | Callable[[], str] = "",
+    despite: type[Exception] | tuple[type[Exception], ...] = (),
+) -> T:
+    """The first truthy value of ``probe``; AssertionError with ``what`` or the last value if none comes in time.
+
+    ``what``: a function is called only when the time is over. ``despite``: errors of these types mean "not yet"; the
+    last of them is the cause of the AssertionError. A ``timeout`` below ``PATIENCE`` is a ValueError.
+    """
+    if timeout < PATIENCE:
+        raise ValueError(f"{timeout:g} s are too few for a busy machine; wait {PATIENCE:g} s or longer")
     deadline = time.monotonic() + timeout
     while True:
-        value = probe()
+        late = time.monotonic() >= deadline
+        error: Exception | None = None
+        value = None
+        try:
+            value = probe()
+        except despite as caught:
+            error = caught
         if value:
             return value
-        assert time.monotonic() < deadline, what or f"still {value!r} after {timeout:g} s"
+        if late:
+            said = what() if callable(what) else what
+            raise AssertionError(said or f"still {error or value!r} after {timeout:g} s") from error
         time.sleep(every)
 
 

@@ -24,16 +24,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.cluster.workspace.bare import (
-    ROOT,
-    BareCluster,
-    BareProvisioner,
-    BareWorkloads,
-    Follower,
-    Later,
-    Obj,
-    workspace,
-)
+from tests.cluster.workspace.bare import ROOT, BareCluster, workspace
+from tests.cluster.workspace.stand_ins.following import Follower, Later, Obj
+from tests.cluster.workspace.stand_ins.provisioner import Provisioner
+from tests.cluster.workspace.stand_ins.workloads import Deployments
 from tests.eventually import eventually
 
 from kaito_hooks.runtime import Client
@@ -64,7 +58,7 @@ class Times:
     ready: dict[str, float] = field(default_factory=dict)
 
 
-class TimedProvisioner(BareProvisioner):
+class TimedProvisioner(Provisioner):
     """Notes when a Workspace's first claim was seen."""
 
     times: Times
@@ -75,7 +69,7 @@ class TimedProvisioner(BareProvisioner):
         super().changed(old, new)
 
 
-class TimedWorkloads(BareWorkloads):
+class TimedWorkloads(Deployments):
     """Notes when a Workspace's Deployment was seen."""
 
     times: Times
@@ -162,7 +156,7 @@ def measure(count: int, delay: float, *, rest: float, programs: Mapping[str, Pat
     with BareCluster.start(folder, programs=programs, api_server_arguments=arguments) as cluster, Later() as later:
         cluster.create_namespace(PLACE)
         times = Times()
-        provisioner = TimedProvisioner(cluster.admin, later, delay=delay)
+        provisioner = TimedProvisioner(cluster.admin, later, delay=delay, labelled=True, gives_back=False)
         workloads = TimedWorkloads(cluster.admin, later, delay=WORKLOAD_DELAY)
         provisioner.times = workloads.times = times
         controller = cluster.start_controller()

@@ -35,6 +35,7 @@ from urllib.parse import parse_qs, urlsplit
 import yaml
 from kubernetes import config as kubernetes_config
 from kubernetes.client import Configuration
+from tests.eventually import PATIENCE
 
 from kaito_local.machine.pki import Authority
 
@@ -170,7 +171,7 @@ class Rule:
         """How often the rule acted."""
         return self._hits
 
-    def wait(self, hits: int = 1, *, timeout: float = 30.0) -> None:
+    def wait(self, hits: int = 1, *, timeout: float = PATIENCE) -> None:
         """Waits until the rule has acted that often; AssertionError when it did not in time."""
         with self._changed:
             assert self._changed.wait_for(lambda: self._hits >= hits, timeout), f"only {self._hits} of {hits} hits"
@@ -389,7 +390,7 @@ class _Server(socketserver.ThreadingTCPServer):
     def end(self) -> None:
         self.shutdown()
         self.server_close()
-        self._thread.join(5.0)
+        self._thread.join(PATIENCE)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away is what this proxy is for."""

@@ -97,10 +97,10 @@ def bring_up(directory: Path, *, programs: Mapping[str, Path], pause: Path) -> N
     for child in plane.children:
         child.log.parent.mkdir(parents=True, exist_ok=True)
     cluster = Cluster.start(directory, network=network, programs=members)
-    eventually(plane.ready, timeout=60, every=0.1)
+    eventually(plane.ready, every=0.1)
     source = NodeSource(programs=programs, mirror=f"http://{registry.mirror}", sandbox_image=PAUSE)
     ready = NodeCluster(cluster=cluster, plane=plane, source=source)
-    eventually(lambda: ready.exists("serviceaccount", "default"), timeout=60)
+    eventually(lambda: ready.exists("serviceaccount", "default"))
     return ready
 
 

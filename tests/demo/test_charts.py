@@ -30,6 +30,8 @@ def test_helm_test_finds_everything_that_a_workspace_needs(cluster: Cluster) -> 
     assert "Phase:          Succeeded" in said
 
 
+# The hook itself is tried in tests/cluster/admission.
+@pytest.mark.soak
 def test_an_upgrade_brings_a_field_of_the_crd_back(cluster: Cluster) -> None:
     column = [{"op": "remove", "path": "/spec/versions/0/additionalPrinterColumns/0"}]
     crd = "workspaces.kaito.sh"
@@ -43,7 +45,7 @@ def test_an_uninstallation_under_a_workspace_is_refused_before_anything_is_gone(
     cluster: Cluster, workspace: Callable[..., str]
 ) -> None:
     name = workspace(TEMPLATE)
-    eventually(lambda: cluster.get("machines", "-l", f"kaito.sh/workspace={name}")["items"], timeout=30)
+    eventually(lambda: cluster.get("machines", "-l", f"kaito.sh/workspace={name}")["items"])
     for release, namespace in (("kaito", "kaito-workspace"), ("gpu-provisioner", "gpu-provisioner")):
         said = cluster.run("helm", "uninstall", release, "--namespace", namespace, check=False)
         assert f"job {release}-guard-uninstall failed" in said

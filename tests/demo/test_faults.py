@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -56,7 +56,19 @@ def created_for(cluster: Cluster, name: str, seen: list[str]) -> int:
     return len([path for path in cluster.pools_created() if path not in seen])
 
 
-@pytest.mark.parametrize("moment", ["the claim is written", "the node has joined"])
+@pytest.fixture(scope="module")
+def serving(cluster: Cluster) -> Iterator[str]:
+    """A Workspace that serves; what is killed below it must come back."""
+    cluster.kubectl("apply", "-f", "-", stdin=MANIFEST % {"name": "killed"})
+    cluster.wait_ready("killed")
+    yield "killed"
+    cluster.kubectl("delete", "workspace", "killed", "--timeout=120s", timeout=150)
+
+
+# Each victim once; the other moment is a matrix.
+@pytest.mark.parametrize(
+    "moment", ["the claim is written", pytest.param("the node has joined", marks=pytest.mark.soak)]
+)
 @pytest.mark.parametrize("victim", [WORKSPACE_CONTROLLER, PROVISIONER, "the cloud"])
 def test_a_killed_controller_or_cloud_converges_on_one_node(
     cluster: Cluster, workspace: Callable[..., str], victim: str, moment: str
@@ -65,7 +77,7 @@ def test_a_killed_controller_or_cloud_converges_on_one_node(
     kind = {WORKSPACE_CONTROLLER: "w", PROVISIONER: "p"}.get(victim, "c")
     name = workspace(TEMPLATE % {"name": f"killed-{kind}-{'claim' if 'claim' in moment else 'node'}"})
     wanted = claims if "claim" in moment else nodes
-    eventually(lambda: wanted(cluster, name), timeout=60, every=0.1)
+    eventually(lambda: wanted(cluster, name), every=0.1)
     if victim == "the cloud":
         os.kill(cluster.pid("this machine", "aks-emulator"), signal.SIGKILL)
     else:
@@ -76,26 +88,21 @@ def test_a_killed_controller_or_cloud_converges_on_one_node(
     assert len(cluster.pools()) == 1
 
 
-def test_a_killed_model_server_answers_again_on_the_same_node(cluster: Cluster, workspace: Callable[..., str]) -> None:
+def test_a_killed_model_server_answers_again_on_the_same_node(cluster: Cluster, serving: str) -> None:
     before = cluster.pools_created()
-    name = workspace(MANIFEST % {"name": "killed-server"})
-    cluster.wait_ready(name)
-    first = cluster.chat(name, "What is Kubernetes?", do_sample=False)
+    first = cluster.chat(serving, "What is Kubernetes?", do_sample=False)
     kill(cluster.processes(SERVER)[:1])
     eventually(
-        lambda: cluster.conditions(name)["WorkspaceReady"]["status"] == "False",
-        timeout=60,
+        lambda: cluster.conditions(serving)["WorkspaceReady"]["status"] == "False",
         what="nobody noticed that the server is gone",
     )
-    cluster.wait_ready(name)
-    assert cluster.chat(name, "What is Kubernetes?", do_sample=False) == first
-    assert created_for(cluster, name, before) == 1
+    cluster.wait_ready(serving)
+    assert cluster.chat(serving, "What is Kubernetes?", do_sample=False) == first
+    assert created_for(cluster, serving, before) == 0
 
 
-def test_a_killed_node_is_replaced_and_given_back(cluster: Cluster, workspace: Callable[..., str]) -> None:
-    before = cluster.pools_created()
-    name = workspace(MANIFEST % {"name": "killed-node"})
-    cluster.wait_ready(name)
+def test_a_killed_node_is_replaced_and_given_back(cluster: Cluster, serving: str) -> None:
+    name, before = serving, cluster.pools_created()
     (old,) = nodes(cluster, name)
     kill([cluster.pid(f"node {old['metadata']['name']}", "(all of it)")])
     eventually(
@@ -111,6 +118,6 @@ def test_a_killed_node_is_replaced_and_given_back(cluster: Cluster, workspace: C
         what="the dead node is still there",
     )
     cluster.wait_ready(name)
-    assert created_for(cluster, name, before) == 2
+    assert created_for(cluster, name, before) == 1
     assert len(cluster.pools()) == 1
     assert cluster.chat(name, "What is Kubernetes?", do_sample=False)

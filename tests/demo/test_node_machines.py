@@ -135,7 +135,7 @@ def test_a_launcher_that_dies_before_its_process_is_released_leaves_none(tmp_pat
         pid = int(launcher.stdout.readline())
         assert Path(f"/proc/{pid}").exists()
         launcher.kill()
-    eventually(lambda: not Path(f"/proc/{pid}").exists(), timeout=10)
+    eventually(lambda: not Path(f"/proc/{pid}").exists())
     assert "the launcher is gone" in (tmp_path / "log").read_text()
 
 

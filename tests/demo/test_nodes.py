@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from tests.demo.node_cluster import ROOT, NodeCluster, bring_up, build_pause
 from tests.demo.snapshot import difference, machine_state, running_clusters
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 
 from kaito_local.images.product import COREDNS_IMAGE
 from kaito_local.machine import gotools
@@ -112,9 +112,9 @@ def traces(node: Node, cluster: Cluster) -> list[str]:
 def test_a_gpu_pod_answers_this_machine_through_its_service_and_by_name(shared: NodeCluster) -> None:
     node = shared.add_node("g1", taints=("sku=gpu:NoSchedule",), gpu_count=1, gpu_delay_seconds=1.0, memory_gib=220)
     address = shared.run_web("g1-web", pool="g1", gpus=1)
-    eventually(lambda: answers(address), timeout=10)
+    eventually(lambda: answers(address))
     server = shared.cluster.network.dns
-    assert eventually(lambda: resolve("g1-web.default.svc.cluster.local", server=server), timeout=20) == address
+    assert eventually(lambda: resolve("g1-web.default.svc.cluster.local", server=server)) == address
     object_ = shared.get("node", "g1")
     assert object_["spec"]["providerID"] == "azure:///test/g1"
     assert {"key": "sku", "value": "gpu", "effect": "NoSchedule"} in object_["spec"]["taints"]
@@ -125,7 +125,7 @@ def test_a_gpu_pod_answers_this_machine_through_its_service_and_by_name(shared: 
 def test_gpus_appear_only_after_their_delay(shared: NodeCluster) -> None:
     node = shared.add_node("late", gpu_count=2, gpu_delay_seconds=4.0)
     assert gpus(shared, "late") == "0"
-    eventually(lambda: gpus(shared, "late") == "2", timeout=20, every=0.3)
+    eventually(lambda: gpus(shared, "late") == "2", every=0.3)
     node.remove()
 
 
@@ -135,12 +135,12 @@ def test_a_removed_node_is_gone_with_all_it_had_and_its_pods_run_elsewhere(share
     shared.run_web("r-web", pool="r", replicas=2)
     begin = time.monotonic()
     first.remove()
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < PATIENCE
     assert not shared.exists("node", "r1")
     assert shared.get("pods", "-A", "--field-selector", "spec.nodeName=r1")["items"] == []
     assert traces(first, shared.cluster) == []
     first.remove()
-    shared.kubectl("rollout", "status", "deployment/r-web", "--timeout=30s")
+    shared.kubectl("rollout", "status", "deployment/r-web", "--timeout=60s")
     second.remove()
 
 
@@ -157,13 +157,15 @@ def test_a_killed_node_is_not_ready_and_stays_until_it_is_removed(shared: NodeCl
     node = shared.add_node("dying")
     assert node.pid is not None
     os.kill(node.pid, signal.SIGKILL)
-    eventually(lambda: condition_ready(shared, "dying") == "Unknown", timeout=40, every=0.3)
+    eventually(lambda: condition_ready(shared, "dying") == "Unknown", every=0.3)
     assert node.pid is None
     node.remove()
     assert not shared.exists("node", "dying")
     assert traces(node, shared.cluster) == []
 
 
+# Also in test_node_machines.py, as agent pools.
+@pytest.mark.soak
 def test_nodes_that_start_at_the_same_time_get_addresses_of_their_own(shared: NodeCluster) -> None:
     threads = [threading.Thread(target=shared.add_node, args=(f"many{number}",)) for number in range(3)]
     for thread in threads:
@@ -177,10 +179,13 @@ def test_nodes_that_start_at_the_same_time_get_addresses_of_their_own(shared: No
         node.remove()
 
 
-@pytest.mark.parametrize("program", ["containerd", "kubelet", "kube-proxy", "gpu"])
+# One supervisor restarts them all.
+@pytest.mark.parametrize(
+    "program", ["kubelet", *(pytest.param(p, marks=pytest.mark.soak) for p in ("containerd", "kube-proxy", "gpu"))]
+)
 def test_a_killed_program_of_a_node_is_started_again(shared: NodeCluster, program: str) -> None:
     node = Node.load(shared.cluster.directory, "healing") or shared.add_node("healing", gpu_count=1)
-    eventually(lambda: gpus(shared, "healing") == "1", timeout=20, every=0.3)
+    eventually(lambda: gpus(shared, "healing") == "1", every=0.3)
     before = next(status for status in node.programs() if status.name == program)
     os.kill(before.pid, signal.SIGKILL)
 
@@ -188,14 +193,19 @@ def test_a_killed_program_of_a_node_is_started_again(shared: NodeCluster, progra
         found = next(status for status in node.programs() if status.name == program)
         return found.starts == before.starts + 1 and found.pid not in (0, before.pid)
 
-    eventually(restarted, timeout=20)
-    eventually(
-        lambda: gpus(shared, "healing") == "1" and condition_ready(shared, "healing") == "True", timeout=40, every=0.3
-    )
+    eventually(restarted)
+    eventually(lambda: gpus(shared, "healing") == "1" and condition_ready(shared, "healing") == "True", every=0.3)
 
 
 @pytest.mark.parametrize(
-    "program", ["registry-mirror", "kube-scheduler", "kube-controller-manager", "etcd", "kube-apiserver"]
+    "program",
+    [
+        "etcd",
+        *(
+            pytest.param(program, marks=pytest.mark.soak)
+            for program in ("registry-mirror", "kube-scheduler", "kube-controller-manager", "kube-apiserver")
+        ),
+    ],
 )
 def test_a_killed_program_of_the_control_plane_is_started_again(shared: NodeCluster, program: str) -> None:
     before = next(status for status in shared.cluster.programs() if status.name == program)
@@ -205,8 +215,8 @@ def test_a_killed_program_of_the_control_plane_is_started_again(shared: NodeClus
         found = next(status for status in shared.cluster.programs() if status.name == program)
         return found.starts > before.starts and found.pid not in (0, before.pid)
 
-    eventually(restarted, timeout=20)
-    eventually(shared.plane.ready, timeout=30)
+    eventually(restarted)
+    eventually(shared.plane.ready)
 
 
 def test_a_node_from_the_golden_root_pulls_nothing(shared: NodeCluster, home: Path) -> None:
@@ -223,6 +233,8 @@ def test_a_node_from_the_golden_root_pulls_nothing(shared: NodeCluster, home: Pa
     assert next((golden / "io.containerd.snapshotter.v1.overlayfs" / "snapshots").rglob("coredns")).is_file()
 
 
+# `kaito down` is held to the same in test_teardown.py.
+@pytest.mark.soak
 def test_a_cluster_with_nodes_leaves_the_machine_as_it_was(
     directory: Path, binaries: Mapping[str, Path], pause: Path
 ) -> None:
@@ -232,7 +244,7 @@ def test_a_cluster_with_nodes_leaves_the_machine_as_it_was(
     running.add_system_node()
     running.add_node("g1", gpu_count=1)
     address = running.run_web("web", pool="g1", gpus=1)
-    eventually(lambda: answers(address), timeout=10)
+    eventually(lambda: answers(address))
     Cluster.stop(directory)
     assert difference(before, machine_state(), besides=others | running_clusters()) == {}
 
@@ -244,17 +256,19 @@ def test_the_death_of_its_one_process_ends_a_cluster_and_its_state_starts_again(
     node = running.add_system_node()
     pids = [status.pid for status in (*running.cluster.programs(), *node.programs())]
     os.kill(running.cluster.pid, signal.SIGKILL)
-    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), timeout=10)
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
     assert Cluster.attach(directory) is None
     again = bring_up(directory, programs=binaries, pause=pause)
     assert again.cluster.network == running.cluster.network
     again.add_system_node()
     begin = time.monotonic()
     name = "kubernetes.default.svc.cluster.local"
-    eventually(partial(resolve, name, server=again.cluster.network.dns), timeout=60)
+    eventually(partial(resolve, name, server=again.cluster.network.dns))
     print(f"names resolve {time.monotonic() - begin:.1f} s after the node was Ready again")
 
 
+# A third cluster; those of this file and of `kaito up` run side by side in every run.
+@pytest.mark.soak
 def test_two_clusters_run_side_by_side(
     shared: NodeCluster, directory: Path, binaries: Mapping[str, Path], pause: Path
 ) -> None:
@@ -262,7 +276,7 @@ def test_two_clusters_run_side_by_side(
     other.add_system_node()
     assert not set(other.cluster.network.cidrs) & set(shared.cluster.network.cidrs)
     for network in (shared.cluster.network, other.cluster.network):
-        answer = eventually(partial(resolve, "kubernetes.default.svc.cluster.local", server=network.dns), timeout=30)
+        answer = eventually(partial(resolve, "kubernetes.default.svc.cluster.local", server=network.dns))
         assert answer == network.kubernetes_service
     Cluster.stop(directory)
     assert condition_ready(shared, "system") == "True"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.demo.local_cluster import KAITO
 from tests.demo.snapshot import difference, machine_state, running_clusters
+from tests.eventually import PATIENCE
 
 # The first `kaito up` on a machine builds its images.
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(1200)]
@@ -58,10 +59,11 @@ def test_down_leaves_nothing_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "moment",
     [
-        "starting control plane and registry",
-        "starting the cloud emulator",
+        pytest.param("starting control plane and registry", marks=pytest.mark.soak),
+        pytest.param("starting the cloud emulator", marks=pytest.mark.soak),
+        # Here every kind of process that there can be runs.
         "installing the chart",
-        "waiting for the controllers",
+        pytest.param("waiting for the controllers", marks=pytest.mark.soak),
     ],
 )
 def test_an_interruption_leaves_nothing_behind(tmp_path: Path, moment: str) -> None:
@@ -82,7 +84,7 @@ def test_an_interruption_leaves_nothing_behind(tmp_path: Path, moment: str) -> N
         # As a terminal does for Ctrl-C: to the whole group.
         os.killpg(up.pid, signal.SIGINT)
         said += up.stderr.readlines()
-        assert up.wait(60) == 130
+        assert up.wait(PATIENCE) == 130
     except BaseException:
         kaito(tmp_path, "down", "--name", "interrupted", "--purge")
         raise

@@ -103,9 +103,9 @@ def own_node(cluster: Cluster) -> Iterator[str]:
         nodes = cluster.get("nodes", "-l", f"agentpool={OWN_POOL}")["items"]
         return nodes[0]["metadata"]["name"] if nodes else None
 
-    yield eventually(joined, timeout=60, every=0.5)
+    yield eventually(joined, every=0.5)
     arm.pool("DELETE", OWN_POOL)
-    eventually(lambda: joined() is None, timeout=60, every=0.5)
+    eventually(lambda: joined() is None, every=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +142,8 @@ def claims(cluster: Cluster, name: str) -> list[str]:
     return [item["metadata"]["name"] for item in items]
 
 
+# Nodes that are brought: also in tests/cluster/workspace; adapters and strengths on a cluster: also in test_tuning.py.
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_a_brought_and_a_bought_node_serve_side_by_side_and_adapters_change_the_answer(
     cluster: Cluster, own_node: str, adapter_images: dict[str, str], workspace: Callable[..., str]
@@ -176,6 +178,8 @@ def test_a_brought_and_a_bought_node_serve_side_by_side_and_adapters_change_the_
     assert OWN_POOL in [pool["name"] for pool in cluster.pools()]
 
 
+# Several nodes of one Workspace: also in tests/cluster/interchange.
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_two_nodes_serve_one_workspace_behind_one_address(cluster: Cluster, workspace: Callable[..., str]) -> None:
     workspace(MANIFEST % {"name": "pair", "resource": "count: 2", "inference": PRESET})

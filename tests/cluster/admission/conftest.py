@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import yaml
 from tests.cluster.admission import rules_table
+from tests.eventually import eventually
 
 from kaito_hooks.runtime import Client, NotFound, Resource, TooManyRequests
 from kaito_local.cluster.controlplane import ControlPlane
@@ -68,18 +68,12 @@ def installed(plane: ControlPlane, helm: Helm, tmp_path_factory: pytest.TempPath
 def admin(installed: ControlPlane) -> Client:
     """The product's own client, as administrator; the kinds of both charts are served."""
     client = Client.load(kubeconfig=str(installed.kubeconfig))
-    deadline = time.monotonic() + 30
     for kind in KINDS:
-        while not _listed(client, kind):
-            assert time.monotonic() < deadline, f"{kind} is not served"
-            time.sleep(0.1)
+        # For a moment after a CRD was created its storage is not ready.
+        eventually(
+            lambda kind=kind: client.list(kind) is not None,
+            every=0.1,
+            what=f"{kind} is not served",
+            despite=(NotFound, TooManyRequests),
+        )
     return client
-
-
-def _listed(client: Client, resource: Resource) -> bool:
-    """False also for the moment after a CRD was created in which its storage is not ready."""
-    try:
-        client.list(resource)
-    except (NotFound, TooManyRequests):
-        return False
-    return True

@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
+from tests.eventually import PATIENCE, eventually
 
 from kaito_hooks.runtime import Client, NotFound, Obj, Resource
 from kaito_local.cluster.controlplane import ControlPlane
@@ -25,7 +26,6 @@ CONFIG_MAP = Resource("", "v1", "configmaps", "ConfigMap", True)
 EVENT = Resource("", "v1", "events", "Event", True)
 LEASE = Resource("coordination.k8s.io", "v1", "leases", "Lease", True)
 NAMESPACE = "kaito-workspace"
-T = TypeVar("T")
 
 
 @pytest.fixture
@@ -50,23 +50,33 @@ def log(installed: ControlPlane, admin: Client, tmp_path: Path) -> Iterator[Path
         )
     yield path
     process.terminate()
-    assert process.wait(20) == 0, path.read_text()
+    assert process.wait(PATIENCE) == 0, path.read_text()
 
 
 def test_the_controller_needs_no_more_than_the_chart_gives(admin: Client, log: Path) -> None:
     resource = {"instanceType": "Standard_NC6s_v3", "labelSelector": {"matchLabels": {"apps": "rights"}}}
     manifest: Obj = {"metadata": {"name": "rights"}, "resource": resource, "inference": {"preset": {"name": "phi-2"}}}
     admin.create(WORKSPACE, manifest, namespace="default")
-    (claim,) = eventually(lambda: admin.list(MACHINE, label_selector="kaito.sh/workspace=rights").items, log, "a claim")
+
+    def missing(what: str) -> str:
+        return f"{what} never came:\n{log.read_text()}"
+
+    (claim,) = eventually(
+        lambda: admin.list(MACHINE, label_selector="kaito.sh/workspace=rights").items,
+        every=0.2,
+        what=partial(missing, "a claim"),
+    )
     make_ready(admin, claim)
     for kind in (DEPLOYMENT, SERVICE, NETWORK_POLICY):
-        eventually(lambda kind=kind: find(admin, kind, "rights"), log, kind.kind)
-    eventually(lambda: conditions(admin).get("ResourceReady") == "True", log, "ResourceReady")
-    assert eventually(lambda: events(admin), log, "Events")
+        eventually(partial(find, admin, kind, "rights"), every=0.2, what=partial(missing, kind.kind))
+    eventually(
+        lambda: conditions(admin).get("ResourceReady") == "True", every=0.2, what=partial(missing, "ResourceReady")
+    )
+    eventually(lambda: events(admin), every=0.2, what=partial(missing, "an Event"))
     assert admin.get(LEASE, "kaito-leader-election", namespace=NAMESPACE)["spec"]["holderIdentity"]
     admin.patch(WORKSPACE, "rights", {"resource": {"preferredNodes": ["rights-node"]}}, namespace="default")
     admin.delete(WORKSPACE, "rights", namespace="default")
-    eventually(lambda: find(admin, WORKSPACE, "rights") is None, log, "the end")
+    eventually(lambda: find(admin, WORKSPACE, "rights") is None, every=0.2, what=partial(missing, "the end"))
     assert admin.list(MACHINE, label_selector="kaito.sh/workspace=rights").items == []
     admin.delete(NODE, "rights-node")
     assert "orbidden" not in log.read_text()
@@ -101,11 +111,3 @@ def find(admin: Client, resource: Resource, name: str) -> Obj | None:
         return admin.get(resource, name, namespace="default")
     except NotFound:
         return None
-
-
-def eventually(look: Callable[[], T], log: Path, what: str, *, seconds: float = 60) -> T:
-    deadline = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"{what} never came:\n{log.read_text()}"
-        time.sleep(0.2)
-    return found

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import yaml
 from tests.cluster.admission.rules_table import creations
+from tests.eventually import eventually
 
 from kaito_hooks.runtime import ApiError, Client, Conflict, Invalid, NotFound, Obj, Resource
 
@@ -23,7 +23,6 @@ BINDING = Resource(
 )
 CRDS = Path(__file__).parents[3] / "charts" / "kaito" / "crds"
 BROKEN = [case for case in creations() if case.refused and not case.schema]
-T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +40,7 @@ def stored(admin: Client) -> Iterator[Mapping[str, Obj]]:
     for number, case in enumerate(BROKEN):
         manifest = copy.deepcopy(case.new)
         manifest["metadata"]["name"] = f"stored-{number}" if case.rule != "C3" else f"{number}.stored"
-        found[case.id] = _eventually(
+        found[case.id] = _taken(
             lambda manifest=manifest: admin.create(WORKSPACE, manifest, namespace="default"), Invalid
         )
     admin.apply(CRD, real, field_manager="test")
@@ -86,7 +85,7 @@ def test_without_a_catalog_nothing_is_created_but_everything_else_goes_on(admin:
         admin.delete(WORKSPACE, "kept", namespace="default")
     finally:
         admin.create(CATALOG, catalog)
-    _eventually(lambda: admin.create(WORKSPACE, {**good, "metadata": {"name": "new"}}, namespace="default"), ApiError)
+    _taken(lambda: admin.create(WORKSPACE, {**good, "metadata": {"name": "new"}}, namespace="default"), ApiError)
     admin.delete(WORKSPACE, "new", namespace="default")
 
 
@@ -132,30 +131,20 @@ def _wait_until_refused(admin: Client, cases: list[Any]) -> None:
         )
 
 
-def _eventually(write: Callable[[], T], error: type[Exception], *, seconds: float = 30) -> T:
+def _taken(write: Callable[[], Obj], error: type[Exception]) -> Obj:
     """The write's result, once it is no longer answered with that error."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return write()
-        except (error, Conflict):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+    return eventually(write, every=0.2, despite=(error, Conflict))
 
 
-def _eventually_refused(
-    write: Callable[[], Any], said: str, *, clean: Callable[[], Any] | None = None, seconds: float = 30
-) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
+def _eventually_refused(write: Callable[[], Any], said: str, *, clean: Callable[[], Any]) -> None:
+    """Until the write is refused with these words; what it wrote before that is cleaned up."""
+
+    def refused() -> bool:
         try:
             write()
         except ApiError as error:
-            if said in str(error.message):
-                return
-        else:
-            if clean:
-                clean()
-        assert time.monotonic() < deadline, f"never refused with {said!r}"
-        time.sleep(0.2)
+            return said in str(error.message)
+        clean()
+        return False
+
+    eventually(refused, every=0.2, what=f"never refused with {said!r}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from azure.core import MatchConditions
+from tests.eventually import PATIENCE, eventually
 from tests.unit.aks.sdk import gpu_pool, sdk
 
 from kaito_local.aks import Durations, Emulator, Settings
@@ -43,14 +43,6 @@ def nodes(plane: ControlPlane, pool: str) -> list[dict[str, Any]]:
     return items
 
 
-def eventually(condition: Callable[[], Any], *, seconds: float = 20.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
-    return value
-
-
 def ready(node: dict[str, Any]) -> str:
     return next(str(c["status"]) for c in node["status"]["conditions"] if c["type"] == "Ready")
 
@@ -64,7 +56,7 @@ def create(cloud: Emulator, folder: Path, pool: str) -> None:
 
 def delete(cloud: Emulator, folder: Path, pool: str) -> None:
     with sdk(cloud, folder) as aks:
-        aks.agent_pools.begin_delete(*WHERE, pool).result(timeout=20)
+        aks.agent_pools.begin_delete(*WHERE, pool).result(timeout=PATIENCE)
 
 
 def test_a_pool_s_node_appears_becomes_ready_gets_its_gpu_and_goes_with_the_pool(

@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import urllib3
 from safetensors.numpy import save
 from tests.cluster.artifacts.registry_fixture import INDEX, MANIFEST, RunningRegistry, tar
 from tests.conftest import ROOT
+from tests.eventually import PATIENCE, eventually
 
 from kaito_local.cluster.registry import Registry
 from kaito_local.machine import gotools
@@ -53,14 +53,11 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegist
     with open(server.log, "wb") as log:
         process = subprocess.Popen(server.command, env=os.environ | dict(server.environment), stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                if urllib3.request("GET", f"http://{described.host}/v2/", retries=False).status == 401:
-                    break
-            except urllib3.exceptions.HTTPError:
-                assert time.monotonic() < deadline, Path(server.log).read_text()
-                time.sleep(0.05)
+        eventually(
+            lambda: urllib3.request("GET", f"http://{described.host}/v2/", retries=False).status == 401,
+            what=Path(server.log).read_text,
+            despite=urllib3.exceptions.HTTPError,
+        )
         yield RunningRegistry(described.host, "kaito", described.password())
     finally:
         process.kill()
@@ -448,20 +445,17 @@ def test_a_push_waits_for_a_registry_that_does_not_take_it_and_says_why(
         text=True,
     )
     try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                told = urllib3.request("GET", f"http://127.0.0.1:{port}/progress", retries=False).json()
-                if told["message"]:
-                    break
-            except urllib3.exceptions.HTTPError:
-                pass
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+
+        def progress() -> dict[str, str] | None:
+            told: dict[str, str] = urllib3.request("GET", f"http://127.0.0.1:{port}/progress", retries=False).json()
+            return told if told["message"] else None
+
+        told = eventually(progress, every=0.1, despite=urllib3.exceptions.HTTPError)
+        assert told is not None
         assert told["phase"] == "Pushing"
         assert "refuse" in told["message"]
         secret.write_text(registry.docker_config())
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, said
         assert "Upload complete" in said
     finally:

@@ -115,7 +115,7 @@ def give_back(admin: Client, provider: Provider, obj: Obj) -> None:
     """Delete the Workspace: when it is gone, nothing bills any more."""
     metadata = obj["metadata"]
     admin.delete(WORKSPACE, metadata["name"], namespace=metadata["namespace"])
-    eventually(lambda: _gone(admin, metadata), timeout=60, every=0.1, what=f"{metadata['name']} is not gone")
+    eventually(lambda: _gone(admin, metadata), every=0.1, what=f"{metadata['name']} is not gone")
     assert claims_of(admin, provider, obj) == []
     assert nodes_of(admin, obj) == []
     assert provider.billed() == []

@@ -87,11 +87,11 @@ class Karpenter:
         crds = module("karpenter", "sigs.k8s.io/karpenter")
         for path in ("pkg/apis/crds", "kwok/apis/crds"):
             self._plane.kubectl("apply", "--server-side", "-f", str(crds / path))
-        self._plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+        self._plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
         try:
             self._karpenter.start()
             self._kwok.start()
-            eventually(self._ready, timeout=60, every=0.1, what=f"Karpenter is not ready:\n{self.told()}")
+            eventually(self._ready, every=0.1, what=f"Karpenter is not ready:\n{self.told()}")
         except BaseException:
             self.close()
             raise

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from tests.cluster.interchange.karpenter import NODE_CLASS, Karpenter
 from tests.cluster.provisioner.conftest import Provisioners, emulated
-from tests.cluster.workspace.stand_ins import Kubelet
+from tests.cluster.workspace.stand_ins.following import Later
+from tests.cluster.workspace.stand_ins.kubelet import Kubelet
 
 from kaito_hooks.api.claim import NodeAPI
 from kaito_hooks.runtime import Client, Resource
@@ -59,7 +60,11 @@ class GpuProvisioner:
         cls, kind: NodeAPI, *, plane: ControlPlane, provisioners: Provisioners, folder: Path, admin: Client
     ) -> Iterator[GpuProvisioner]:
         """With bare Nodes, on which a stand-in for the kubelet runs Pods."""
-        with contextlib.contextmanager(emulated)(plane, folder, admin, durations=BRISK) as cloud, Kubelet(admin):
+        with (
+            contextlib.contextmanager(emulated)(plane, folder, admin, durations=BRISK) as cloud,
+            Later() as later,
+            Kubelet(admin, later),
+        ):
             provisioners.start(cloud, nodeAPI=kind, deleteOnInsufficientCapacity=True)
             try:
                 yield cls(kind, cloud)

@@ -6,23 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from tests.eventually import PATIENCE, eventually
 
 from kaito_local.cluster.keeper import kept_programs, running_keeper
 from kaito_local.machine.processes import Identity
 
 KAITO = Path(sys.executable).parent / "kaito"
-
-
-def eventually(check: Callable[[], bool], *, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.05)
 
 
 class Command:
@@ -123,7 +116,7 @@ def test_an_interrupted_up_leaves_no_process_and_the_next_one_works(kaito: Comma
         up.wait(timeout=delay)
     except subprocess.TimeoutExpired:
         os.killpg(up.pid, signal.SIGINT)
-    said = up.communicate(timeout=30)[1]
+    said = up.communicate(timeout=PATIENCE)[1]
     if up.returncode != 0:
         assert up.returncode == 130
         assert "Traceback" not in said

@@ -6,11 +6,11 @@ import base64
 import hashlib
 import http.client
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.eventually import PATIENCE, eventually
 
 from kaito_local.cluster.registry import USER, Registry
 from kaito_local.images.mirrors import Reference
@@ -40,12 +40,13 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     try:
         for listener in listeners:
             listener.start()
-        deadline = time.monotonic() + 20
-        while not (answers(registry.mirror) and answers(registry.host)):
+
+        def listening() -> bool:
             for listener in listeners:
                 listener.check()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+            return answers(registry.mirror) and answers(registry.host)
+
+        eventually(listening)
         yield registry
     finally:
         for listener in listeners:
@@ -58,7 +59,7 @@ def ask(
     headers = {"Accept": MANIFEST_TYPE} | ({"Content-Type": kind} if kind else {})
     if password is not None:
         headers["Authorization"] = "Basic " + base64.b64encode(f"{USER}:{password}".encode()).decode()
-    connection = http.client.HTTPConnection(host, timeout=10)
+    connection = http.client.HTTPConnection(host, timeout=PATIENCE)
     try:
         connection.request(method, path, body=body, headers=headers)
         response = connection.getresponse()

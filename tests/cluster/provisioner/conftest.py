@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 
 from kaito_hooks.api.claim import Claim, ClaimSpec, NodeAPI, encode
 from kaito_hooks.provisioner.resources import CLAIMS, NODE
@@ -40,7 +40,7 @@ def plane(programs: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory
 def install_definitions(plane: ControlPlane) -> None:
     """The chart's CRDs, and its namespace."""
     plane.kubectl("apply", "--server-side", "-f", str(ROOT / "charts" / "gpu-provisioner" / "crds"))
-    plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
     plane.kubectl("create", "namespace", NAMESPACE)
 
 
@@ -156,7 +156,7 @@ class Provisioner:
     def kill(self) -> None:
         """kill -9."""
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(PATIENCE)
 
     def stop(self) -> int:
         """SIGTERM, as the kubelet sends it; the exit code. One that does not end tells where its threads are."""
@@ -167,10 +167,10 @@ class Provisioner:
     def end(self) -> int:
         """The exit code of a process that was asked to stop, or was killed."""
         try:
-            return self.process.wait(30)
+            return self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.send_signal(signal.SIGABRT)
-            return self.process.wait(10)
+            return self.process.wait(PATIENCE)
 
     def logged(self) -> str:
         return self.log.read_text()
@@ -248,7 +248,7 @@ class Provisioners:
                 provisioner.process.terminate()
         ends = [(provisioner.end(), provisioner) for provisioner in self.running]
         for code, provisioner in ends:
-            assert code != -signal.SIGABRT, f"it did not end within 30 s of SIGTERM:\n{provisioner.logged()[-6000:]}"
+            assert code != -signal.SIGABRT, f"it did not end after SIGTERM:\n{provisioner.logged()[-6000:]}"
 
 
 @pytest.fixture
@@ -284,31 +284,27 @@ class Claims:
     def delete(self, name: str) -> None:
         self._admin.delete(self.resource, name)
 
-    def until_ready(self, name: str, *, timeout: float = 30) -> Claim:
+    def until_ready(self, name: str, *, timeout: float = PATIENCE) -> Claim:
         def look() -> Claim | None:
             claim = self.read(name)
             return claim if claim is not None and claim.ready else None
 
-        try:
-            return eventually(look, timeout=timeout, every=0.1)  # type: ignore[return-value]
-        except AssertionError:
-            claim = self.read(name)
-            raise AssertionError(f"{name} is not Ready: {claim and claim.conditions}") from None
+        return eventually(look, timeout=timeout, every=0.1, what=lambda: self._told(name, "Ready"))  # type: ignore[return-value]
 
-    def until_gone(self, name: str, *, timeout: float = 60) -> None:
-        try:
-            eventually(lambda: self.read(name) is None, timeout=timeout, every=0.1)
-        except AssertionError:
-            claim = self.read(name)
-            raise AssertionError(f"{name} is not gone: {claim and claim.conditions}") from None
+    def until_gone(self, name: str, *, timeout: float = PATIENCE) -> None:
+        eventually(lambda: self.read(name) is None, timeout=timeout, every=0.1, what=lambda: self._told(name, "gone"))
 
-    def until_waiting(self, name: str, reason: str, *, timeout: float = 30) -> tuple[str, str]:
+    def _told(self, name: str, wanted: str) -> str:
+        claim = self.read(name)
+        return f"{name} is not {wanted}: {claim and claim.conditions}"
+
+    def until_waiting(self, name: str, reason: str) -> tuple[str, str]:
         def look() -> tuple[str, str] | None:
             claim = self.read(name)
             waiting = claim.first_waiting() if claim else None
             return waiting if waiting and waiting[0] == reason else None
 
-        return eventually(look, timeout=timeout, every=0.1, what=f"{name} never waited for {reason}")  # type: ignore[return-value]
+        return eventually(look, every=0.1, what=f"{name} never waited for {reason}")  # type: ignore[return-value]
 
 
 @pytest.fixture(params=["Machine", "NodeClaim"])

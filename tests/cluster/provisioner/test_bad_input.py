@@ -196,6 +196,6 @@ def test_a_token_that_comes_later_makes_the_process_ready(
         status, body = answer(health, "/readyz")
         return status >= 500 and str(token) in body
 
-    eventually(told, timeout=30, every=0.2)
+    eventually(told, every=0.2)
     token.write_text("a.b.c")
-    eventually(lambda: answer(health, "/readyz")[0] == 200, timeout=30, every=0.2)
+    eventually(lambda: answer(health, "/readyz")[0] == 200, every=0.2)

@@ -11,10 +11,10 @@ import contextlib
 import itertools
 import re
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -24,19 +24,21 @@ from tests.cluster.proxy import FaultProxy, Interrupt, Rule
 from tests.eventually import eventually
 
 from kaito_hooks.api.claim import NodeAPI
+from kaito_hooks.api.labels import CREATION_TIMESTAMP
 from kaito_hooks.runtime import Client, Obj
 from kaito_local.aks import Durations, Emulator
 from kaito_local.cluster.controlplane import ControlPlane
 from kaito_local.machine.pki import Authority
 
 BRISK = Durations(create_cpu=0.4, create_gpu=0.4, update=0.2, delete=0.3, abort=0.1, node_ready=0.1, gpu_delay=0.1)
-# The age from which the sweep takes a pool for abandoned.
-ADULT = 31.0
+# The sweep takes no pool for abandoned that was ordered in the last half minute.
+ADULT = timedelta(minutes=1)
 LAUNCH, END, ABANDONED, ROBBED = "launch", "end", "pool without claim", "claim without pool"
 PHASES = (LAUNCH, END, ABANDONED, ROBBED)
 SWEEPING = (ABANDONED, ROBBED)
 BATCH = 20
 _CLAIM = re.compile(r"ws\d{9}")
+_FORMAT = "%Y-%m-%dT%H-%M-%SZ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,7 @@ class Matrix:
     launched: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-    _stock: dict[str, float] = field(default_factory=dict)
+    _stock: list[str] = field(default_factory=list)
     _open: dict[str, str] = field(default_factory=dict)
 
     def die_at(self, point: Point) -> str:
@@ -150,7 +152,7 @@ class Matrix:
             # Between taking a request and having killed the process there is the server's answer.
             return fuse.burnt.is_set() or (fuse.hits == 0 and self._is_over(name))
 
-        eventually(is_done, timeout=60, every=0.03, what=f"{point}: {name} is stuck")
+        eventually(is_done, every=0.03, what=f"{point}: {name} is stuck")
         self._kill()
         for door in self.doors:
             door.clear()
@@ -177,9 +179,9 @@ class Matrix:
             return
         self._start(sweeping=not set(self._open.values()).isdisjoint(SWEEPING))
         for name, phase in self._open.items():
-            eventually(lambda n=name: self._is_over(n), timeout=60, every=0.03, what=f"{phase}: {name} is stuck")
+            eventually(lambda n=name: self._is_over(n), every=0.03, what=f"{phase}: {name} is stuck")
             if phase == LAUNCH:
-                self._stock[name] = time.monotonic()
+                self._stock.append(name)
             elif name in {pool.name for pool in self.cloud.agent_pools()}:
                 self.problems.append(f"{phase}: {name} went before its pool")
         self._open.clear()
@@ -205,11 +207,18 @@ class Matrix:
         if not self._stock:
             self._lay_in()
         if phase == ABANDONED:
-            name = min(self._stock, key=self._stock.__getitem__)
-            ready = self._stock.pop(name)
-            eventually(lambda: time.monotonic() - ready > ADULT, timeout=60, every=0.1)
+            name = self._stock.pop()
+            self._age(name)
             return name
-        return self._stock.popitem()[0]
+        return self._stock.pop()
+
+    def _age(self, name: str) -> None:
+        """The pool was ordered long ago, by the label in which the provisioner keeps the time."""
+        pool = self.cloud.pools.get(name)
+        ordered = datetime.strptime(pool.labels[CREATION_TIMESTAMP], _FORMAT) - ADULT
+        labels = {**pool.labels, CREATION_TIMESTAMP: ordered.strftime(_FORMAT)}
+        self.cloud.pools.put(name, {"properties": {**pool.properties, "nodeLabels": labels}})
+        eventually(lambda: self.cloud.pools.get(name).state == "Succeeded")
 
     def _lay_in(self) -> None:
         """Ready claims for the phases that begin with one."""

@@ -18,11 +18,11 @@ def test_killed_before_the_answer_to_the_put_arrives(
     fault = cloud.fault(method="PUT", delay=5.0)
     first = provisioners.start(cloud, nodeAPI=claims.kind)
     claims.ask(name)
-    eventually(lambda: not cloud.faults.waiting(), timeout=30)
+    eventually(lambda: not cloud.faults.waiting())
     first.kill()
     provisioners.start(cloud, nodeAPI=claims.kind)
     claims.until_ready(name)
-    eventually(lambda: any(request["fault"] == fault.id for request in cloud.requests()), timeout=30)
+    eventually(lambda: any(request["fault"] == fault.id for request in cloud.requests()))
     assert created(cloud) == [name]
     claims.delete(name)
     claims.until_gone(name)
@@ -38,13 +38,13 @@ def test_a_purchase_that_was_on_its_way_when_its_claim_went_is_given_back(
     cloud.fault(method="PUT", delay=20.0)
     first = provisioners.start(cloud)
     machines.ask("ws0000000b7")
-    eventually(lambda: not cloud.faults.waiting(), timeout=30)
+    eventually(lambda: not cloud.faults.waiting())
     first.kill()
     machines.delete("ws0000000b7")
     provisioners.start(cloud)
     machines.until_gone("ws0000000b7")
     assert created(cloud) == []
-    eventually(lambda: created(cloud) == ["ws0000000b7"], timeout=30, every=0.2)
+    eventually(lambda: created(cloud) == ["ws0000000b7"], every=0.2)
     # No pool is collected before it is 30 s old.
     eventually(lambda: cloud.agent_pools() == [], timeout=90, every=0.2)
     assert nodes_of(admin, "ws0000000b7") == []
@@ -72,8 +72,9 @@ NO_CLUSTER = {"code": "ResourceNotFound", "message": "The Resource 'managedClust
 @pytest.mark.parametrize(
     ("status", "error"),
     [
-        (403, {"code": "AuthorizationFailed", "message": "no"}),
-        (429, {"code": "TooManyRequests", "message": "no"}),
+        # Each of them at a purchase: test_taxonomy.py.
+        pytest.param(403, {"code": "AuthorizationFailed", "message": "no"}, marks=pytest.mark.soak),
+        pytest.param(429, {"code": "TooManyRequests", "message": "no"}, marks=pytest.mark.soak),
         (500, {"code": "InternalServerError", "message": "no"}),
         (404, NO_CLUSTER),
     ],
@@ -88,7 +89,7 @@ def test_a_claim_does_not_go_before_the_cloud_has_said_that_its_pool_is_gone(
     # The look before the deletion is answered, all looks for the pool's end are not.
     cloud.fault(method="GET", pool="ws0000000b6", nth=2, times=None, status=status, body={"error": error})
     machines.delete("ws0000000b6")
-    eventually(lambda: cloud.agent_pools() == [], timeout=30)
+    eventually(lambda: cloud.agent_pools() == [])
     never(lambda: machines.read("ws0000000b6") is None, within=3.0, every=0.2)
     cloud.faults.remove()
     first.kill()

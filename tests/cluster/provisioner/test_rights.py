@@ -99,12 +99,12 @@ def _live(claims: Claims, admin: Client) -> None:
     spec = {"minAvailable": 0, "selector": {"matchLabels": {"app": f"pod-{kind}0"}}}
     admin.create(PDB, {"metadata": {"name": f"pod-{kind}0", "namespace": NAMESPACE}, "spec": spec})
     claims.delete(guarded)
-    eventually(lambda: "FailedDraining" in events(admin, f"pod-{kind}0"), timeout=20, every=0.2)
+    eventually(lambda: "FailedDraining" in events(admin, f"pod-{kind}0"), every=0.2)
     if claims.kind != NODE_CLAIM.kind:
-        eventually(lambda: _told_again(admin, f"pod-{kind}0"), timeout=30, every=0.5)
+        eventually(lambda: _told_again(admin, f"pod-{kind}0"), every=0.5)
         admin.delete(PDB, f"pod-{kind}0", namespace=NAMESPACE)
     for number in range(2):
-        eventually(lambda number=number: gone(admin, f"pod-{kind}{number}"), timeout=40, every=0.2)
+        eventually(lambda number=number: gone(admin, f"pod-{kind}{number}"), every=0.2)
     claims.until_gone(guarded)
     (other,) = nodes_of(admin, deleted)
     admin.delete(NODE, other["metadata"]["name"])
@@ -116,7 +116,7 @@ def _registered(claims: Claims, name: str) -> Claim:
         claim = claims.read(name)
         return claim if claim is not None and claim.steps["registered"].done else None
 
-    return eventually(look, timeout=30, every=0.1, what=f"{name} is not registered")  # type: ignore[return-value]
+    return eventually(look, every=0.1, what=f"{name} is not registered")  # type: ignore[return-value]
 
 
 def _told_again(admin: Client, name: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.cluster.proxy import Answer, Delay, DropAfter, DropBefore, FaultProxy
 from tests.cluster.runtime.objects import CONFIG_MAP, config_map
-from tests.eventually import eventually, never
+from tests.eventually import PATIENCE, eventually, never
 
 from kaito_hooks.runtime import (
     AlreadyExists,
@@ -66,7 +66,7 @@ class Doubler:
 
     def close(self) -> None:
         self._stop.set()
-        self._thread.join(20)
+        self._thread.join(PATIENCE)
 
     def reconcile(self, key: Key) -> Result:
         self.calls.append(key)
@@ -207,7 +207,7 @@ def test_what_could_not_be_written_while_the_api_server_was_away_is_written_when
     never(lambda: doubler.informer.deaf(), within=5)
     proxy.clear()
     proxy.accept()
-    eventually(lambda: counts(client, namespace) == ["1"] * (ROUNDS + 2), timeout=25)
+    eventually(lambda: counts(client, namespace) == ["1"] * (ROUNDS + 2))
 
 
 def test_the_periodic_resync_finds_what_no_event_told(client: Client, namespace: str) -> None:
@@ -227,10 +227,10 @@ def test_the_periodic_resync_finds_what_no_event_told(client: Client, namespace:
     client.create(CONFIG_MAP, config_map(namespace, "a"))
     eventually(lambda: seen)
     outside.set()
-    eventually(lambda: True in seen, timeout=5)
+    eventually(lambda: True in seen)
     controller.stop()
     informer.stop()
-    assert controller.join(5)
+    assert controller.join(PATIENCE)
 
 
 def test_a_deleted_object_is_reconciled_once_more(

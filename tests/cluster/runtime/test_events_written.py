@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.cluster.proxy import Answer, DropBefore, FaultProxy
 from tests.cluster.runtime.objects import CONFIG_MAP, EVENT, config_map
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 
 from kaito_hooks.runtime import Client, EventRecorder, LeadershipLost, Metrics, Obj, Resource
 from kaito_local.cluster.controlplane import ControlPlane
@@ -27,7 +27,7 @@ def test_equal_events_are_counted_on_one_object(client: Client, namespace: str, 
     recorder = EventRecorder(client, component="test")
     for _ in range(5):
         recorder.event(subject, "Warning", "NoCapacity", "the region has no Standard_NC24ads_A100_v4 left")
-    assert recorder.flush(10)
+    assert recorder.flush(PATIENCE)
     (event,) = written(client, namespace)
     assert (event["count"], event["type"], event["reason"]) == (5, "Warning", "NoCapacity")
     assert event["involvedObject"]["uid"] == subject["metadata"]["uid"]
@@ -39,7 +39,7 @@ def test_equal_events_are_counted_on_one_object(client: Client, namespace: str, 
 def test_kubectl_describe_shows_them(client: Client, namespace: str, subject: Obj, control_plane: ControlPlane) -> None:
     recorder = EventRecorder(client, component="test")
     recorder.event(subject, "Normal", "Bought", "one node")
-    assert recorder.flush(10)
+    assert recorder.flush(PATIENCE)
     text = control_plane.kubectl("describe", "configmap", "subject", "-n", namespace)
     assert "Bought" in text
     assert "one node" in text
@@ -49,7 +49,7 @@ def test_many_similar_events_are_combined(client: Client, namespace: str, subjec
     recorder = EventRecorder(client, component="test")
     for number in range(20):
         recorder.event(subject, "Warning", "Failed", f"attempt {number}")
-    assert recorder.flush(10)
+    assert recorder.flush(PATIENCE)
     events = written(client, namespace)
     assert len(events) == 11
     assert {event["count"] for event in events if "combined" in event["message"]} == {10}
@@ -60,7 +60,7 @@ def test_an_object_that_keeps_talking_is_slowed_down(client: Client, namespace: 
     recorder = EventRecorder(client, component="test", metrics=metrics)
     for _ in range(200):
         recorder.event(subject, "Normal", "Again", "and again")
-    assert recorder.flush(20)
+    assert recorder.flush(PATIENCE)
     (event,) = written(client, namespace)
     assert event["count"] <= 26
     dropped = metrics.registry.get_sample_value("kaito_events_dropped_total", {"component": "test"})
@@ -85,11 +85,11 @@ def test_an_event_survives_a_passing_fault(
 
 def test_recording_never_waits_for_the_api_server(proxy: FaultProxy, subject: Obj) -> None:
     proxy.freeze()
-    recorder = EventRecorder(Client.load(kubeconfig=str(proxy.kubeconfig), timeout=30), component="test")
+    recorder = EventRecorder(Client.load(kubeconfig=str(proxy.kubeconfig), timeout=2 * PATIENCE), component="test")
     began = time.monotonic()
     for number in range(3000):
         recorder.event(subject, "Normal", "Bought", f"node {number}")
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < PATIENCE
 
 
 def test_what_can_never_be_written_is_dropped_without_an_error(client: Client, namespace: str, subject: Obj) -> None:
@@ -99,7 +99,7 @@ def test_what_can_never_be_written_is_dropped_without_an_error(client: Client, n
     recorder.event(nowhere, "Normal", "Bought", "one node")
     recorder.event({}, "Normal", "Bought", "an object without anything")
     recorder.event(subject, "Normal", "Bought", "x" * 5000)
-    assert recorder.flush(10)
+    assert recorder.flush(PATIENCE)
     (event,) = written(client, namespace)
     assert len(event["message"]) == 1024
 
@@ -110,7 +110,7 @@ def test_a_process_that_does_not_lead_writes_no_event(client: Client, namespace:
 
     recorder = EventRecorder(client.fenced(closed), component="test")
     recorder.event(subject, "Normal", "Bought", "one node")
-    assert recorder.flush(10)
+    assert recorder.flush(PATIENCE)
     assert written(client, namespace) == []
 
 
@@ -120,5 +120,5 @@ def test_an_event_about_a_cluster_scoped_object_is_in_the_default_namespace(
     subject = client.get(NAMESPACE, namespace)
     recorder = EventRecorder(client, component="test")
     recorder.event(subject, "Normal", "Seen", "a namespace")
-    assert recorder.flush(10)
+    assert recorder.flush(PATIENCE)
     assert len(written(client, "default", namespace)) == 1

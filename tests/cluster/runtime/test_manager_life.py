@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from tests.cluster.proxy import FaultProxy, Freeze
 from tests.cluster.runtime.objects import CONFIG_MAP, config_map
-from tests.eventually import eventually, never
+from tests.eventually import PATIENCE, eventually, never
 
 from kaito_hooks.runtime import (
     Client,
@@ -64,12 +64,12 @@ class Running:
 
     def end(self) -> None:
         self.stop.set()
-        self.thread.join(15)
+        self.thread.join(PATIENCE)
 
     def fetch(self, path: str) -> tuple[int, str]:
         port = self.manager.metrics_port if path == "/metrics" else self.manager.health_port
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -79,7 +79,7 @@ class Running:
 
 def answers(port: int, path: str) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=PATIENCE) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False
@@ -149,7 +149,7 @@ def test_a_standby_is_ready_with_full_caches_and_does_not_work(
     with pytest.raises(LeadershipLost):
         standby.manager.client.create(CONFIG_MAP, config_map(namespace, "b"))
     running.end()
-    eventually(lambda: Key(namespace, "a") in standby.keys, timeout=10)
+    eventually(lambda: Key(namespace, "a") in standby.keys)
     standby.end()
     assert (running.code, standby.code) == (0, 0)
 
@@ -190,7 +190,7 @@ def test_one_port_can_serve_health_and_metrics(client: Client, namespace: str, r
     for path in ("healthz", "metrics"):
         eventually(lambda: answers(port, path))  # noqa: B023
     stop.set()
-    thread.join(10)
+    thread.join(PATIENCE)
 
 
 def test_stopping_while_others_lead_needs_no_lease(client: Client, namespace: str, running: Running) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 from tests.tiny_model import tiny_model
 
 READY_WITHIN = 120.0  # seconds; 10 on an idle machine
@@ -69,10 +69,12 @@ class Server:
     def wait_healthy(self, within: float = READY_WITHIN) -> float:
         """Seconds until the server was healthy."""
         began = time.monotonic()
-        while not self.healthy():
+
+        def healthy() -> bool:
             assert self.process.poll() is None, f"the server ended with {self.process.returncode}:\n{self.log[-3000:]}"
-            assert time.monotonic() - began < within, f"not healthy after {within} s:\n{self.log[-3000:]}"
-            time.sleep(0.1)
+            return self.healthy()
+
+        eventually(healthy, timeout=within, every=0.1, what=lambda: f"not healthy in time:\n{self.log[-3000:]}")
         return time.monotonic() - began
 
     def processes(self) -> list[psutil.Process]:
@@ -98,7 +100,7 @@ class Server:
                     continue
             return found[0] if len(found) == 1 else None
 
-        return eventually(alone, timeout=30, what=f"not one process of {title}")
+        return eventually(alone, what=f"not one process of {title}")
 
 
 @pytest.fixture(scope="session")
@@ -148,5 +150,5 @@ def start_server() -> Iterator[Callable[..., Server]]:
         for process in left[1:]:
             if process.is_running():
                 process.kill()
-        psutil.wait_procs(left[1:], timeout=10)
+        psutil.wait_procs(left[1:], timeout=PATIENCE)
         shutil.rmtree(server.folder, ignore_errors=True)

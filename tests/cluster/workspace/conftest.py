@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.cluster.workspace.stand_ins import Kubelet, Obj, Provisioner
-from tests.eventually import eventually
+from tests.cluster.workspace.stand_ins.following import Later, Obj
+from tests.cluster.workspace.stand_ins.kubelet import Kubelet
+from tests.cluster.workspace.stand_ins.provisioner import Provisioner
+from tests.eventually import PATIENCE, eventually
 
 from kaito_hooks.runtime import AlreadyExists, Client, NotFound, Resource
 from kaito_hooks.workspace.resources import WORKSPACE
@@ -40,7 +42,7 @@ def plane(programs: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory
     with ControlPlane.start(tmp_path_factory.mktemp("plane"), programs=programs, settings=settings) as plane:
         for chart in ("kaito", "gpu-provisioner"):
             plane.kubectl("apply", "--server-side", "-f", str(ROOT / "charts" / chart / "crds"))
-        plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+        plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
         plane.kubectl("create", "namespace", "kaito")
         yield plane
 
@@ -105,14 +107,20 @@ def place(admin: Client) -> Iterator[str]:
 
 
 @pytest.fixture
-def provisioner(admin: Client, installed: dict[str, Obj]) -> Iterator[Provisioner]:
-    with Provisioner(admin) as stand_in:
+def later() -> Iterator[Later]:
+    with Later() as found:
+        yield found
+
+
+@pytest.fixture
+def provisioner(admin: Client, installed: dict[str, Obj], later: Later) -> Iterator[Provisioner]:
+    with Provisioner(admin, later) as stand_in:
         yield stand_in
 
 
 @pytest.fixture
-def kubelet(admin: Client) -> Iterator[Kubelet]:
-    with Kubelet(admin) as stand_in:
+def kubelet(admin: Client, later: Later) -> Iterator[Kubelet]:
+    with Kubelet(admin, later) as stand_in:
         yield stand_in
 
 
@@ -162,10 +170,10 @@ class Controllers:
             process.terminate()
         for process in self._running:
             try:
-                process.wait(15)
+                process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait(5)
+                process.wait(PATIENCE)
 
     def logs(self) -> str:
         return "\n".join(p.read_text() for p in sorted(self._folder.glob("controller-*.log")))
@@ -215,7 +223,7 @@ def conditions(admin: Client, obj: Obj) -> dict[str, Obj]:
 
 
 def until(
-    admin: Client, obj: Obj, condition: str, *, status: str = "True", words: str = "", timeout: float = 30
+    admin: Client, obj: Obj, condition: str, *, status: str = "True", words: str = "", timeout: float = PATIENCE
 ) -> Obj:
     """The condition once it has that status and those words in its message."""
 
@@ -223,7 +231,7 @@ def until(
         found = conditions(admin, obj).get(condition)
         return found if found and found["status"] == status and words in found["message"] else None
 
-    try:
-        return eventually(look, timeout=timeout, every=0.1)  # type: ignore[return-value]
-    except AssertionError:
-        raise AssertionError(f"{condition} is not {status} with {words!r}: {conditions(admin, obj)}") from None
+    def missing() -> str:
+        return f"{condition} is not {status} with {words!r}: {conditions(admin, obj)}"
+
+    return eventually(look, timeout=timeout, every=0.1, what=missing)  # type: ignore[return-value]

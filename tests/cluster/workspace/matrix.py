@@ -12,10 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import pytest
 from tests.cluster.proxy import Action, FaultProxy, Rule
-from tests.cluster.workspace.bare import NAMESPACE, BareProvisioner, Obj, workspace
-from tests.cluster.workspace.bare_jobs import SERVICE_ACCOUNT, digest_of, tuning_workspace
-from tests.eventually import eventually
+from tests.cluster.workspace.bare import NAMESPACE, SERVICE_ACCOUNT, tuning_workspace, workspace
+from tests.cluster.workspace.stand_ins.following import Obj
+from tests.cluster.workspace.stand_ins.provisioner import Provisioner
+from tests.cluster.workspace.stand_ins.workloads import digest_of
+from tests.eventually import PATIENCE, eventually
 
 from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.runtime import Client
@@ -35,7 +38,6 @@ from kaito_hooks.workspace.resources import (
 
 NAME = "w"
 SECOND_IMAGE = "r.io/team/adapter:0.2"
-_SETTLING = 20.0
 _ADAPTERS = [{"source": {"name": "one", "image": "r.io/x/one:1"}, "strength": "0.5"}]
 
 Phase = Literal["serving", "changing", "deleting", "tuning", "tuning again", "giving back"]
@@ -162,10 +164,22 @@ class Case:
         return pattern.replace("{place}", self.place).replace("{claim}", self.claim)
 
 
+def in_two_tiers(rows: Iterable[Row], sample: Iterable[Row]) -> list[Any]:
+    """The rows as parameters of a test: those of the sample for every run, the others for ``make soak``."""
+    ordinary = set(sample)
+    return [row if row in ordinary else pytest.param(row, marks=pytest.mark.soak) for row in rows]
+
+
+def rows_of_this_run(request: pytest.FixtureRequest) -> list[Row]:
+    """The rows of the tests that were chosen from the file that asks."""
+    items = [item for item in request.session.items if item.path == request.path]
+    return list(dict.fromkeys(i.callspec.params["row"] for i in items if hasattr(i, "callspec")))
+
+
 class Matrix:
     """The cluster of all cases, and what is to be found in it."""
 
-    def __init__(self, admin: Client, rows: Iterable[Row], provisioner: BareProvisioner) -> None:
+    def __init__(self, admin: Client, rows: Iterable[Row], provisioner: Provisioner) -> None:
         self.admin, self.provisioner = admin, provisioner
         self.cases = {row: Case(row, f"f-{n:03d}") for n, row in enumerate([*UNDISTURBED.values(), *rows])}
         self.each(self.cases.values(), self._submit)
@@ -202,7 +216,9 @@ class Matrix:
 
         self.each(self.of(phases), ask)
 
-    def settle(self, phases: Sequence[Phase], *, timeout: float, is_told: Callable[[Case], bool] | None = None) -> None:
+    def settle(
+        self, phases: Sequence[Phase], *, timeout: float = PATIENCE, is_told: Callable[[Case], bool] | None = None
+    ) -> None:
         """Until all ended as the undisturbed ones did, or the time is over: the tests tell which did not.
 
         ``is_told``: whether Events tell enough of a case.
@@ -221,7 +237,7 @@ class Matrix:
                 case.end == self.undisturbed(case.row).end and (is_told is None or is_told(case)) for case in cases
             )
 
-        _patiently(same, timeout=_SETTLING)
+        _patiently(same, timeout=PATIENCE)
 
     def _seem_done(self, cases: Iterable[Case]) -> bool:
         """What one list of all Workspaces can tell."""
@@ -287,7 +303,7 @@ def assert_undisturbed(matrix: Matrix) -> None:
     assert "Deployment" not in kinds["giving back"]
     assert not {"Workspace", "Deployment"} & set(kinds["deleting"])
     for phase in UNDISTURBED:
-        # A bare provisioner leaves the Node behind.
+        # This provisioner leaves the Node behind.
         assert others[phase] == (["nvidia"] if phase in ("deleting", "giving back") else ["CLAIM", "nvidia"])
         if phase != "deleting":
             conditions = {c["type"]: c["status"] for c in objects[phase][0]["status"]["conditions"]}

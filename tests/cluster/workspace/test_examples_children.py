@@ -19,7 +19,9 @@ from tests.cluster.admission.test_examples import (
     QUICK_START_TUNING,
 )
 from tests.cluster.workspace.conftest import NAMESPACE, Chart, Controllers, until
-from tests.cluster.workspace.stand_ins import Kubelet, Obj, Provisioner, add_node, at_step
+from tests.cluster.workspace.stand_ins.following import Later, Obj
+from tests.cluster.workspace.stand_ins.kubelet import Kubelet, at_step
+from tests.cluster.workspace.stand_ins.provisioner import Provisioner, add_node
 from tests.eventually import eventually
 
 from kaito_hooks.runtime import AlreadyExists, Client
@@ -87,19 +89,19 @@ def applied(
     controllers = Controllers(plane, chart, tmp_path_factory.mktemp("examples"))
     try:
         controllers.start()
-        with Provisioner(admin), Kubelet(admin) as kubelet:
+        with Later() as later, Provisioner(admin, later), Kubelet(admin, later) as kubelet:
             found = {name: _apply(admin, kubelet, f"ex-{n}", MANIFESTS[name]) for n, name in enumerate(MANIFESTS)}
             for example in found.values():
-                until(admin, example.workspace, "JobStarted" if example.tunes else "WorkspaceReady", timeout=60)
+                until(admin, example.workspace, "JobStarted" if example.tunes else "WorkspaceReady")
                 example.children = _children(admin, example.namespace)
                 example.nodes = _nodes(admin, example.namespace)
             tuned = [example for example in found.values() if example.tunes]
             said = json.dumps({"digest": DIGEST})
             pushed = {"terminated": {"exitCode": 0, "reason": "Completed", "message": said}}
             for example in tuned:
-                kubelet.states[example.namespace] = at_step("push", pushed)
+                kubelet.report(example.namespace, at_step("push", pushed))
             for example in tuned:
-                until(admin, example.workspace, "WorkspaceReady", timeout=60)
+                until(admin, example.workspace, "WorkspaceReady")
                 if not example.workspace["tuning"].get("serveResult", True):
                     eventually(lambda example=example: "Machine" not in _children(admin, example.namespace))
                 example.after = _children(admin, example.namespace)
@@ -117,7 +119,7 @@ def applied(
 
 def _apply(admin: Client, kubelet: Kubelet, namespace: str, manifest: str) -> Applied:
     admin.create(NAMESPACE, {"metadata": {"name": namespace}})
-    kubelet.states[namespace] = at_step("tune", {"running": {}})
+    kubelet.report(namespace, at_step("tune", {"running": {}}))
     *others, workspace = yaml.safe_load_all(manifest)
     for other in others:
         admin.create(CONFIG_MAP, other, namespace=namespace)

@@ -1,7 +1,8 @@
-"""Every request that the controller makes on a Workspace's way fails in every way; the end is always the same.
+"""Every request that the controller makes on a Workspace's way fails; the end is always the same.
 
 One controller brings one Workspace per fault to readiness, through a change, and away again, all of them at once
-against a real API server behind a proxy that fails each Workspace's own request.
+against a real API server behind a proxy that fails each Workspace's own request. The ordinary run fails each request
+in one way, and takes the ways in turn; ``make soak`` fails each of them in every way.
 """
 
 from __future__ import annotations
@@ -10,12 +11,26 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.cluster.proxy import Action, Answer, Delay, DropAfter, DropBefore, FaultProxy, Freeze
-from tests.cluster.workspace.bare import BareCluster, BareProvisioner, BareWorkloads, Later
-from tests.cluster.workspace.bare_jobs import BareJobs
-from tests.cluster.workspace.matrix import STAGES, STEPS, Case, Matrix, Phase, Row, assert_undisturbed
+from tests.cluster.workspace.bare import BareCluster
+from tests.cluster.workspace.matrix import (
+    STAGES,
+    STEPS,
+    Case,
+    Matrix,
+    Phase,
+    Row,
+    assert_undisturbed,
+    in_two_tiers,
+    rows_of_this_run,
+)
+from tests.cluster.workspace.stand_ins.following import Later
+from tests.cluster.workspace.stand_ins.provisioner import Provisioner
+from tests.cluster.workspace.stand_ins.workloads import Deployments, Jobs
+from tests.eventually import PATIENCE
 
 from kaito_hooks.runtime import Client
 from kaito_hooks.workspace import configuration
@@ -49,6 +64,19 @@ def rows_of(phase: Phase) -> list[Row]:
     return [Row(phase, step, fault) for step in STEPS[phase] for fault in faults]
 
 
+def sample_of(phase: Phase) -> list[Row]:
+    """Each request with one of the faults, which take turns."""
+    rows, turn = rows_of(phase), list(STEPS).index(phase) + 2
+    faults = list(dict.fromkeys(row.fault for row in rows))
+    return [Row(phase, step, faults[(number + turn) % len(faults)]) for number, step in enumerate(STEPS[phase])]
+
+
+def rows_for(*phases: Phase) -> list[Any]:
+    """All rows of the phases; what is not in the sample is a matrix, and waits for ``make soak``."""
+    sample = [row for phase in phases for row in sample_of(phase)]
+    return in_two_tiers([row for phase in phases for row in rows_of(phase)], sample)
+
+
 def is_told(case: Case) -> bool:
     """Whether Events tell of every step on the way to serving.
 
@@ -59,19 +87,21 @@ def is_told(case: Case) -> bool:
 
 
 @pytest.fixture(scope="module")
-def matrix(programs: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Matrix]:
-    """All Workspaces after all phases."""
+def matrix(
+    request: pytest.FixtureRequest, programs: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Matrix]:
+    """All Workspaces of this run after all phases."""
     folder = tmp_path_factory.mktemp("matrix")
     values = {"timeouts": {"gpuPlugin": "60s", "buyBackoffMin": "1s"}}
     with BareCluster.start(folder, programs=programs, values=values) as cluster, Later() as later:
         environment = {**cluster.environment(), "DISABLE_LEADER_ELECTION": "true"}
-        provisioner = BareProvisioner(cluster.admin, later, delay=0.1, labelled=False)
-        found = Matrix(cluster.admin, [row for phase in STEPS for row in rows_of(phase)], provisioner)
+        provisioner = Provisioner(cluster.admin, later, delay=0.1, gives_back=False)
+        found = Matrix(cluster.admin, rows_of_this_run(request), provisioner)
         with (
             FaultProxy.start(Path(environment["KUBECONFIG"]), folder) as proxy,
             provisioner,
-            BareWorkloads(cluster.admin, later, delay=0.1),
-            BareJobs(cluster.admin, later, delay=0.1),
+            Deployments(cluster.admin, later, delay=0.1),
+            Jobs(cluster.admin, later, delay=0.1),
         ):
             arm(found, proxy, STAGES[0])
             with running_controller(cluster, proxy, environment):
@@ -80,7 +110,7 @@ def matrix(programs: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactor
                     proxy.clear()
                     arm(found, proxy, stage)
                     found.begin(stage)
-                    found.settle(stage, timeout=60)
+                    found.settle(stage)
         yield found
 
 
@@ -105,7 +135,7 @@ class running_controller:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(30)
+        self._thread.join(PATIENCE)
 
 
 def assert_as_undisturbed(matrix: Matrix, row: Row) -> None:
@@ -116,7 +146,7 @@ def assert_as_undisturbed(matrix: Matrix, row: Row) -> None:
     assert case.end == matrix.undisturbed(row).end
 
 
-@pytest.mark.parametrize("row", [*rows_of("serving"), *rows_of("tuning")], ids=str)
+@pytest.mark.parametrize("row", rows_for("serving", "tuning"), ids=str)
 def test_a_request_that_fails_on_the_way_to_serving_changes_nothing_in_the_end(matrix: Matrix, row: Row) -> None:
     assert_as_undisturbed(matrix, row)
     case = matrix.cases[row]
@@ -124,12 +154,12 @@ def test_a_request_that_fails_on_the_way_to_serving_changes_nothing_in_the_end(m
     assert not [event for event in case.events if event.startswith("Warning")]
 
 
-@pytest.mark.parametrize("row", [*rows_of("changing"), *rows_of("tuning again")], ids=str)
+@pytest.mark.parametrize("row", rows_for("changing", "tuning again"), ids=str)
 def test_a_request_that_fails_in_a_change_changes_nothing_in_the_end(matrix: Matrix, row: Row) -> None:
     assert_as_undisturbed(matrix, row)
 
 
-@pytest.mark.parametrize("row", [*rows_of("deleting"), *rows_of("giving back")], ids=str)
+@pytest.mark.parametrize("row", rows_for("deleting", "giving back"), ids=str)
 def test_a_request_that_fails_in_the_end_leaves_nothing_that_bills(matrix: Matrix, row: Row) -> None:
     assert_as_undisturbed(matrix, row)
 

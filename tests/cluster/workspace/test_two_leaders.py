@@ -7,7 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.cluster.workspace.bare import BareCluster, BareProvisioner, BareWorkloads, Later, workspace
+from tests.cluster.workspace.bare import BareCluster, workspace
+from tests.cluster.workspace.stand_ins.following import Later
+from tests.cluster.workspace.stand_ins.provisioner import Provisioner
+from tests.cluster.workspace.stand_ins.workloads import Deployments
 from tests.eventually import eventually
 
 from kaito_hooks.workspace.resources import MACHINE, WORKSPACE
@@ -23,12 +26,14 @@ def cluster(programs: Mapping[str, Path], tmp_path: Path) -> Iterator[BareCluste
         yield found
 
 
+# A crowd; eight Workspaces under two leaders: test_workspace_faults.py.
+@pytest.mark.soak
 def test_two_leaders_buy_a_hundred_workspaces_a_hundred_claims(cluster: BareCluster) -> None:
     admin = cluster.admin
     with (
         Later() as later,
-        BareProvisioner(admin, later, delay=0.5) as provisioner,
-        BareWorkloads(admin, later, delay=0.5) as workloads,
+        Provisioner(admin, later, delay=0.5, labelled=True, gives_back=False) as provisioner,
+        Deployments(admin, later, delay=0.5) as workloads,
     ):
         for _ in range(2):
             cluster.start_controller(lead=False)

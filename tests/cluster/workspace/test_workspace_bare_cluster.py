@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.cluster.workspace.conftest import ROOT, submit, until, workspace
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 
 from kaito_hooks.runtime import Client
 from kaito_local.cluster.controlplane import ControlPlane
@@ -19,7 +19,7 @@ def test_missing_claim_crds_and_a_missing_catalog_are_conditions_not_crashes(
 ) -> None:
     plane = fresh_control_plane
     plane.kubectl("apply", "--server-side", "-f", str(ROOT / "charts/kaito/crds"))
-    plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
     admin = Client.load(kubeconfig=str(plane.kubeconfig))
     environment = {
         **os.environ,
@@ -47,14 +47,14 @@ def test_missing_claim_crds_and_a_missing_catalog_are_conditions_not_crashes(
         until(admin, ws, "ResourceReady", status="False", words="this cluster serves no machines.karpenter.sh")
         plane.kubectl("apply", "--server-side", "-f", str(ROOT / "charts/gpu-provisioner/crds"))
         # The informer looks again with a back-off; the Workspace then with the next event about it.
-        until(admin, ws, "MachineReady", status="Unknown", words="creating 1 machines", timeout=60)
+        until(admin, ws, "MachineReady", status="Unknown", words="creating 1 machines")
         assert process.poll() is None
         admin_delete = ("delete", "workspace", "early", "--wait=false")
         plane.kubectl(*admin_delete)
-        eventually(lambda: "early" not in plane.kubectl("get", "workspaces", "-o", "name"), timeout=30, every=0.3)
+        eventually(lambda: "early" not in plane.kubectl("get", "workspaces", "-o", "name"), every=0.3)
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE)
 
 
 def test_a_wrong_configuration_ends_the_process_with_one_sentence(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.cluster.workspace.conftest import Controllers, submit, until, workspace
-from tests.cluster.workspace.stand_ins import Kubelet, Obj, Provisioner
+from tests.cluster.workspace.stand_ins.following import Obj
+from tests.cluster.workspace.stand_ins.kubelet import Kubelet
+from tests.cluster.workspace.stand_ins.provisioner import Provisioner
 from tests.eventually import eventually
 
 from kaito_hooks.runtime import Client, Informer, Invalid, NotFound, Resource

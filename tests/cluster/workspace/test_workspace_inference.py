@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from tests.cluster.workspace.conftest import Controllers, conditions, submit, until, workspace
-from tests.cluster.workspace.stand_ins import Kubelet, Obj, Provisioner
+from tests.cluster.workspace.stand_ins.following import Obj
+from tests.cluster.workspace.stand_ins.kubelet import Kubelet
+from tests.cluster.workspace.stand_ins.provisioner import Provisioner
 from tests.eventually import eventually
 
 from kaito_hooks.runtime import Client, NotFound
@@ -59,7 +61,7 @@ def test_a_preset_is_served_and_its_node_given_back(
         )
 
     admin.delete(WORKSPACE, "phi", namespace=place)
-    eventually(lambda: gone(admin, ws), timeout=20)
+    eventually(lambda: gone(admin, ws))
     assert claims_of(admin, ws) == []
 
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 from tests.cluster.workspace.conftest import Controllers, conditions, submit, until, workspace
-from tests.cluster.workspace.stand_ins import Kubelet, Obj, Provisioner, at_step
-from tests.eventually import eventually, never
+from tests.cluster.workspace.stand_ins.following import Obj
+from tests.cluster.workspace.stand_ins.kubelet import Kubelet, at_step
+from tests.cluster.workspace.stand_ins.provisioner import Provisioner
+from tests.eventually import PATIENCE, eventually, never
 
 from kaito_hooks.runtime import AlreadyExists, Client, NotFound, Resource
 from kaito_hooks.workspace.resources import CONFIG_MAP, DEPLOYMENT, JOB, MACHINE, NETWORK_POLICY, SERVICE, WORKSPACE
@@ -101,7 +103,7 @@ def claims_of(admin: Client, obj: Obj) -> list[Obj]:
 def test_a_preset_is_tuned_and_then_served_on_the_same_node(
     admin: Client, place: str, controller: Controllers, provisioner: Provisioner, kubelet: Kubelet, trainer: str
 ) -> None:
-    kubelet.states[place] = at_step("data", RUNNING, ip=trainer)
+    kubelet.report(place, at_step("data", RUNNING, ip=trainer))
     ws = submit(admin, tuning("tune", place))
     until(admin, ws, "JobStarted", status="False", words="fetching the data")
     assert find(admin, CONFIG_MAP, "qlora-params-template", place)
@@ -112,12 +114,12 @@ def test_a_preset_is_tuned_and_then_served_on_the_same_node(
     [rule] = admin.get(NETWORK_POLICY, "tune", namespace=place)["spec"]["ingress"]
     assert rule["from"]
 
-    kubelet.states[place] = at_step("tune", RUNNING, ip=trainer)
+    kubelet.report(place, at_step("tune", RUNNING, ip=trainer))
     assert until(admin, ws, "JobStarted")["message"] == "Tuning job has started"
     eventually(lambda: status_of(admin, ws).get("progress") == "epoch 1/3, 42 %, loss 1.23, 12 min left")
     until(admin, ws, "WorkspaceReady", status="False", words="workspace has not completed, tuning job has 1 active pod")
 
-    kubelet.states[place] = at_step("push", PUSHED, ip=trainer)
+    kubelet.report(place, at_step("push", PUSHED, ip=trainer))
     until(admin, ws, "WorkspaceReady")
     found = status_of(admin, ws)
     assert found["tuning"] == {
@@ -139,7 +141,7 @@ def test_a_preset_is_tuned_and_then_served_on_the_same_node(
     eventually(lambda: status_of(admin, ws)["conditions"][0]["observedGeneration"] == 2)
     assert admin.get(JOB, "tune", namespace=place)["metadata"]["uid"] == job["metadata"]["uid"]
 
-    kubelet.states[place] = at_step("tune", RUNNING, ip=trainer)
+    kubelet.report(place, at_step("tune", RUNNING, ip=trainer))
     output = {"tuning": {"output": {"image": "r.io/team/adapter:0.2"}}}
     admin.patch(WORKSPACE, "tune", output, namespace=place)
     eventually(
@@ -149,7 +151,7 @@ def test_a_preset_is_tuned_and_then_served_on_the_same_node(
     assert find(admin, DEPLOYMENT, "tune", place) is None
     until(admin, ws, "JobStarted")
     until(admin, ws, "WorkspaceReady", status="False")
-    kubelet.states[place] = at_step("push", PUSHED, ip=trainer)
+    kubelet.report(place, at_step("push", PUSHED, ip=trainer))
     until(admin, ws, "WorkspaceReady")
     assert status_of(admin, ws)["tuning"]["adapterImage"] == "r.io/team/adapter:0.2"
     assert len(claims_of(admin, ws)) == 1
@@ -159,14 +161,14 @@ def test_what_can_never_succeed_is_kept_through_a_restart_of_the_controller(
     admin: Client, place: str, controllers: Controllers, provisioner: Provisioner, kubelet: Kubelet
 ) -> None:
     ended = {"terminated": {"exitCode": 2, "reason": "Error", "message": "DatasetInvalid: row 3 has no prompt"}}
-    kubelet.states[place] = at_step("tune", ended)
+    kubelet.report(place, at_step("tune", ended))
     first = controllers.start()
     ws = submit(admin, tuning("never", place))
     sentence = "step tune: DatasetInvalid: row 3 has no prompt"
     until(admin, ws, "JobStarted", status="False", words=sentence)
     eventually(lambda: find(admin, JOB, "never", place) is None, what="the Job stays")
     first.terminate()
-    first.wait(15)
+    first.wait(PATIENCE)
     controllers.start()
     admin.patch(WORKSPACE, "never", {"resource": {"preferredNodes": ["n1"]}}, namespace=place)
     eventually(lambda: conditions(admin, ws)["JobStarted"]["observedGeneration"] == 2)
@@ -181,7 +183,7 @@ def test_a_configuration_is_asked_for_before_a_node_is_bought(
     ws = submit(admin, tuning("config", place, config="mine"))
     until(admin, ws, "JobStarted", status="False", words="ConfigMap 'mine' specified in 'config' not found")
     assert claims_of(admin, ws) == []
-    kubelet.states[place] = at_step("check", RUNNING)
+    kubelet.report(place, at_step("check", RUNNING))
     text = admin.get(CONFIG_MAP, "qlora-params-template", namespace="kaito")["data"]["training_config.yaml"]
     data = {"training_config.yaml": text.replace("output_dir: /mnt/results", "output_dir: mine")}
     admin.create(CONFIG_MAP, {"metadata": {"name": "mine", "namespace": place}, "data": data})
@@ -193,7 +195,7 @@ def test_a_configuration_is_asked_for_before_a_node_is_bought(
 def test_without_serving_the_node_is_given_back(
     admin: Client, place: str, controller: Controllers, provisioner: Provisioner, kubelet: Kubelet
 ) -> None:
-    kubelet.states[place] = at_step("push", PUSHED)
+    kubelet.report(place, at_step("push", PUSHED))
     ws = submit(admin, tuning("once", place, serveResult=False))
     until(admin, ws, "WorkspaceReady")
     eventually(lambda: claims_of(admin, ws) == [], what="the claim stays")

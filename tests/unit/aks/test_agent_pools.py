@@ -14,6 +14,7 @@ from azure.core.exceptions import (
     ServiceResponseError,
 )
 from azure.mgmt.containerservice import ContainerServiceClient
+from tests.eventually import PATIENCE
 from tests.unit.aks.sdk import GPU_SIZE, gpu_pool, sdk
 
 from kaito_local.aks import Durations, Emulator, Limits, Settings
@@ -64,9 +65,9 @@ def test_a_pool_is_shown_as_aks_shows_it(cloud: Emulator, aks: ContainerServiceC
 def test_a_default_poller_waits_until_the_pool_is_there_and_until_it_is_gone(tmp_path: Path) -> None:
     durations = Durations(create_gpu=0.3, delete=0.3)
     with Emulator(Settings(directory=tmp_path / "cloud", durations=durations)) as cloud, sdk(cloud, tmp_path) as aks:
-        pool = aks.agent_pools.begin_create_or_update(*WHERE, "ws1", gpu_pool()).result(timeout=20)
+        pool = aks.agent_pools.begin_create_or_update(*WHERE, "ws1", gpu_pool()).result(timeout=PATIENCE)
         assert pool.provisioning_state == "Succeeded"
-        aks.agent_pools.begin_delete(*WHERE, "ws1").result(timeout=20)
+        aks.agent_pools.begin_delete(*WHERE, "ws1").result(timeout=PATIENCE)
         assert list(aks.agent_pools.list(*WHERE)) == []
 
 
@@ -76,7 +77,7 @@ def test_a_default_poller_reports_the_failure_of_an_operation(tmp_path: Path) ->
         cloud.fault("allocation-failed")
         poller = aks.agent_pools.begin_create_or_update(*WHERE, "ws1", gpu_pool())
         with pytest.raises(HttpResponseError) as caught:
-            poller.result(timeout=20)
+            poller.result(timeout=PATIENCE)
         assert caught.value.status_code == 200
         assert caught.value.error.code == "AllocationFailed"
 

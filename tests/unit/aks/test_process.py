@@ -18,6 +18,7 @@ import pytest
 import yaml
 from azure.core import MatchConditions
 from azure.mgmt.containerservice import ContainerServiceClient
+from tests.eventually import PATIENCE, eventually
 from tests.unit.aks.sdk import gpu_pool, sdk
 
 from kaito_local.aks import Settings
@@ -58,13 +59,13 @@ class Process:
     def control(self, method: str, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.record["control"] + path, data=data, method=method)
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
             text = response.read().decode()
         return [json.loads(line) for line in text.splitlines()] if path.startswith("/requests") else json.loads(text)
 
     def kill(self, number: int) -> int:
         self.child.send_signal(number)
-        return self.child.wait(timeout=10)
+        return self.child.wait(timeout=PATIENCE)
 
 
 @pytest.fixture
@@ -89,10 +90,7 @@ def test_a_killed_emulator_goes_on_where_it_was(process: Process, tmp_path: Path
         process.start()
         assert process.record["arm"] == arm
         # The same client, with the token that the killed process gave out.
-        deadline = time.monotonic() + 20
-        while aks.agent_pools.get(*WHERE, "ws1").provisioning_state != "Succeeded":
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        eventually(lambda: aks.agent_pools.get(*WHERE, "ws1").provisioning_state == "Succeeded", every=0.1)
     created = [e for e in process.control("GET", "/requests") if e["method"] == "PUT" and e["status"] == 201]
     assert len(created) == 1
     assert [bill["pool"] for bill in process.control("GET", "/ledger")] == ["ws1"]
@@ -104,10 +102,7 @@ def test_an_operation_that_fell_due_while_nobody_ran_ends_at_the_next_start(proc
         process.kill(signal.SIGKILL)
         time.sleep(1.1)  # the creation's own second
         process.start()
-        deadline = time.monotonic() + 5
-        while aks.agent_pools.get(*WHERE, "ws1").provisioning_state != "Succeeded":
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        eventually(lambda: aks.agent_pools.get(*WHERE, "ws1").provisioning_state == "Succeeded", every=0.05)
 
 
 def test_a_signal_ends_it_with_status_0(process: Process) -> None:

@@ -15,6 +15,7 @@ import pytest
 from azure.core.exceptions import ClientAuthenticationError
 from azure.identity import CredentialUnavailableError, ManagedIdentityCredential
 from azure.mgmt.containerservice import ContainerServiceClient
+from tests.eventually import PATIENCE
 from tests.unit.aks.sdk import credential, sdk
 
 from kaito_local.aks import Emulator, Identity, Settings
@@ -158,4 +159,4 @@ def test_the_metadata_service_answers_no_request_that_somebody_else_forwarded(ma
     context = ssl.create_default_context(cafile=str(machine.cloud.endpoints.authority))
     url = f"{machine.cloud.endpoints.arm}/metadata/identity/oauth2/token?api-version=2018-02-01&resource=x"
     with pytest.raises(urllib.error.HTTPError, match="400"):
-        urllib.request.urlopen(url, context=context, timeout=10)
+        urllib.request.urlopen(url, context=context, timeout=PATIENCE)

@@ -33,7 +33,7 @@ def test_a_program_dies_with_an_owner_that_is_killed_while_it_starts(tmp_path: P
         if child is not None:
             left.append(child)
     try:
-        eventually(lambda: not any(child.alive() for child in left), timeout=10)
+        eventually(lambda: not any(child.alive() for child in left))
     finally:
         for child in left:
             child.kill()
@@ -42,6 +42,6 @@ def test_a_program_dies_with_an_owner_that_is_killed_while_it_starts(tmp_path: P
 def test_a_program_that_does_not_exist_is_told_by_its_log(tmp_path: Path) -> None:
     child = Child("nothing", ["no-such-program"], log=tmp_path / "log")
     child.start()
-    eventually(lambda: not child.alive(), timeout=10)
+    eventually(lambda: not child.alive())
     with pytest.raises(Exception, match="no-such-program"):
         child.check()

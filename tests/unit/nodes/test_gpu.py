@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from tests.eventually import PATIENCE
 
 from kaito_local.nodes.gpu import GpuPlugin, decode, encode_message, encode_string
 
@@ -80,7 +81,7 @@ def test_the_plugin_registers_and_streams_its_devices(
     folder, requests, registered = kubelet
     plugin = subprocess.Popen([sys.executable, "-m", "kaito_local.nodes.gpu", "--folder", str(folder), "--count", "2"])
     try:
-        assert registered.wait(20)
+        assert registered.wait(PATIENCE)
         fields = dict(decode(requests[0]))
         assert (fields[1], fields[3]) == (b"v1beta1", b"nvidia.com/gpu")
         with grpc.insecure_channel(f"unix://{folder}/{str(fields[2], 'ascii')}") as channel:  # type: ignore[arg-type]

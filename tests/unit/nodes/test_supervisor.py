@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.eventually import eventually
 
 from kaito_local.machine.supervisor import Program
 
@@ -59,19 +59,12 @@ def program(tmp_path: Path, name: str, *command: str, **more: Any) -> Program:
     return Program(name, command, str(tmp_path / f"{name}.log"), **more)
 
 
-def until(check: Callable[[], bool], *, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.02)
-
-
 def test_a_killed_program_runs_again_and_its_end_is_told(tmp_path: Path, start: Callable[..., Running]) -> None:
     running = start(program(tmp_path, "sleeper", "/bin/sleep", "600"))
-    until(lambda: running.status("sleeper")["pid"] > 0)
+    eventually(lambda: running.status("sleeper")["pid"] > 0)
     first = running.status("sleeper")["pid"]
     os.kill(first, signal.SIGKILL)
-    until(lambda: running.status("sleeper")["starts"] == 2)
+    eventually(lambda: running.status("sleeper")["starts"] == 2)
     again = running.status("sleeper")
     assert again["pid"] not in (0, first)
     assert again["last_exit"] == "signal 9"
@@ -80,17 +73,17 @@ def test_a_killed_program_runs_again_and_its_end_is_told(tmp_path: Path, start: 
 def test_a_program_waits_for_the_file_of_another(tmp_path: Path, start: Callable[..., Running]) -> None:
     socket = tmp_path / "socket"
     running = start(program(tmp_path, "client", "/bin/sleep", "600", after=str(socket)))
-    until(running.status_file.exists)
+    eventually(running.status_file.exists)
     assert running.status("client")["starts"] == 0
     socket.touch()
-    until(lambda: running.status("client")["starts"] == 1)
+    eventually(lambda: running.status("client")["starts"] == 1)
 
 
 def test_a_program_that_cannot_start_is_tried_less_and_less_often(
     tmp_path: Path, start: Callable[..., Running]
 ) -> None:
     running = start(program(tmp_path, "missing", "/nonexistent"), program(tmp_path, "other", "/bin/sleep", "600"))
-    until(lambda: running.status("missing")["starts"] >= 3)
+    eventually(lambda: running.status("missing")["starts"] >= 3)
     assert running.status("missing")["last_exit"] == "exit 127"
     assert "cannot start /nonexistent" in (tmp_path / "missing.log").read_text()
     assert running.status("other")["starts"] == 1

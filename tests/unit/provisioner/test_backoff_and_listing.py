@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 
 import pytest
+from tests.eventually import PATIENCE
 from tests.unit.provisioner.stepped_clock import SteppedClock
 
 from kaito_hooks.provisioner import errors
@@ -143,7 +144,7 @@ class Cloud:
     def fetch(self) -> Sequence[Instance]:
         self.calls += 1
         self.entered.set()
-        assert self.release.wait(10)
+        assert self.release.wait(PATIENCE)
         if self.error is not None:
             raise self.error
         return [Instance(name, State.CREATING, {}) for name in self.names]
@@ -169,21 +170,21 @@ def test_nobody_waits_for_a_listing_that_hangs() -> None:
     cloud.release.clear()
     slow = threading.Thread(target=lambda: listing.look("a", max_age=5))
     slow.start()
-    assert cloud.entered.wait(5)
+    assert cloud.entered.wait(PATIENCE)
     assert listing.look("a", max_age=5) == (False, None), "ask by name"
     cloud.release.set()
-    slow.join(5)
+    slow.join(PATIENCE)
     cloud.release.clear()
     clock.advance(6)
     cloud.entered.clear()
     slow = threading.Thread(target=lambda: listing.look("a", max_age=5))
     slow.start()
-    assert cloud.entered.wait(5)
+    assert cloud.entered.wait(PATIENCE)
     assert listing.look("a", max_age=5)[0], "the last listing will do for a while"
     clock.advance(60)
     assert listing.look("a", max_age=5) == (False, None), "but not for ever"
     cloud.release.set()
-    slow.join(5)
+    slow.join(PATIENCE)
 
 
 def test_a_refused_listing_is_not_repeated_by_everybody() -> None:

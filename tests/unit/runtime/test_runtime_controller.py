@@ -7,7 +7,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
-from tests.eventually import eventually, never
+from tests.eventually import PATIENCE, eventually, never
 from tests.unit.runtime.clocks import TurnedClock
 from tests.unit.runtime.tiny_server import TinyServer, answer, stream
 
@@ -162,7 +162,7 @@ def test_one_key_is_never_reconciled_twice_at_once_and_several_keys_are() -> Non
     eventually(lambda: together == 4)
     release.set()
     controller.stop()
-    assert controller.join(5)
+    assert controller.join(PATIENCE)
     assert set(most.values()) == {1}
 
 
@@ -173,18 +173,18 @@ def test_a_stopped_controller_finishes_what_it_holds_and_starts_nothing_else() -
     def reconcile(key: Key) -> Result:
         calls.append(key)
         entered.set()
-        leave.wait(10)
+        leave.wait(2 * PATIENCE)
         return Result()
 
     controller = Controller("c", reconcile=reconcile, workers=1)
     controller.start()
     controller.enqueue(A)
-    assert entered.wait(5)
+    assert entered.wait(PATIENCE)
     controller.enqueue(Key("ns", "b"))
     controller.stop()
     assert not controller.join(0.05)
     leave.set()
-    assert controller.join(5)
+    assert controller.join(PATIENCE)
     assert calls == [A]
 
 
@@ -193,7 +193,7 @@ def test_a_reconcile_that_never_returns_makes_the_controller_stuck() -> None:
     leave = threading.Event()
 
     def reconcile(key: Key) -> Result:
-        leave.wait(20)
+        leave.wait(2 * PATIENCE)
         return Result()
 
     controller = Controller("c", reconcile=reconcile, clock=clock, stuck_after=60)
@@ -217,7 +217,7 @@ def test_a_thread_whose_body_fails_or_ends_is_started_again() -> None:
             raise MemoryError
         if len(runs) == 2:
             return
-        stop.wait(10)
+        stop.wait(PATIENCE)
 
     thread = SupervisedThread("t", body, stop=stop, pause=0.01)
     thread.start()
@@ -225,7 +225,7 @@ def test_a_thread_whose_body_fails_or_ends_is_started_again() -> None:
     assert thread.restarts == 2
     assert thread.alive
     stop.set()
-    assert thread.join(5)
+    assert thread.join(PATIENCE)
 
 
 def test_nobody_answering_makes_no_key_wait_for_long() -> None:

@@ -4,6 +4,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+from tests.eventually import PATIENCE
 
 from kaito_hooks.runtime import Metrics
 from kaito_hooks.runtime.endpoints import Check, Endpoints, health_page, metrics_page
@@ -12,7 +13,7 @@ from kaito_hooks.runtime.endpoints import Check, Endpoints, health_page, metrics
 def fetch(port: int, path: str, **headers: str) -> tuple[int, str, str]:
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return answer.status, answer.headers["Content-Type"], answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.headers["Content-Type"], error.read().decode()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 from tests.unit.runtime.clocks import TurnedClock
 from tests.unit.runtime.tiny_server import TinyServer, answer, stream
 
@@ -47,7 +47,7 @@ class Script:
             self.watches.pop(0)(handler)
         else:
             stream(ends=False)(handler)
-            self.finished.wait(30)
+            self.finished.wait(2 * PATIENCE)
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_after_any_other_end_it_lists_again_and_tells_the_differences(
 
 def test_managed_fields_are_not_kept_unless_the_transform_keeps_them(follow: Any) -> None:
     informer, _ = follow(Script(lists=[listed(2, node("a", 1))], watches=[]))
-    assert informer.wait_synced(5)
+    assert informer.wait_synced(PATIENCE)
     assert "managedFields" not in informer.list()[0]["metadata"]
 
 
@@ -157,7 +157,7 @@ def test_a_transform_or_a_subscriber_that_raises_loses_nothing(follow: Any, chan
 
 def test_a_late_subscriber_hears_of_what_is_there(follow: Any) -> None:
     informer, _ = follow(Script(lists=[listed(2, node("a", 1))], watches=[]))
-    assert informer.wait_synced(5)
+    assert informer.wait_synced(PATIENCE)
     heard: list[Obj | None] = []
     informer.subscribe(lambda old, new: heard.append(new))
     assert [obj and obj["metadata"]["name"] for obj in heard] == ["a"]
@@ -166,7 +166,7 @@ def test_a_late_subscriber_hears_of_what_is_there(follow: Any) -> None:
 def test_an_index_answers_without_a_search(follow: Any) -> None:
     script = Script(lists=[listed(2, node("a", 1, pool="x"), node("b", 1, pool="y"))], watches=[])
     informer, _ = follow(script, indexes={"pool": lambda obj: [obj["metadata"]["labels"]["pool"]]})
-    assert informer.wait_synced(5)
+    assert informer.wait_synced(PATIENCE)
     assert [Key.of(obj).name for obj in informer.by_index("pool", "x")] == ["a"]
 
 
@@ -177,7 +177,7 @@ def test_an_optional_resource_that_is_not_served_is_empty_and_synced_and_looked_
     informer, _ = follow(
         Script(lists=[absent, absent, listed(2, node("a", 1)), absent], watches=[answer(404, {})]), optional=True
     )
-    assert informer.wait_synced(5)
+    assert informer.wait_synced(PATIENCE)
     eventually(lambda: (None, "a@1") in changes)
     eventually(lambda: ("a@1", None) in changes and not informer.served)
     assert informer.list() == []
@@ -195,7 +195,7 @@ def test_a_server_that_is_away_makes_it_out_of_touch_but_not_deaf(follow: Any) -
     clock = TurnedClock()
     script = Script(lists=[listed(2, node("a", 1)), answer(503, {})], watches=[stream(ends=False)])
     informer, server = follow(script, clock=clock)
-    assert informer.wait_synced(5)
+    assert informer.wait_synced(PATIENCE)
     for _ in range(20):
         clock.turn(30)
         before = len(server.requests)
@@ -211,24 +211,24 @@ def test_an_idle_informer_is_not_deaf_and_a_stuck_one_is(follow: Any) -> None:
 
     def slowly(handler: BaseHTTPRequestHandler) -> None:
         stream(event("BOOKMARK", node("", 3)), ends=False)(handler)
-        more.wait(20)
+        more.wait(2 * PATIENCE)
         data = event("ADDED", node("b", 4))
         handler.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
-        release.wait(20)
+        release.wait(2 * PATIENCE)
 
     informer, _ = follow(Script(lists=[listed(2)], watches=[slowly]), clock=clock)
-    assert informer.wait_synced(5)
+    assert informer.wait_synced(PATIENCE)
     clock.turn(100)
     assert informer.deaf() is None
     entered = threading.Event()
 
     def blocks(old: Obj | None, new: Obj | None) -> None:
         entered.set()
-        release.wait(20)
+        release.wait(2 * PATIENCE)
 
     informer.subscribe(blocks)
     more.set()
-    assert entered.wait(5)
+    assert entered.wait(PATIENCE)
     clock.turn(151)
     assert "has made no progress for 151 s" in (informer.deaf() or "")
     release.set()
@@ -259,8 +259,8 @@ def test_informers_of_one_resource_have_series_of_their_own(follow: Any) -> None
 
 def test_stopping_ends_a_waiting_watch_at_once(follow: Any) -> None:
     informer, _ = follow(Script(lists=[listed(2)], watches=[]))
-    assert informer.wait_synced(5)
-    assert informer.stop(timeout=5)
+    assert informer.wait_synced(PATIENCE)
+    assert informer.stop(timeout=PATIENCE)
     assert informer.deaf() is None
 
 

@@ -4,6 +4,7 @@ import random
 import threading
 
 import pytest
+from tests.eventually import PATIENCE
 from tests.unit.runtime.clocks import TurnedClock
 
 from kaito_hooks.runtime import Backoff, Key, Metrics, SystemClock
@@ -124,7 +125,7 @@ def test_a_closed_queue_hands_out_nothing_and_wakes_its_workers() -> None:
         worker.start()
     queue.close()
     for worker in workers:
-        worker.join(5)
+        worker.join(PATIENCE)
     assert got == [None, None, None]
     queue.add(A)
     assert queue.get(0) is None
@@ -167,7 +168,7 @@ def test_many_workers_never_hold_one_key_twice_and_lose_no_add() -> None:
         deadline.wait(0.01)
     queue.close()
     for worker in workers:
-        worker.join(5)
+        worker.join(PATIENCE)
     assert twice == []
     assert seen == wanted
 

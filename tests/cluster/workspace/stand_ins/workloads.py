@@ -1,4 +1,4 @@
-"""Tuning Workspaces for a bare cluster, and a stand-in for all that a tuning Job would do."""
+"""Stand-ins for all that becomes of Deployments and Jobs where no controller manager and no kubelet runs."""
 
 from __future__ import annotations
 
@@ -6,34 +6,51 @@ import contextlib
 import hashlib
 import json
 
-from tests.cluster.workspace.bare import Follower, Later, Obj, let_go, workspace
+from tests.cluster.workspace.stand_ins.following import Follower, Later, Obj, let_go
 
-from kaito_hooks.runtime import Client, NotFound, Resource
-from kaito_hooks.workspace.resources import JOB, POD
-
-SERVICE_ACCOUNT = Resource("", "v1", "serviceaccounts", "ServiceAccount", True)
+from kaito_hooks.runtime import Client, NotFound
+from kaito_hooks.workspace.resources import DEPLOYMENT, JOB, POD
 
 
-def tuning_workspace(name: str, namespace: str) -> Obj:
-    """The tuning quick start's Workspace with a node of its own."""
-    found = workspace(name, namespace)
-    del found["inference"]
-    return found | {
-        "tuning": {
-            "preset": {"name": "phi-3-mini-4k-instruct"},
-            "method": "qlora",
-            "input": {"urls": ["https://example.com/train.parquet"]},
-            "output": {"image": "r.io/team/adapter:0.1", "imagePushSecret": "push"},
-        }
-    }
+class Deployments(Follower):
+    """Reports each Deployment ready ``delay`` seconds after it appeared, and again when its specification changes.
+
+    ``seen``: every Deployment that ever was, by uid, with its namespace and name. One that is deleted in the foreground
+    goes at once: there is no garbage collector that would wait for its Pods.
+    """
+
+    def __init__(self, client: Client, later: Later, *, delay: float) -> None:
+        super().__init__(client, DEPLOYMENT)
+        self._later, self._delay = later, delay
+        self._done: dict[str, int] = {}
+        self.seen: dict[str, tuple[str, str]] = {}
+
+    def changed(self, old: Obj | None, new: Obj | None) -> None:
+        if new is None:
+            return
+        metadata = new["metadata"]
+        self.seen[metadata["uid"]] = (metadata["namespace"], metadata["name"])
+        if metadata.get("deletionTimestamp"):
+            self._later.call(0.0, lambda: let_go(self.client, DEPLOYMENT, new))
+        elif self._done.get(metadata["uid"], 0) < metadata["generation"]:
+            self._done[metadata["uid"]] = metadata["generation"]
+            self._later.call(self._delay, lambda: self._report(new))
+
+    def _report(self, deployment: Obj) -> None:
+        metadata, count = deployment["metadata"], deployment["spec"]["replicas"]
+        kinds = ("replicas", "readyReplicas", "updatedReplicas", "availableReplicas")
+        status = {"observedGeneration": metadata["generation"], **dict.fromkeys(kinds, count)}
+        self.client.patch(
+            DEPLOYMENT, metadata["name"], {"status": status}, namespace=metadata["namespace"], subresource="status"
+        )
 
 
 def digest_of(image: str) -> str:
-    """The digest under which a bare Job says that it has pushed that image."""
+    """The digest under which a Job says that it has pushed that image."""
     return f"sha256:{hashlib.sha256(image.encode()).hexdigest()}"
 
 
-class BareJobs(Follower):
+class Jobs(Follower):
     """Each Job has a Pod, and with it a pushed adapter, ``delay`` seconds after it appeared.
 
     ``seen``: every Job that ever was, by uid, with its namespace, which needs a service account for the Pod. A Pod goes

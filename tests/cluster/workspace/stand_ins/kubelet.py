@@ -1,0 +1,135 @@
+"""A stand-in for kubelets: reports states of Pods that are scheduled, and ends those that are deleted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from tests.cluster.workspace.stand_ins.following import Follower, Later, Obj
+
+from kaito_hooks.runtime import Client, NotFound
+from kaito_hooks.workspace.resources import POD
+
+State = Callable[[Obj], Obj]
+JOB_STEPS = ("check", "weights", "data", "tune", "push")
+
+
+class Kubelet(Follower):
+    """Every Pod is Ready as soon as it is scheduled, unless a test has said otherwise of its namespace."""
+
+    def __init__(self, client: Client, later: Later) -> None:
+        super().__init__(client, POD)
+        self._later = later
+        self._states: dict[str, State] = {}
+
+    def report(self, namespace: str, state: State) -> None:
+        """From here on Pods of that namespace are in the state that ``state`` gives for them, also those that run."""
+        self._states[namespace] = state
+        for pod in self.informers[0].list():
+            if pod["metadata"]["namespace"] == namespace:
+                self.changed(None, pod)
+
+    def changed(self, old: Obj | None, new: Obj | None) -> None:
+        if new is None:
+            return
+        if new["metadata"].get("deletionTimestamp"):
+            self._later.call(0.0, lambda: self._remove(new))
+            return
+        if not (new.get("spec") or {}).get("nodeName"):
+            return
+        status = new.get("status") or {}
+        if status.get("phase") in ("Succeeded", "Failed"):
+            return
+        state = self._states.get(new["metadata"]["namespace"], running)(new)
+        if not _has(status, state):
+            self._later.call(0.0, lambda: self._tell(new, state))
+
+    def _tell(self, pod: Obj, state: Obj) -> None:
+        metadata = pod["metadata"]
+        with contextlib.suppress(NotFound):
+            self.client.patch(
+                POD, metadata["name"], {"status": state}, namespace=metadata["namespace"], subresource="status"
+            )
+
+    def _remove(self, pod: Obj) -> None:
+        metadata = pod["metadata"]
+        with contextlib.suppress(NotFound):
+            self.client.delete(POD, metadata["name"], namespace=metadata["namespace"], grace_period_seconds=0)
+
+
+def running(pod: Obj) -> Obj:
+    """All containers run and the Pod is Ready."""
+    return {
+        "phase": "Running",
+        "conditions": [
+            {"type": "PodScheduled", "status": "True"},
+            {"type": "Ready", "status": "True"},
+            {"type": "ContainersReady", "status": "True"},
+        ],
+    }
+
+
+def failing_weights(message: str) -> State:
+    """The init container ``weights`` ended with that sentence and is waiting to be restarted."""
+
+    def state(pod: Obj) -> Obj:
+        return {
+            "phase": "Pending",
+            "initContainerStatuses": [
+                {
+                    "name": "weights",
+                    "image": "kaito-hooks",
+                    "imageID": "",
+                    "ready": False,
+                    "restartCount": 2,
+                    "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 20s"}},
+                    "lastState": {"terminated": {"exitCode": 2, "reason": "Error", "message": message}},
+                }
+            ],
+        }
+
+    return state
+
+
+def at_step(step: str, state: Obj, *, ip: str = "127.0.0.1") -> State:
+    """A tuning Job's Pod with that step in that state, those before it done; other Pods are Ready."""
+
+    def of(name: str) -> Obj:
+        if name == step:
+            found = state
+        elif JOB_STEPS.index(name) < JOB_STEPS.index(step):
+            found = {"terminated": {"exitCode": 0, "reason": "Completed"}}
+        else:
+            found = {"waiting": {"reason": "PodInitializing"}}
+        return {"name": name, "image": name, "imageID": "", "ready": False, "restartCount": 0, "state": found}
+
+    def report(pod: Obj) -> Obj:
+        if not any(owner["kind"] == "Job" for owner in pod["metadata"].get("ownerReferences") or ()):
+            return running(pod)
+        statuses = [of(name) for name in JOB_STEPS]
+        done = step == "push" and (state.get("terminated") or {}).get("exitCode") == 0
+        return {
+            "phase": "Succeeded" if done else "Running" if step == "push" else "Pending",
+            "podIP": ip,
+            "podIPs": [{"ip": ip}],
+            "initContainerStatuses": statuses[:-1],
+            "containerStatuses": statuses[-1:],
+        }
+
+    return report
+
+
+def _has(status: Obj, state: Obj) -> bool:
+    kinds = {c["type"]: c["status"] for c in status.get("conditions") or ()}
+    wanted = {c["type"]: c["status"] for c in state.get("conditions") or ()}
+    return (
+        status.get("phase") == state.get("phase")
+        and wanted.items() <= kinds.items()
+        and _stages(status) == _stages(state)
+    )
+
+
+def _stages(status: Obj) -> list[tuple[str, list[str]]]:
+    """Every container with the kind of state that it is in."""
+    found = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    return [(c["name"], sorted(c.get("state") or {})) for c in found]
