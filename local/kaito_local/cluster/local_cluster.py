@@ -194,7 +194,10 @@ class LocalCluster:
             **state.weights,
             **{k: str(v) for k, v in weights.parse_weights(options.weights, known=list(known)).items()},
         }
-        preflight.require_disk(self.cache, gib=self._missing_gib())
+        missing = self._missing_gib()
+        free = preflight.require_disk(self.cache, gib=missing)
+        if missing > preflight.DISK_GIB_STATE:
+            self.progress(f"what is still to be made takes about {missing:.0f} GiB of disk; {free:.0f} GiB are free")
         preflight.require_disk(self.directory, gib=preflight.DISK_GIB_STATE)
         if Cluster.attach(self.directory) is None:
             preflight.require_memory()

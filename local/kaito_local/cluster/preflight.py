@@ -96,11 +96,12 @@ def require_memory(*, gib: float = MEMORY_GIB, meminfo: Path = Path("/proc/memin
         )
 
 
-def require_disk(folder: Path, *, gib: float) -> None:
-    """Raises MissingPrerequisite when the file system of ``folder`` has less than ``gib`` left."""
+def require_disk(folder: Path, *, gib: float) -> float:
+    """The GiB that the file system of ``folder`` has left; raises MissingPrerequisite for less than ``gib``."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free / 2**30
     if free < gib:
         raise MissingPrerequisite(
             f"{folder} needs {gib:.0f} GiB of free disk, its file system has {free:.1f}; make room there"
         )
+    return free
