@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -42,6 +43,14 @@ def eventually(
             said = what() if callable(what) else what
             raise AssertionError(said or f"still {error or value!r} after {timeout:g} s") from error
         time.sleep(every)
+
+
+async def eventually_here(probe: Callable[[], T], *, timeout: float = PATIENCE, every: float = 0.01) -> T:
+    """The same for what happens in the event loop that waits."""
+    async with asyncio.timeout(timeout):
+        while not (value := probe()):
+            await asyncio.sleep(every)
+    return value
 
 
 def never(probe: Callable[[], T], *, within: float, every: float = 0.02) -> None:

@@ -58,6 +58,13 @@ class Delay:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """The request is passed on when ``gate`` opens, whatever has become of the client."""
+
+    gate: threading.Event
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """The proxy answers itself; the API server never hears of the request. Without ``body`` it is a fitting Status."""
 
@@ -120,6 +127,7 @@ Action = (
     DropBefore
     | DropAfter
     | Delay
+    | Hold
     | Answer
     | Freeze
     | Interrupt
@@ -455,6 +463,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if isinstance(action, Delay) and self.proxy.closed.wait(action.seconds):
             raise _Gone
+        if isinstance(action, Hold):
+            action.gate.wait(10 * PATIENCE)
         response = self._forward(body)
         if isinstance(action, DropAfter):
             response.read()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 from tests.eventually import PATIENCE, eventually
 
 from kaito_hooks.api.claim import Claim, ClaimSpec, NodeAPI, encode
+from kaito_hooks.api.labels import CREATION_TIMESTAMP
 from kaito_hooks.provisioner.resources import CLAIMS, NODE
 from kaito_hooks.runtime import Client, NotFound, Obj
 from kaito_local.aks import Durations, Emulator
@@ -23,6 +25,7 @@ from kaito_local.cluster.controlplane import ControlPlane, Settings
 
 ROOT = Path(__file__).parents[3]
 NAMESPACE = "kaito"
+_LABEL_TIME = "%Y-%m-%dT%H-%M-%SZ"
 WORKSPACE = {"kaito.sh/workspace": "phi", "kaito.sh/workspacenamespace": "default", "apps": "phi-3"}
 SWIFT = Durations(create_cpu=1.0, create_gpu=1.0, update=0.5, delete=0.5, abort=0.2, node_ready=0.2, gpu_delay=0.3)
 PLANE = Settings(node_grace=3600.0)
@@ -222,9 +225,10 @@ class Provisioners:
                     "POD_NAME": f"provisioner-{number}",
                     "PYTHONFAULTHANDLER": "1",
                     "DISABLE_LEADER_ELECTION": "" if lead else "true",
-                    "LEADER_ELECTION_LEASE_DURATION": "3s",
-                    "LEADER_ELECTION_RENEW_DEADLINE": "2s",
-                    "LEADER_ELECTION_RETRY_PERIOD": "500ms",
+                    # No leader loses its lease because the machine stands still.
+                    "LEADER_ELECTION_LEASE_DURATION": "60s",
+                    "LEADER_ELECTION_RENEW_DEADLINE": "50s",
+                    "LEADER_ELECTION_RETRY_PERIOD": "300ms",
                     **(environment or {}),
                 },
                 stderr=stderr,
@@ -325,3 +329,15 @@ def created(cloud: Emulator) -> list[str]:
 
 def nodes_of(admin: Client, pool: str) -> list[Obj]:
     return admin.list(NODE, label_selector=f"agentpool={pool}").items
+
+
+def age(cloud: Emulator, pool: str) -> None:
+    """The pool was ordered a minute ago, by the label in which the provisioner keeps the time.
+
+    The sweep takes none for abandoned that was ordered in the last half minute.
+    """
+    found = cloud.pools.get(pool)
+    ordered = datetime.strptime(found.labels[CREATION_TIMESTAMP], _LABEL_TIME) - timedelta(minutes=1)
+    labels = {**found.labels, CREATION_TIMESTAMP: ordered.strftime(_LABEL_TIME)}
+    cloud.pools.put(pool, {"properties": {**found.properties, "nodeLabels": labels}})
+    eventually(lambda: cloud.pools.get(pool).state == "Succeeded")

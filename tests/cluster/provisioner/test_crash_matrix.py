@@ -14,31 +14,26 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from tests.cluster.provisioner.accounts import Account
-from tests.cluster.provisioner.conftest import Claims, Provisioner, Provisioners, emulated, nodes_of
+from tests.cluster.provisioner.conftest import Claims, Provisioner, Provisioners, age, emulated, nodes_of
 from tests.cluster.proxy import FaultProxy, Interrupt, Rule
 from tests.eventually import eventually
 
 from kaito_hooks.api.claim import NodeAPI
-from kaito_hooks.api.labels import CREATION_TIMESTAMP
 from kaito_hooks.runtime import Client, Obj
 from kaito_local.aks import Durations, Emulator
 from kaito_local.cluster.controlplane import ControlPlane
 from kaito_local.machine.pki import Authority
 
 BRISK = Durations(create_cpu=0.4, create_gpu=0.4, update=0.2, delete=0.3, abort=0.1, node_ready=0.1, gpu_delay=0.1)
-# The sweep takes no pool for abandoned that was ordered in the last half minute.
-ADULT = timedelta(minutes=1)
 LAUNCH, END, ABANDONED, ROBBED = "launch", "end", "pool without claim", "claim without pool"
 PHASES = (LAUNCH, END, ABANDONED, ROBBED)
 SWEEPING = (ABANDONED, ROBBED)
 BATCH = 20
 _CLAIM = re.compile(r"ws\d{9}")
-_FORMAT = "%Y-%m-%dT%H-%M-%SZ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,17 +203,9 @@ class Matrix:
             self._lay_in()
         if phase == ABANDONED:
             name = self._stock.pop()
-            self._age(name)
+            age(self.cloud, name)
             return name
         return self._stock.pop()
-
-    def _age(self, name: str) -> None:
-        """The pool was ordered long ago, by the label in which the provisioner keeps the time."""
-        pool = self.cloud.pools.get(name)
-        ordered = datetime.strptime(pool.labels[CREATION_TIMESTAMP], _FORMAT) - ADULT
-        labels = {**pool.labels, CREATION_TIMESTAMP: ordered.strftime(_FORMAT)}
-        self.cloud.pools.put(name, {"properties": {**pool.properties, "nodeLabels": labels}})
-        eventually(lambda: self.cloud.pools.get(name).state == "Succeeded")
 
     def _lay_in(self) -> None:
         """Ready claims for the phases that begin with one."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
-from tests.cluster.provisioner.conftest import Claims, Provisioners, created, nodes_of
+from tests.cluster.provisioner.conftest import Claims, Provisioners, age, created, nodes_of
+from tests.cluster.proxy import FaultProxy, Hold
 from tests.eventually import eventually, never
 
 from kaito_hooks.runtime import Client
 from kaito_local.aks import Emulator
+from kaito_local.machine.pki import Authority
 
 
 def test_killed_before_the_answer_to_the_put_arrives(
@@ -31,23 +35,26 @@ def test_killed_before_the_answer_to_the_put_arrives(
     assert created(cloud) == [name]
 
 
-@pytest.mark.soak
 def test_a_purchase_that_was_on_its_way_when_its_claim_went_is_given_back(
     cloud: Emulator, provisioners: Provisioners, machines: Claims, admin: Client
 ) -> None:
-    cloud.fault(method="PUT", delay=20.0)
-    first = provisioners.start(cloud)
-    machines.ask("ws0000000b7")
-    eventually(lambda: not cloud.faults.waiting())
-    first.kill()
-    machines.delete("ws0000000b7")
-    provisioners.start(cloud)
-    machines.until_gone("ws0000000b7")
-    assert created(cloud) == []
-    eventually(lambda: created(cloud) == ["ws0000000b7"], every=0.2)
-    # No pool is collected before it is 30 s old.
-    eventually(lambda: cloud.agent_pools() == [], timeout=90, every=0.2)
-    assert nodes_of(admin, "ws0000000b7") == []
+    name, gate = "ws0000000b7", threading.Event()
+    with FaultProxy.before(cloud.endpoints.arm, Authority.open(cloud.settings.directory / "pki")) as arm:
+        held = arm.on("PUT", f"/agentPools/{name}", Hold(gate))
+        first = provisioners.start(cloud, arm=arm.url)
+        machines.ask(name)
+        held.wait()
+        first.kill()
+        machines.delete(name)
+        provisioners.start(cloud)
+        machines.until_gone(name)
+        assert created(cloud) == []
+        gate.set()
+        eventually(lambda: [pool.state for pool in cloud.agent_pools()] == ["Succeeded"])
+    assert created(cloud) == [name]
+    age(cloud, name)
+    eventually(lambda: cloud.agent_pools() == [], every=0.2)
+    eventually(lambda: nodes_of(admin, name) == [])
 
 
 @pytest.mark.parametrize("cut", ["before", "after"])

