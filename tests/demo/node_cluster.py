@@ -140,7 +140,7 @@ def _web(name: str, *, pool: str, gpus: int, replicas: int) -> dict[str, Any]:
         "containers": [container],
         "volumes": [{"name": "web", "configMap": {"name": name}}],
     }
-    corefile = f".:5353 {{\n  whoami\n  health :{WEB_PORT}\n}}\n"
+    corefile = f".:5353 {{\n  errors\n  health :{WEB_PORT}\n}}\n"
     deployment = {
         "replicas": replicas,
         "selector": {"matchLabels": labels},
