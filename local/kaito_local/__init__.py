@@ -1,5 +1,6 @@
 """A whole real Kubernetes cluster, cloud included, on one machine, and the `kaito` command that brings it up.
 
+It may use only what a user could: manifests, charts, images. Nothing in hooks/, serving/ or tuning/ knows of it.
 Rooms, each of which may use only those below it (pyproject.toml has the rule):
 
     commands   what each verb of `kaito` does and prints
