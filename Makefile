@@ -9,7 +9,7 @@ VARIANTS ?= cpu
 # A folder with wheels that pip may prefer to its index, such as a CPU build of torch. TORCH_INDEX names an index instead.
 KAITO_WHEELS ?= $(wildcard ../shared/wheels)
 TEST_PROCESSES ?= 3
-export KAITO_WHEELS := $(if $(KAITO_WHEELS),$(shell realpath -- "$(KAITO_WHEELS)"))
+export KAITO_WHEELS := $(if $(KAITO_WHEELS),$(shell realpath -m -- "$(KAITO_WHEELS)"))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 PIP_INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(KAITO_WHEELS),--find-links "$(KAITO_WHEELS)")

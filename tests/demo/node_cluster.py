@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,7 +66,7 @@ class NodeCluster:
         return str(self.get("service", name)["spec"]["clusterIP"])
 
 
-def bring_up(directory: Path, *, programs: Mapping[str, Path], pause: Path) -> NodeCluster:
+def bring_up(directory: Path, *, programs: Mapping[str, Path]) -> NodeCluster:
     """Starts (or finds) the cluster of this folder and waits for its API server."""
     network = reserve_network(directory)
     settings = Settings(
@@ -90,7 +88,7 @@ def bring_up(directory: Path, *, programs: Mapping[str, Path], pause: Path) -> N
     members += registry.programs(programs["registry"])
     layout = Layout.open(directory.parent / "images")
     digests = {
-        PAUSE: _image(layout, PAUSE, program=pause),
+        PAUSE: _image(layout, PAUSE, program=programs["pause"]),
         COREDNS_IMAGE: _image(layout, COREDNS_IMAGE, program=programs["coredns"]),
     }
     registry.publish(layout, digests)
@@ -102,14 +100,6 @@ def bring_up(directory: Path, *, programs: Mapping[str, Path], pause: Path) -> N
     ready = NodeCluster(cluster=cluster, plane=plane, source=source)
     eventually(lambda: ready.exists("serviceaccount", "default"))
     return ready
-
-
-def build_pause(folder: Path) -> Path:
-    """The first process of every Pod, as a program."""
-    target = folder / "pause"
-    command = ["go", "build", "-ldflags", "-s -w", "-o", str(target), str(ROOT / "local/images/pause/main.go")]
-    subprocess.run(command, env=os.environ | {"CGO_ENABLED": "0"}, check=True, cwd=folder)
-    return target
 
 
 def _image(layout: Layout, name: str, *, program: Path) -> str:

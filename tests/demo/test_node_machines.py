@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from tests.demo.node_cluster import ROOT, NodeCluster, bring_up, build_pause
+from tests.demo.node_cluster import ROOT, NodeCluster, bring_up
 from tests.eventually import eventually
 
 from kaito_local.aks.machines import Machines, MachineSpec
@@ -36,7 +36,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeCluster]:
     )
     directory = tmp_path_factory.mktemp("machines") / "cluster"
     try:
-        yield bring_up(directory, programs=programs, pause=build_pause(tmp_path_factory.mktemp("pause")))
+        yield bring_up(directory, programs=programs)
     finally:
         Cluster.stop(directory)
 

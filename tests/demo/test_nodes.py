@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.demo.node_cluster import ROOT, NodeCluster, bring_up, build_pause
+from tests.demo.node_cluster import ROOT, NodeCluster, bring_up
 from tests.demo.snapshot import difference, machine_state, running_clusters
 from tests.eventually import PATIENCE, eventually
 
@@ -40,20 +40,15 @@ def binaries() -> Mapping[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def pause(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_pause(tmp_path_factory.mktemp("pause"))
-
-
-@pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("clusters")
 
 
 @pytest.fixture(scope="module")
-def shared(home: Path, binaries: Mapping[str, Path], pause: Path) -> Iterator[NodeCluster]:
+def shared(home: Path, binaries: Mapping[str, Path]) -> Iterator[NodeCluster]:
     directory = home / "shared"
     try:
-        running = bring_up(directory, programs=binaries, pause=pause)
+        running = bring_up(directory, programs=binaries)
         running.add_system_node()
         yield running
     finally:
@@ -235,12 +230,10 @@ def test_a_node_from_the_golden_root_pulls_nothing(shared: NodeCluster, home: Pa
 
 # `kaito down` is held to the same in test_teardown.py.
 @pytest.mark.soak
-def test_a_cluster_with_nodes_leaves_the_machine_as_it_was(
-    directory: Path, binaries: Mapping[str, Path], pause: Path
-) -> None:
+def test_a_cluster_with_nodes_leaves_the_machine_as_it_was(directory: Path, binaries: Mapping[str, Path]) -> None:
     others = running_clusters()
     before = machine_state()
-    running = bring_up(directory, programs=binaries, pause=pause)
+    running = bring_up(directory, programs=binaries)
     running.add_system_node()
     running.add_node("g1", gpu_count=1)
     address = running.run_web("web", pool="g1", gpus=1)
@@ -250,15 +243,15 @@ def test_a_cluster_with_nodes_leaves_the_machine_as_it_was(
 
 
 def test_the_death_of_its_one_process_ends_a_cluster_and_its_state_starts_again(
-    directory: Path, binaries: Mapping[str, Path], pause: Path
+    directory: Path, binaries: Mapping[str, Path]
 ) -> None:
-    running = bring_up(directory, programs=binaries, pause=pause)
+    running = bring_up(directory, programs=binaries)
     node = running.add_system_node()
     pids = [status.pid for status in (*running.cluster.programs(), *node.programs())]
     os.kill(running.cluster.pid, signal.SIGKILL)
     eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
     assert Cluster.attach(directory) is None
-    again = bring_up(directory, programs=binaries, pause=pause)
+    again = bring_up(directory, programs=binaries)
     assert again.cluster.network == running.cluster.network
     again.add_system_node()
     begin = time.monotonic()
@@ -269,10 +262,8 @@ def test_the_death_of_its_one_process_ends_a_cluster_and_its_state_starts_again(
 
 # A third cluster; those of this file and of `kaito up` run side by side in every run.
 @pytest.mark.soak
-def test_two_clusters_run_side_by_side(
-    shared: NodeCluster, directory: Path, binaries: Mapping[str, Path], pause: Path
-) -> None:
-    other = bring_up(directory, programs=binaries, pause=pause)
+def test_two_clusters_run_side_by_side(shared: NodeCluster, directory: Path, binaries: Mapping[str, Path]) -> None:
+    other = bring_up(directory, programs=binaries)
     other.add_system_node()
     assert not set(other.cluster.network.cidrs) & set(shared.cluster.network.cidrs)
     for network in (shared.cluster.network, other.cluster.network):

@@ -149,13 +149,14 @@ class Charts:
 
         Raises StartError with what is wrong.
         """
-        deadline = time.monotonic() + _READY_WITHIN
         for chart, namespace in RELEASES.items():
             try:
                 self._kubectl("rollout", "status", "deployment", "-n", namespace, f"--timeout={_READY_WITHIN}s")
             except CommandError as error:
                 pods = self._kubectl("get", "pods,events", "-n", namespace)
                 raise StartError(f"the controllers of the chart {chart} are not ready: {error}\n{pods}") from error
+        deadline = time.monotonic() + _READY_WITHIN
+        for chart, namespace in RELEASES.items():
             while not self._leads(namespace):
                 if time.monotonic() > deadline:
                     raise StartError(f"no controller of the chart {chart} leads after {_READY_WITHIN} s")
@@ -163,7 +164,10 @@ class Charts:
         self._wait_admitted(deadline)
 
     def _leads(self, namespace: str) -> bool:
-        """Whether a Pod that runs holds the lease; a holder's name begins with its Pod's."""
+        """Whether a Pod that runs holds the lease, or none is to run; a holder's name begins with its Pod's."""
+        deployments = json.loads(self._kubectl("get", "deployments", "-n", namespace, "-o", "json"))["items"]
+        if not any(deployment["spec"].get("replicas", 1) for deployment in deployments):
+            return True
         leases = json.loads(self._kubectl("get", "leases", "-n", namespace, "-o", "json"))["items"]
         pods = json.loads(self._kubectl("get", "pods", "-n", namespace, "-o", "json"))["items"]
         running = {pod["metadata"]["name"] for pod in pods if pod["status"].get("phase") == "Running"}

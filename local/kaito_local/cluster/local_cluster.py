@@ -34,11 +34,12 @@ from kaito_local.images.torch_index import takes_default_wheel, wheels_folder
 from kaito_local.machine import gotools
 from kaito_local.machine.folders import ROOT, cache_folder
 from kaito_local.machine.gomodules import catalogue
+from kaito_local.machine.locks import file_lock
 from kaito_local.machine.network import SYSTEM_NODE_INDEX
 from kaito_local.machine.ports import free_ports, is_free
 from kaito_local.machine.progress import QUIET, Progress
 from kaito_local.machine.supervisor import answers
-from kaito_local.nodes.cluster import Cluster, file_lock, recorded_network, require_machine, reserve_network
+from kaito_local.nodes.cluster import Cluster, recorded_network, require_machine, reserve_network
 from kaito_local.nodes.golden import ensure_golden, prune_golden
 from kaito_local.nodes.node import Node, NodeSource, NodeSpec
 
@@ -195,8 +196,8 @@ class LocalCluster:
             **{k: str(v) for k, v in weights.parse_weights(options.weights, known=list(known)).items()},
         }
         missing = self._missing_gib()
-        free = preflight.require_disk(self.cache, gib=missing)
-        if missing > preflight.DISK_GIB_STATE:
+        free = preflight.require_disk(self.cache, gib=missing + preflight.DISK_GIB_STATE)
+        if missing:
             self.progress(f"what is still to be made takes about {missing:.0f} GiB of disk; {free:.0f} GiB are free")
         preflight.require_disk(self.directory, gib=preflight.DISK_GIB_STATE)
         if Cluster.attach(self.directory) is None:
@@ -247,12 +248,13 @@ class LocalCluster:
         """Builds and publishes all images; returns the references of those that nodes run."""
         builder = self._builder
         product, own = product_images(), cluster_images(cache=self.cache)
-        digests = builder.ensure(product)
-        models = self._model_images(own_weights, known, builder)
-        programs.result()  # one of the cluster's own images holds one of them
-        digests |= builder.ensure(own)
-        self.registry.publish(builder.layout, digests | models)
-        builder.clean([*product, *own])
+        with builder.alone():
+            digests = builder.ensure(product)
+            models = self._model_images(own_weights, known, builder)
+            programs.result()  # two of the cluster's own images hold one of them
+            digests |= builder.ensure(own)
+            self.registry.publish(builder.layout, digests | models)
+            builder.clean([*product, *own])
         return list(digests)
 
     def _model_images(
@@ -267,6 +269,7 @@ class LocalCluster:
                 folder = Path(own_weights[preset])
             elif image.architecture == weights.TINY_ARCHITECTURE:
                 tiny = tiny or weights.tiny_weights(self.cache, train=self._train)
+                self.progress.reused("weights", "tiny")
                 folder = tiny
             else:
                 continue
@@ -283,12 +286,11 @@ class LocalCluster:
             self._builder.extract(tiny_model_image(), folder, step=step)
 
     def _missing_gib(self) -> float:
-        """What is still to be built needs about so much disk."""
-        programs = catalogue(ROOT / "tools", self.cache)
-        gib = preflight.DISK_GIB_STATE
-        if not all(programs[name].path.exists() for name in gotools.CLUSTER):
+        """What is still to be made needs about so much disk in the cache."""
+        known, images, gib = catalogue(ROOT / "tools", self.cache), product_images(), 0.0
+        if any(gotools.found(known[name]) is None for name in gotools.CLUSTER):
             gib += preflight.DISK_GIB_PROGRAMS
-        if not (self.cache / "images" / "storage").exists():
+        if self._builder.missing(images):
             gib += preflight.DISK_GIB_IMAGES
             if takes_default_wheel("cpu", wheels=wheels_folder()):
                 gib += preflight.DISK_GIB_CUDA

@@ -78,7 +78,8 @@ def require_packages(installer: Path, *, progress: Progress) -> None:
         missing.append(_CNI_PACKAGE)
     if not missing:
         return
-    with progress.step(f"installing Debian packages: {' '.join(missing)}"):
+    with progress.step("installing Debian packages") as step:
+        step.at(0, detail=" ".join(missing))
         done = subprocess.run([installer, *missing], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]

@@ -52,13 +52,14 @@ def _disk(cluster: LocalCluster) -> str:
         "programs": [cache / "bin"],
         "images": [cache / "images", cache / "weights"],
         "unpacked for nodes": [cache / "golden"],
+        "other": [cache],
         "this cluster": [cluster.directory],
     }
     # What is linked from two of them counts where it comes first.
     seen: set[tuple[int, int]] = set()
     used = {name: sum(used_bytes(folder, seen=seen) for folder in folders) for name, folders in parts.items()}
     said = ", ".join(f"{name} {gib(size)}" for name, size in used.items())
-    return f"{gib(sum(used.values()))} used ({said}), {gib(shutil.disk_usage(cluster.directory).free)} free"
+    return f"{gib(sum(used.values()))} used ({said}), {gib(shutil.disk_usage(cache).free)} free"
 
 
 def _programs(cluster: LocalCluster) -> Iterator[tuple[str, str, str, str]]:

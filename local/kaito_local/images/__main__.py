@@ -65,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UsageError(f"there is no image {', '.join(sorted(unknown))}")
         images = [image for image in images if not options.names or image.name in options.names]
         builder = Builder(cache_folder(), wheels=wheels_folder(), progress=progress)
-        built = builder.ensure(images)
+        with builder.alone():
+            built = builder.ensure(images)
+            builder.clean(images)
         if options.verb == "push":
             for target in push(builder, images, registry=options.registry, plain_http=options.plain_http):
                 print(target)

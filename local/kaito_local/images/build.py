@@ -15,18 +15,20 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kaito_local.errors import BuildError
 from kaito_local.images.oci import Layout, hash_file
-from kaito_local.images.torch_index import chosen_index
+from kaito_local.images.torch_index import certificates, chosen_index
+from kaito_local.machine.locks import file_lock
 from kaito_local.machine.processes import last_lines
 from kaito_local.machine.progress import QUIET, Progress, Step
 
 PART = "images"
-# Where buildah keeps cache mounts, below its TMPDIR.
+# How the folder begins in which buildah keeps cache mounts, below its TMPDIR.
 _PIP_CACHE = "buildah-cache"
 _STEP = re.compile(r"^(?:\[\d+/\d+\] )?STEP (\d+)/(\d+): ")
 _PIP = re.compile(r"^\s*(Collecting|Downloading|Installing collected packages)[ :]+([^\s,(]*)")
@@ -97,11 +99,27 @@ class Builder:
         """Where the built images lie."""
         return Layout.open(self.folder / "oci")
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other builders of the same cache out: what is built in the block is not cleaned away by them."""
+        lock = self.folder / ".building.lock"
+        with file_lock(lock, waiting=lambda: self.progress.step("waiting for another build of images")):
+            yield
+
+    def missing(self, images: Sequence[Image]) -> list[Image]:
+        """Those that `ensure` would build."""
+        layout = self.layout
+        return [image for image in images if layout.find(image.built_name) is None]
+
     def ensure(self, images: Sequence[Image]) -> dict[str, str]:
-        """Builds what is missing; returns each image's manifest digest by its reference. Raises BuildError."""
+        """Builds what is missing; returns each image's manifest digest by its reference. Raises BuildError.
+
+        To be called `alone`, as are `extract` and `clean`.
+        """
         layout = self.layout
         with layout.locked():
-            self._remove_leftovers()
+            if self.missing(images):
+                self._remove_leftovers()
             digests = {}
             for image in images:
                 manifest = layout.find(image.built_name)
@@ -119,6 +137,7 @@ class Builder:
     def extract(self, image: Image, folder: Path, *, step: Step | None = None) -> None:
         """Builds ``image`` and puts the files of its last stage into ``folder``. Raises BuildError."""
         with self.layout.locked():
+            self._remove_leftovers()
             if image.base is not None:
                 self._in_storage(image.base)
             self._bud(image, self._arguments(image), step=step, output=folder)
@@ -146,10 +165,15 @@ class Builder:
         return f"oci:{self.layout.folder}:{image.built_name}"
 
     def _remove_leftovers(self) -> None:
-        """What interrupted builds left, but for pip's downloads."""
+        """Removes what interrupted builds left; pip's downloads stay."""
         for path in (self.folder / "tmp").glob("*"):
-            if path.name != _PIP_CACHE:
+            if not path.name.startswith(_PIP_CACHE):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+        shutil.rmtree(self.folder / "context", ignore_errors=True)
+        for path in (*self.layout.folder.glob("oci-put-blob*"), *self.layout.folder.glob(".incoming-*")):
+            path.unlink()
+        if self.storage.exists():
+            self._run("leftovers", [*self._buildah("rm"), "--all"])
 
     def _in_storage(self, image: Image) -> None:
         if image.built_name in self._stored():
@@ -256,7 +280,7 @@ class Builder:
             finally:
                 process.stdout.close()
         if status != 0:
-            unreached = _UNREACHED.search(log.read_text(errors="replace"))
+            unreached = _UNREACHED.search(last_lines(log, count=12))
             if unreached:
                 raise BuildError(
                     f"building the image {key} failed because a package registry could not be reached "
@@ -276,11 +300,10 @@ class Builder:
         return [*unshare, "sh", "-ec", script, str(own), *command]
 
     def _certificates(self) -> Path:
-        """The authorities that pip must trust behind a proxy of this machine; an empty file where there are none."""
-        for variable in ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-            file = os.environ.get(variable)
-            if file and Path(file).is_file():
-                return Path(file)
+        """The authorities that pip must trust; an empty file where this machine names none."""
+        named = certificates()
+        if named is not None:
+            return named
         empty = self.folder / "no-certificates"
         empty.touch()
         return empty

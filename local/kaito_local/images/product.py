@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import yaml
 
-from kaito_local.errors import BuildError
 from kaito_local.images.build import Image, Run
 from kaito_local.machine import gotools
 from kaito_local.machine.folders import ROOT
@@ -29,6 +26,9 @@ def base_image(*, root: Path = ROOT) -> Image:
     def bootstrap(context: Path, run: Run) -> None:
         run(
             [
+                # Byte code that tells by content whether it is up to date: layers carry no dates.
+                "env",
+                "SOURCE_DATE_EPOCH=315532800",
                 "mmdebstrap",
                 "--variant=minbase",
                 f"--include={','.join(_BASE_PACKAGES)}",
@@ -84,34 +84,22 @@ def cluster_images(*, cache: Path, root: Path = ROOT) -> list[Image]:
     """What the local cluster itself runs: pause, CoreDNS, and a small image with curl."""
     folder = root / "local" / "images"
 
-    def stage_pause(context: Path, run: Run) -> None:
-        _go_build(folder / "pause", context / "pause")
+    def program(name: str) -> Callable[[Path, Run], None]:
+        def stage(context: Path, run: Run) -> None:
+            built = gotools.ensure([name], tools=root / "tools", cache=cache)[name]
+            shutil.copy2(built, context / name)
 
-    def stage_coredns(context: Path, run: Run) -> None:
-        program = gotools.ensure(["coredns"], tools=root / "tools", cache=cache)["coredns"]
-        shutil.copy2(program, context / "coredns")
+        return stage
 
-    return [
-        Image("pause", folder / "pause/Dockerfile", folder / "pause", reference=PAUSE_IMAGE, prepare=stage_pause),
+    own = [
         Image(
-            "coredns",
-            folder / "coredns/Dockerfile",
-            root / "tools" / "coredns",
-            reference=COREDNS_IMAGE,
-            prepare=stage_coredns,
-        ),
-        Image("curl", folder / "curl/Dockerfile", folder / "curl", reference=CURL_IMAGE, base=base_image(root=root)),
+            name,
+            folder / name / "Dockerfile",
+            root / "tools" / name,
+            reference=reference,
+            prepare=program(name),
+        )
+        for name, reference in (("pause", PAUSE_IMAGE), ("coredns", COREDNS_IMAGE))
     ]
-
-
-def _go_build(folder: Path, output: Path) -> None:
-    done = subprocess.run(
-        ["go", "build", "-trimpath", "-ldflags=-s -w", "-o", str(output), "main.go"],
-        cwd=folder,
-        env=os.environ | {"CGO_ENABLED": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise BuildError(f"building {folder.name} failed (go build): {done.stderr.strip()}")
+    curl = Image("curl", folder / "curl/Dockerfile", folder / "curl", reference=CURL_IMAGE, base=base_image(root=root))
+    return [*own, curl]

@@ -8,8 +8,10 @@ default wheel, which the usual index has, runs on a CPU, too, but brings CUDA's 
 
 from __future__ import annotations
 
+import http.client
 import os
 import queue
+import ssl
 import sys
 import threading
 import urllib.request
@@ -21,6 +23,8 @@ from kaito_local.machine.folders import ROOT
 
 _INDEX = "https://download.pytorch.org/whl"
 _ANSWERS_WITHIN = 3.0
+# The Python of the base image, as wheels name it.
+IMAGES_PYTHON = "cp311"
 
 Report = Callable[[str], None]
 
@@ -40,30 +44,32 @@ def torch_index(
     variant: str,
     *,
     wheels: Path | None,
+    python: str = IMAGES_PYTHON,
     environment: Mapping[str, str] = os.environ,
     answers: Callable[[str], bool] | None = None,
 ) -> str | None:
-    """The address of the index that has torch for ``variant`` (cpu, cu126); empty where ``wheels`` holds it.
+    """The address of the index that has torch for ``variant`` (cpu, cu126).
 
+    Empty where ``wheels`` holds the pinned version of it for ``python``, such as cp311.
     ``TORCH_INDEX`` overrides PyTorch's own. None: it does not answer, so that pip's usual index is left.
     """
-    if wheels is not None and any(wheels.glob(f"torch-*+{variant}-*.whl")):
+    if wheels is not None and any(wheels.glob(f"torch-{_pinned()}+{variant}-{python}-*.whl")):
         return ""
     address = f"{_INDEX}/{variant}"
     return environment.get("TORCH_INDEX") or (address if (answers or _answers)(address) else None)
 
 
 def takes_default_wheel(variant: str, *, wheels: Path | None) -> bool:
-    """Whether nothing but the default wheel is to be had."""
+    """Whether images get the default wheel, as nothing else is to be had."""
     return torch_index(variant, wheels=wheels) is None
 
 
-def chosen_index(variant: str, *, wheels: Path | None, report: Report) -> str:
+def chosen_index(variant: str, *, wheels: Path | None, report: Report, python: str = IMAGES_PYTHON) -> str:
     """`torch_index`, or the empty string where the default wheel will do.
 
     Its cost is reported in one line. It is the wrong one for any variant but cpu: raises BuildError.
     """
-    address = torch_index(variant, wheels=wheels)
+    address = torch_index(variant, wheels=wheels, python=python)
     if address is not None:
         return address
     if variant != "cpu":
@@ -84,9 +90,10 @@ def _answers(address: str) -> bool:
 
     def ask() -> None:
         try:
-            with urllib.request.urlopen(f"{address}/torch/", timeout=_ANSWERS_WITHIN) as response:
+            trusted = ssl.create_default_context(cafile=certificates())
+            with urllib.request.urlopen(f"{address}/torch/", timeout=_ANSWERS_WITHIN, context=trusted) as response:
                 said.put(response.status == 200)
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):
             said.put(False)
 
     # Nothing bounds how long a name is looked up; a thread that is left behind ends with the process.
@@ -97,6 +104,21 @@ def _answers(address: str) -> bool:
         return False
 
 
+def certificates(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """The file of authorities that this machine's user wants trusted, such as that of a proxy."""
+    for variable in ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        file = environment.get(variable)
+        if file and Path(file).is_file():
+            return Path(file)
+    return None
+
+
+def _pinned() -> str:
+    """torch's version in constraints.txt."""
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
+    return pins["torch"]
+
+
 def main() -> int:
     """The command line; 1 with a sentence on stderr where KAITO_WHEELS names no folder."""
 
@@ -104,7 +126,8 @@ def main() -> int:
         print(line, file=sys.stderr, flush=True)
 
     try:
-        print(chosen_index("cpu", wheels=wheels_folder(), report=report))
+        python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+        print(chosen_index("cpu", wheels=wheels_folder(), report=report, python=python))
     except MissingPrerequisite as error:
         report(f"kaito: {error}")
         return 1

@@ -27,6 +27,7 @@ from kaito_local.errors import BuildError, MissingPrerequisite
 from kaito_local.machine.gomodules import Program
 from kaito_local.machine.progress import Progress, Step
 
+PART = "Go programs"
 _MINIMUM_GO = (1, 24)
 _SHOWN_LINES = 15
 _POLL = 0.2
@@ -119,7 +120,7 @@ def build(program: Program, *, go: Go, go_cache: Path, progress: Progress, stop:
     flags = ["-buildvcs=false", f"-ldflags=-s -w{stamped}", "-gcflags=all=-dwarf=false"]
     run = _Runner(program, go, go_cache, stop)
     name = f"{program.name} {program.version}"
-    with progress.step(f"building {name}", part="Go programs", name=program.name) as step:
+    with progress.step(f"building {name}", part=PART, name=program.name) as step:
         compiled: list[str] = []
 
         def downloading(line: str) -> None:

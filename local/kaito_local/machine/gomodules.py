@@ -25,6 +25,9 @@ _VERSION_VARIABLES = {
     "kaito.sh/tools/registry": "github.com/distribution/distribution/v3/version.version",
 }
 
+# Of a program of our own that requires nothing.
+_UNVERSIONED = "v0"
+
 
 @dataclass(frozen=True, slots=True)
 class GoModule:
@@ -58,9 +61,9 @@ class GoModule:
         )
 
     def version(self, package: str) -> str:
-        """The version of what ``package`` is built from: its module, or, for our own, the one we require directly."""
-        if package == self.path and len(self.direct) == 1:
-            return self.versions[self.direct[0]]
+        """The version of what ``package`` is built from: its module, or, for our own, the one it requires directly."""
+        if package == self.path and len(self.direct) <= 1:
+            return self.versions[self.direct[0]] if self.direct else _UNVERSIONED
         holding = [name for name in self.versions if package == name or package.startswith(f"{name}/")]
         if not holding:
             raise BuildError(f"{self.folder / 'go.mod'} requires no module that holds {package}")

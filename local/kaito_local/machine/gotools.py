@@ -17,13 +17,13 @@ from pathlib import Path
 
 from kaito_local.errors import BuildError, LocalError
 from kaito_local.machine.folders import ROOT, cache_folder
-from kaito_local.machine.gobuild import Go, build, build_cache, taken
+from kaito_local.machine.gobuild import PART, Go, build, build_cache, taken
 from kaito_local.machine.gomodules import Program, catalogue
 from kaito_local.machine.installed import envtest_binary, on_path
 from kaito_local.machine.progress import QUIET, Progress
 
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
-NODE = ("kubelet", "kube-proxy", "registry", "coredns")
+NODE = ("kubelet", "kube-proxy", "registry", "coredns", "pause")
 CHARTS = ("helm",)
 CHART_TESTS = ("helm-unittest", "ct", "kubeconform")
 CLUSTER = (*CONTROL_PLANE, *NODE, *CHARTS)
@@ -54,16 +54,16 @@ def ensure(
                     f"no module in {tools} builds a program called {name}; it builds {', '.join(sorted(known))}"
                 )
             program = known[name]
-            found = _found(program)
-            if found is None:
+            path = found(program)
+            if path is None:
                 if builder is None:
                     go = Go.find()
                     builder = go, building.enter_context(build_cache(go, cache))
                 _build(program, builder, progress=progress, stop=stop)
-                found = program.path
+                path = program.path
             else:
-                progress.reused("Go programs", name if found == program.path else f"{name} of {found.parent}")
-            paths[name] = found
+                progress.reused(PART, name if path == program.path else f"{name} of {path.parent}")
+            paths[name] = path
     return paths
 
 
@@ -77,7 +77,7 @@ def ensuring(
     """
     known = catalogue(tools, cache)
     names = tuple(names)
-    if any(name in known and _found(known[name]) is None for name in names):
+    if any(name in known and found(known[name]) is None for name in names):
         Go.find()
     stop = threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="gotools") as pool:
@@ -87,7 +87,7 @@ def ensuring(
             stop.set()
 
 
-def _found(program: Program) -> Path | None:
+def found(program: Program) -> Path | None:
     """Where the program is already: by the user's wish, in the cache, or on PATH."""
     given = envtest_binary(program.name)
     if given is not None:
@@ -106,7 +106,7 @@ def _build(program: Program, builder: tuple[Go, Path], *, progress: Progress, st
                     raise BuildError(f"somebody else builds {program.name}")
         waiting.close()
         if program.path.exists():
-            progress.reused("Go programs", program.name)
+            progress.reused(PART, program.name)
             return
         build(program, go=go, go_cache=go_cache, progress=progress, stop=stop)
 

@@ -15,6 +15,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from kaito_local.machine.folders import cache_folder
+
 _ENVTEST_PROGRAMS = frozenset({"etcd", "kube-apiserver", "kubectl"})
 _VERSION_ARGUMENTS = {
     "etcd": ("--version",),
@@ -43,7 +45,8 @@ def envtest_binary(name: str) -> Path | None:
 def on_path(name: str, version: str, *, within: float = 5.0) -> Path | None:
     """The program of this name on ``PATH`` if it says, ``within`` seconds, that it is of ``version`` (v1.34.4)."""
     found = shutil.which(name) if name in _VERSION_ARGUMENTS else None
-    if found is None:
+    # `kaito env` puts a folder on PATH whose links lead to programs that were built here, perhaps for another version.
+    if found is None or Path(found).resolve().is_relative_to(cache_folder().resolve()):
         return None
     try:
         answer = subprocess.run(

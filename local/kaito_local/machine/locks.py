@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 
 @contextmanager
-def file_lock(path: Path) -> Iterator[None]:
+def file_lock(path: Path, *, waiting: Callable[[], AbstractContextManager[object]] = nullcontext) -> Iterator[None]:
     """Held by one process, and one thread of it, at a time; the kernel releases it when its holder dies.
 
-    The file is removed at the end, so whoever waited for it looks whether it still is the file of that name.
+    ``waiting`` is entered while somebody else holds it. The file is removed at the end, so whoever waited for it looks
+    whether it still is the file of that name.
     """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with waiting():
+                    fcntl.flock(file, fcntl.LOCK_EX)
             if not _is(path, file.fileno()):
                 continue
             try:

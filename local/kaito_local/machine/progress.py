@@ -14,6 +14,7 @@ of each, and every 15 s how far it is.
 from __future__ import annotations
 
 import importlib.util
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -61,10 +62,10 @@ class Step:
         if self.detail:
             parts.append(self.detail)
         elapsed = self.elapsed
-        time_told = duration(elapsed)
+        times = duration(elapsed)
         if self.even and self.total and self.done >= max(1, self.total * _ESTIMATE_FROM) and elapsed >= 2:
-            time_told += f", about {duration(elapsed * max(self.total - self.done, 0) / self.done)} more"
-        return " · ".join([*parts, time_told])
+            times += f", about {duration(elapsed * max(self.total - self.done, 0) / self.done)} more"
+        return " · ".join([*parts, times])
 
 
 @dataclass(slots=True, eq=False)
@@ -91,19 +92,20 @@ class Progress:
         """Tells one line."""
         if self.stream is None:
             return
-        with self._lock:
-            text = f"[{self.clock() - self._begin:5.1f} s] {line}"
-            if self._shown is not None and self._shown.print(text):
-                return
-            print(text, file=self.stream, flush=True)
+        text = f"[{self.clock() - self._begin:5.1f} s] {line}"
+        # Not under the lock: the terminal has one of its own, which its refreshing holds while it asks for `_lines`.
+        shown = self._shown
+        if shown is None or not shown.print(text):
+            self.stream.write(f"{text}\n")
+            self.stream.flush()
 
     @contextmanager
     def step(self, what: str, *, part: str = "", name: str = "", total: int = 0, unit: str = "") -> Iterator[Step]:
         """Tells about ``what`` while the block runs. With ``part`` and ``name`` its success is in the summary."""
         step = Step(what, self.clock(), self.clock, total=total, unit=unit)
-        self._enter(step)
         finished = False
         try:
+            self._enter(step)
             yield step
             finished = True
         finally:
@@ -115,8 +117,11 @@ class Progress:
                     self._note(part, name or what, took)
 
     def reused(self, part: str, name: str) -> None:
-        """Notes for the summary that ``name`` was there already."""
-        self._note(part, name, "")
+        """Notes for the summary that ``name`` was there already, unless it was built under this progress."""
+        with self._lock:
+            known = self._outcomes.get(part, {})
+        if name not in known:
+            self._note(part, name, "")
 
     def summary(self) -> list[str]:
         """One line per part: what was built, with its time, and what was there already."""
@@ -132,6 +137,8 @@ class Progress:
         return lines
 
     def _note(self, part: str, name: str, took: str) -> None:
+        if self.stream is None:
+            return
         with self._lock:
             self._outcomes.setdefault(part, {})[name] = took
 
@@ -140,25 +147,22 @@ class Progress:
             self._running.append(step)
             if self.stream is None:
                 return
-            # Who only builds programs, before anything is installed, may lack rich.
-            terminal = self.stream.isatty() and importlib.util.find_spec("rich") is not None
+            terminal = _can_redraw(self.stream)
             if self._shown is None:
                 self._shown = _Terminal(self.stream, self._lines) if terminal else _Log(self, self.log_every)
-            if not terminal:
-                self(step.what)
+        if not terminal:
+            self(step.what)
 
     def _leave(self, step: Step) -> None:
         with self._lock:
-            self._running.remove(step)
-            shown = self._shown if not self._running else None
-            if shown is not None:
+            if step in self._running:
+                self._running.remove(step)
+            if not self._running and self._shown is not None:
+                self._shown.close()
                 self._shown = None
-        if shown is not None:
-            shown.close()
 
     def _lines(self) -> list[str]:
-        with self._lock:
-            return [step.line() for step in self._running]
+        return [step.line() for step in tuple(self._running)]
 
 
 QUIET = Progress()
@@ -183,7 +187,11 @@ class _Terminal(_Shown):
         from rich.text import Text
 
         def render() -> Text:
-            return Text("\n".join(lines()), no_wrap=True, overflow="ellipsis")
+            shown = [Text(line) for line in lines()]
+            for line in shown:
+                # Some terminals wrap a line that fills the last column.
+                line.truncate(self._console.width - 1, overflow="ellipsis")
+            return Text("\n").join(shown)
 
         self._console = Console(file=stream, highlight=False, markup=False, soft_wrap=False)
         self._live = Live(
@@ -207,10 +215,10 @@ class _Terminal(_Shown):
 class _Log(_Shown):
     def __init__(self, progress: Progress, every: float) -> None:
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._tell, args=(progress, every), name="progress", daemon=True)
+        self._thread = threading.Thread(target=self._repeat, args=(progress, every), name="progress", daemon=True)
         self._thread.start()
 
-    def _tell(self, progress: Progress, every: float) -> None:
+    def _repeat(self, progress: Progress, every: float) -> None:
         while not self._stop.wait(every):
             for line in progress._lines():
                 progress(line)
@@ -218,6 +226,12 @@ class _Log(_Shown):
     def close(self) -> None:
         self._stop.set()
         self._thread.join()
+
+
+def _can_redraw(stream: TextIO) -> bool:
+    """Whether lines can be redrawn there. Who only builds programs, before anything is installed, may lack rich."""
+    able = stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+    return able and importlib.util.find_spec("rich") is not None
 
 
 def duration(seconds: float) -> str:

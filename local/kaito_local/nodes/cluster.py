@@ -27,7 +27,7 @@ from pathlib import Path
 
 from kaito_local.errors import MissingPrerequisite, StartError
 from kaito_local.machine.cgroups import detect_cgroups
-from kaito_local.machine.locks import file_lock as file_lock
+from kaito_local.machine.locks import file_lock
 from kaito_local.machine.namespaces import HIDDEN_IN_NODES, eventually, host_pids, ip, launch, remove_link
 from kaito_local.machine.network import Network, choose_network, conflict, networks_in_use
 from kaito_local.machine.processes import Identity, last_lines

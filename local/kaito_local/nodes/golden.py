@@ -62,7 +62,7 @@ def ensure_golden(
     ``directory`` holds the roots, one per content: the key is made of the images' digests in the registry
     ``mirror``, so nothing is pulled twice and a changed image makes a new root. It must lie on the file system of
     the nodes' state for speed. Blobs that ``layout`` has are linked from there instead of pulled; files that lie
-    unpacked below ``twins`` (buildah's storage), too, are kept once.
+    unpacked below ``twins`` (the storage of the builder that fills ``layout``), too, are kept once.
     Raises BuildError when an image is not in the registry.
     """
     wanted = sorted({str(Reference.parse(image)) for image in (sandbox_image, *images)})
@@ -92,9 +92,10 @@ def ensure_golden(
                     sandbox_image=sandbox_image,
                     meanwhile=lambda: step.at(pulled.read_text().count("\n") if pulled.exists() else 0, even=False),
                 )
-                if twins is not None:
+                if layout is not None and twins is not None:
                     step.at(len(wanted), detail="sharing files with the builder")
-                    share_files(partial / "containerd" / _SNAPSHOTS, twins)
+                    with layout.locked():
+                        share_files(partial / "containerd" / _SNAPSHOTS, twins)
             (partial / "containerd").rename(root)
         finally:
             shutil.rmtree(partial)

@@ -356,11 +356,6 @@ class Node:
         write_json(self.folder / _RECORD, record)
 
 
-def golden_in_use(cluster_directory: Path) -> list[Path]:
-    """The golden roots of recorded nodes."""
-    return [node.golden for node in Node.all(cluster_directory) if node.golden is not None]
-
-
 def _api_server(network: Network) -> str:
     return f"https://{network.gateway}:6443"
 

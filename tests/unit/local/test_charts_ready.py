@@ -18,6 +18,7 @@ _KUBECTL = """#!/bin/sh
 cd "$(dirname "$0")"
 echo "$*" >> calls
 case "$*" in
+  *deployments*) cat deployments ;;
   *leases*) cat leases ;;
   *pods*) cat pods ;;
   create*)
@@ -32,12 +33,13 @@ esac
 WORDS = "denied: failed to configure policy: failed to find resource referenced by paramKind"
 
 
-def kubectl_that(folder: Path, *, refusals: int, holder: str, words: str = WORDS) -> Charts:
+def kubectl_that(folder: Path, *, refusals: int, holder: str, words: str = WORDS, replicas: int = 1) -> Charts:
     program = folder / "kubectl"
     program.write_text(_KUBECTL)
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     (folder / "refusals").write_text(str(refusals))
     (folder / "words").write_text(words)
+    (folder / "deployments").write_text(json.dumps({"items": [{"spec": {"replicas": replicas}}]}))
     (folder / "leases").write_text(json.dumps({"items": [{"spec": {"holderIdentity": holder}}]}))
     running = [{"metadata": {"name": name}, "status": {"phase": "Running"}} for name in ("controller-1",)]
     (folder / "pods").write_text(json.dumps({"items": running}))
@@ -59,6 +61,10 @@ def test_a_lease_that_nobody_who_runs_holds_is_no_leader(
     monkeypatch.setattr(charts_module, "_READY_WITHIN", 1)
     with pytest.raises(StartError, match="leads"):
         kubectl_that(tmp_path, refusals=0, holder=holder).wait_ready()
+
+
+def test_controllers_without_replicas_are_not_waited_for(tmp_path: Path) -> None:
+    kubectl_that(tmp_path, refusals=0, holder="", replicas=0).wait_ready()
 
 
 def test_a_refusal_that_stays_is_told_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

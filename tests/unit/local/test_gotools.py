@@ -58,7 +58,7 @@ def test_a_program_is_built_once_and_only_the_binary_stays(
     assert " packages · " in told.getvalue()
     assert not (cache / "go-build").exists()
     assert progress.summary()[0].startswith("Go programs: built hello (")
-    again = Progress()
+    again = Progress(io.StringIO())
     assert gotools.ensure(["hello"], tools=small_tools, cache=cache, progress=again) == {"hello": path}
     assert again.summary() == ["Go programs: reused hello"]
 

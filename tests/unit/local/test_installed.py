@@ -44,6 +44,18 @@ def test_a_program_that_does_not_answer_in_time_is_not_taken(tmp_path: Path, mon
     assert on_path("kubelet", "v1.34.4", within=0.2) is None
 
 
+def test_a_link_to_what_was_built_here_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`kaito env` puts such links on PATH; the next `kaito up` in that shell must not link them to themselves."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    built = tmp_path / "cache" / "kaito" / "bin" / "kubernetes-0"
+    built.mkdir(parents=True)
+    _program(built / "kubelet", "echo Kubernetes v1.34.4")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "kubelet").symlink_to(built / "kubelet")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    assert on_path("kubelet", "v1.34.4") is None
+
+
 def test_the_folder_of_envtest_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     etcd = _program(tmp_path / "etcd", "echo etcd Version: 3.5.0")
     _program(tmp_path / "kubelet", "echo Kubernetes v1.30.0")

@@ -3,6 +3,7 @@ import os
 import pty
 import re
 import threading
+import time
 
 import pytest
 from tests.eventually import eventually
@@ -16,6 +17,13 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:
+        return b""
 
 
 def test_a_step_tells_how_far_it_is_and_for_how_much_longer():
@@ -78,15 +86,17 @@ def test_a_step_that_fails_is_not_told_as_done_and_not_in_the_summary():
 
 def test_the_summary_says_what_was_built_and_what_was_there():
     clock = Clock()
-    progress = Progress(None, clock=clock)
+    progress = Progress(io.StringIO(), clock=clock)
     with progress.step("building etcd v3", part="Go programs", name="etcd"):
         clock.now += 61
     progress.reused("Go programs", "helm")
+    progress.reused("Go programs", "etcd")
     progress.reused("images", "kaito-hooks")
     assert progress.summary() == ["Go programs: built etcd (1 min 01 s); reused helm", "images: reused kaito-hooks"]
 
 
-def test_a_terminal_has_one_live_line_per_step_and_is_left_clean():
+def test_a_terminal_has_one_live_line_per_step_and_is_left_clean(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
     main, side = pty.openpty()
     seen = b""
     reading = threading.Event()
@@ -115,6 +125,44 @@ def test_a_terminal_has_one_live_line_per_step_and_is_left_clean():
     assert b"building etcd \xc2\xb7 0 of 9 packages" in plain
     assert seen.rstrip().endswith(b"building etcd: 0 s")
     assert seen.count(b"\x1b[?25l") == seen.count(b"\x1b[?25h") > 0, "the cursor is shown again"
+
+
+def test_lines_and_redrawing_never_wait_for_each_other(monkeypatch):
+    """Lines are printed by one thread while the terminal redraws steps in another."""
+    monkeypatch.setenv("TERM", "xterm")
+    main, side = pty.openpty()
+    reader = threading.Thread(target=lambda: [None for _ in iter(lambda: _read(main), b"")], daemon=True)
+    reader.start()
+
+    class Slow(Clock):
+        def __call__(self) -> float:
+            time.sleep(0.002)
+            return super().__call__()
+
+    with os.fdopen(side, "w") as terminal:
+        progress = Progress(terminal, clock=Slow())
+        printed = threading.Event()
+
+        def work() -> None:
+            with progress.step("building etcd"):
+                for number in range(400):
+                    progress(f"line {number}")
+            printed.set()
+
+        with progress.step("building helm"):
+            progress._shown._live.refresh_per_second = 1000
+            threading.Thread(target=work, daemon=True).start()
+            assert printed.wait(60), "two locks wait for each other"
+
+
+def test_a_terminal_that_cannot_redraw_is_told_as_a_log_is(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    main, side = pty.openpty()
+    with os.fdopen(side, "w") as terminal:
+        with Progress(terminal).step("building etcd"):
+            pass
+        assert b"building etcd\r\n" in os.read(main, 4096)
+    os.close(main)
 
 
 def test_quiet_tells_nobody():

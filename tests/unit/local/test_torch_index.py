@@ -26,6 +26,12 @@ def test_a_wheel_of_the_variant_wins_over_every_index(wheels: Path) -> None:
     assert (found, asked) == ("", [])
 
 
+@pytest.mark.parametrize("name", ["torch-2.1.0+cpu-cp311-cp311-x.whl", "torch-2.13.0+cpu-cp312-cp312-x.whl"])
+def test_a_wheel_of_another_version_or_python_does_not_count(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    assert torch_index.torch_index("cpu", wheels=tmp_path, environment={}, answers=lambda _: False) is None
+
+
 def test_a_named_index_is_taken_unasked() -> None:
     found = torch_index.torch_index(
         "cpu", wheels=None, environment={"TORCH_INDEX": "http://x"}, answers=lambda _: False
