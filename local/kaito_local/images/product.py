@@ -16,33 +16,23 @@ COREDNS_IMAGE = "registry.k8s.io/coredns/coredns:v1.14.1"
 PAUSE_IMAGE = "registry.k8s.io/pause:3.10"
 CURL_IMAGE = "docker.io/curlimages/curl:latest"
 VARIANTS = ("cpu", "cu126")
-_DEBIAN_SUITE = "bookworm"
-_BASE_PACKAGES = ("ca-certificates", "curl", "python3", "python3-venv")
+_BOOTSTRAP = (
+    # Byte code that tells by content whether it is up to date: layers carry no dates.
+    *("env", "SOURCE_DATE_EPOCH=315532800"),
+    *("mmdebstrap", "--variant=minbase", "--include=ca-certificates,curl,python3,python3-venv"),
+    *("--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*"),
+    *("--dpkgopt=path-include=/usr/share/doc/*/copyright", "bookworm"),
+)
 
 
 def base_image(*, root: Path = ROOT) -> Image:
     """Debian with Python out of its packages: no public image registry is asked."""
 
     def bootstrap(context: Path, run: Run) -> None:
-        run(
-            [
-                # Byte code that tells by content whether it is up to date: layers carry no dates.
-                "env",
-                "SOURCE_DATE_EPOCH=315532800",
-                "mmdebstrap",
-                "--variant=minbase",
-                f"--include={','.join(_BASE_PACKAGES)}",
-                "--dpkgopt=path-exclude=/usr/share/man/*",
-                "--dpkgopt=path-exclude=/usr/share/doc/*",
-                "--dpkgopt=path-include=/usr/share/doc/*/copyright",
-                _DEBIAN_SUITE,
-                str(context / "root.tar"),
-            ]
-        )
+        run([*_BOOTSTRAP, str(context / "root.tar")])
 
     folder = root / "local" / "images" / "base"
-    facts = (_DEBIAN_SUITE, *_BASE_PACKAGES)
-    return Image("kaito-base", folder / "Dockerfile", folder, prepare=bootstrap, facts=facts)
+    return Image("kaito-base", folder / "Dockerfile", folder, prepare=bootstrap, facts=_BOOTSTRAP)
 
 
 def torch_image(variant: str, *, root: Path = ROOT) -> Image:
