@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kaito_local.errors import MissingPrerequisite
+from kaito_local.machine.memory import available_gib
 from kaito_local.machine.progress import Progress
 
 # Program on PATH: the Debian package that brings it. A program that is there already, from whatever source, is used.
@@ -88,8 +89,7 @@ def require_packages(installer: Path, *, progress: Progress) -> None:
 
 def require_memory(*, gib: float = MEMORY_GIB, meminfo: Path = Path("/proc/meminfo")) -> None:
     """Raises MissingPrerequisite when less memory than ``gib`` is free."""
-    line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
-    available = int(line.split()[1]) / 2**20
+    available = available_gib(meminfo)
     if available < gib:
         raise MissingPrerequisite(
             f"a cluster with a model needs {gib:.0f} GiB of free memory, this machine has {available:.1f}; "

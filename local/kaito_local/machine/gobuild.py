@@ -25,10 +25,12 @@ from typing import IO
 
 from kaito_local.errors import BuildError, MissingPrerequisite
 from kaito_local.machine.gomodules import Program
+from kaito_local.machine.memory import available_gib
 from kaito_local.machine.progress import Progress, Step
 
 PART = "Go programs"
 _MINIMUM_GO = (1, 24)
+_PLENTY_GIB = 8.0
 _SHOWN_LINES = 15
 _POLL = 0.2
 _ENVIRONMENT = {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly", "GOWORK": "off"}
@@ -176,7 +178,7 @@ class _Runner:
         with subprocess.Popen(
             [self.go.command, *arguments],
             cwd=self.program.module.folder,
-            env=os.environ | _ENVIRONMENT | {"GOCACHE": str(self.go_cache)},
+            env=_collecting_rarely() | os.environ | _ENVIRONMENT | {"GOCACHE": str(self.go_cache)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -231,3 +233,8 @@ def _ended(process: subprocess.Popen[str]) -> bool:
     except subprocess.TimeoutExpired:
         return False
     return True
+
+
+def _collecting_rarely() -> dict[str, str]:
+    """Where there is memory enough, the compiler collects garbage rarely: a tenth less work for twice the memory."""
+    return {"GOGC": "400"} if available_gib() > _PLENTY_GIB else {}
