@@ -345,7 +345,9 @@ def push(builder: Builder, images: Sequence[Image], *, registry: str, plain_http
                 command.insert(2, "--dest-tls-verify=false")
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
-                raise BuildError(f"cannot push {target}: {done.stderr.strip().splitlines()[-1]}")
+                silence = f"skopeo says nothing (exit {done.returncode})"
+                reason = (done.stderr.strip().splitlines() or [silence])[-1]
+                raise BuildError(f"cannot push {target}: {reason}")
             pushed.append(target)
     return pushed
 
