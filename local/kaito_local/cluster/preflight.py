@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kaito_local.errors import MissingPrerequisite
+from kaito_local.machine.folders import free_bytes
 from kaito_local.machine.memory import available_gib
 from kaito_local.machine.progress import Progress
 
@@ -99,8 +100,7 @@ def require_memory(*, gib: float = MEMORY_GIB, meminfo: Path = Path("/proc/memin
 
 def require_disk(folder: Path, *, gib: float) -> float:
     """The GiB that the file system of ``folder`` has left; raises MissingPrerequisite for less than ``gib``."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free / 2**30
+    free = free_bytes(folder) / 2**30
     if free < gib:
         raise MissingPrerequisite(
             f"{folder} needs {gib:.0f} GiB of free disk, its file system has {free:.1f}; make room there"

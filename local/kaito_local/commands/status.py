@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Iterator
 
 from kaito_local.cluster import preflight
 from kaito_local.cluster.keeper import kept_programs, running_keeper
 from kaito_local.cluster.local_cluster import LocalCluster
 from kaito_local.cluster.state import State
-from kaito_local.machine.folders import gib, used_bytes
+from kaito_local.machine.folders import free_bytes, gib, used_bytes
 from kaito_local.nodes.cluster import Cluster
 from kaito_local.nodes.node import Node
 
@@ -59,7 +58,7 @@ def _disk(cluster: LocalCluster) -> str:
     seen: set[tuple[int, int]] = set()
     used = {name: sum(used_bytes(folder, seen=seen) for folder in folders) for name, folders in parts.items()}
     said = ", ".join(f"{name} {gib(size)}" for name, size in used.items())
-    return f"{gib(sum(used.values()))} used ({said}), {gib(shutil.disk_usage(cache).free)} free"
+    return f"{gib(sum(used.values()))} used ({said}), {gib(free_bytes(cache))} free"
 
 
 def _programs(cluster: LocalCluster) -> Iterator[tuple[str, str, str, str]]:

@@ -35,9 +35,12 @@ _PIP = re.compile(r"^\s*(Collecting|Downloading|Installing collected packages)[ 
 _MMDEBSTRAP = re.compile(r"^I: ([a-z].*?)\.*$")
 _TRAINING = re.compile(r"^step (\d+) of (\d+)")
 
+# What pip, apt and curl say when they do not get as far as a server.
 _UNREACHED = re.compile(
-    r"Temporary failure (?:in name resolution|resolving '[^']*')|Name or service not known|Could not resolve host\S*"
-    r"|Failed to establish a new connection: .{0,60}|Could not connect to .{0,80}|Connection timed out"
+    r"Temporary failure (?:in name resolution|resolving '[^']*')|Name or service not known|Could not resolve host: \S+"
+    r"|Failed to establish a new connection: .{0,60}|Connection to \S+ timed out|Connection timed out"
+    r"|Could not connect to .{0,80}|Cannot initiate the connection to .{0,80}|Failed to connect to \S+ port .{0,80}"
+    r"|Cannot connect to proxy.{0,80}"
 )
 
 Run = Callable[[Sequence[str]], None]
@@ -342,7 +345,9 @@ def push(builder: Builder, images: Sequence[Image], *, registry: str, plain_http
                 command.insert(2, "--dest-tls-verify=false")
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
-                raise BuildError(f"cannot push {target}: {done.stderr.strip().splitlines()[-1]}")
+                silence = f"skopeo says nothing (exit {done.returncode})"
+                reason = (done.stderr.strip().splitlines() or [silence])[-1]
+                raise BuildError(f"cannot push {target}: {reason}")
             pushed.append(target)
     return pushed
 

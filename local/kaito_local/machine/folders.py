@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,6 +42,12 @@ def used_bytes(folder: Path, *, seen: set[tuple[int, int]] | None = None) -> int
                 seen.add(key)
                 total += found.st_blocks * 512
     return total
+
+
+def free_bytes(folder: Path) -> int:
+    """The disk that the file system has left on which ``folder`` lies, or would lie."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
 def gib(size: int) -> str:

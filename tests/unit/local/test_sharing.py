@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+
+import pytest
 
 from kaito_local.images.sharing import share_files
 from kaito_local.machine.folders import gib, used_bytes
@@ -49,6 +52,57 @@ def test_of_equal_names_the_equal_content_is_found(tmp_path: Path) -> None:
     ours = put(tmp_path / "golden/c/__init__.py", b"b" * 5000)
     share_files(tmp_path / "golden", tmp_path / "storage")
     assert ours.samefile(twin)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "shared"),
+    [(b"1", b"2", False), (b"1", None, False), (None, b"2", False), (b"1", b"1", True)],
+    ids=["other-value", "only-ours", "only-theirs", "equal"],
+)
+def test_files_whose_extended_attributes_differ_stay_apart(
+    tmp_path: Path, *, ours: bytes | None, theirs: bytes | None, shared: bool
+) -> None:
+    """A program's capabilities are such attributes: shared, a container would have those of another image."""
+    file, twin = put(tmp_path / "golden/a/ping", BIG), put(tmp_path / "storage/b/ping", BIG)
+    for path, value in ((file, ours), (twin, theirs)):
+        if value is not None:
+            try:
+                os.setxattr(path, "user.kaito", value)
+            except OSError as error:
+                pytest.skip(f"this file system has no extended attributes of users: {error.strerror}")
+    assert share_files(tmp_path / "golden", tmp_path / "storage") == (len(BIG) if shared else 0)
+    assert file.samefile(twin) is shared
+    assert [os.getxattr(file, name) for name in os.listxattr(file)] == ([] if ours is None else [ours])
+
+
+@pytest.mark.parametrize("reason", [errno.EMLINK, errno.EPERM, errno.EXDEV], ids=errno.errorcode.__getitem__)
+def test_a_file_whose_link_is_refused_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: int
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    file, twin = put(tmp_path / "golden/a/lib.so", BIG), put(tmp_path / "storage/b/lib.so", BIG)
+    monkeypatch.setattr(os, "link", refuse)
+    assert share_files(tmp_path / "golden", tmp_path / "storage") == 0
+    assert file.read_bytes() == BIG
+    assert not file.samefile(twin)
+    assert sorted(path.name for path in file.parent.iterdir()) == ["lib.so"]
+
+
+def test_a_refused_link_does_not_keep_others_from_being_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full, link = put(tmp_path / "storage/a/lib.so", BIG), os.link
+
+    def refuse_full(source: Path, target: Path) -> None:
+        if Path(source) == full:
+            raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
+        link(source, target)
+
+    files = [put(tmp_path / f"golden/{layer}/lib.so", BIG) for layer in "xy"]
+    twin = put(tmp_path / "storage/b/lib.so", BIG)
+    monkeypatch.setattr(os, "link", refuse_full)
+    assert share_files(tmp_path / "golden", tmp_path / "storage") == 2 * len(BIG)
+    assert all(file.samefile(twin) for file in files)
 
 
 def test_links_count_once_in_what_is_used(tmp_path: Path) -> None:
