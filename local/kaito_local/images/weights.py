@@ -78,8 +78,9 @@ def tiny_weights(cache: Path, *, train: Callable[[Path], object], root: Path = R
     folder = cache / "weights" / f"tiny-{key}"
     with file_lock(cache / "weights" / ".lock"):
         if not folder.exists():
+            for interrupted in folder.parent.glob(".tiny-*"):
+                shutil.rmtree(interrupted, ignore_errors=True)
             draft = folder.with_name(f".{folder.name}")
-            shutil.rmtree(draft, ignore_errors=True)
             train(draft)
             draft.chmod(0o755)  # a server that reads it runs as another user
             draft.rename(folder)
