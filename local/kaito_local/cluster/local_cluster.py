@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +33,7 @@ from kaito_local.images.torch_index import takes_default_wheel, wheels_folder
 from kaito_local.machine import gotools
 from kaito_local.machine.folders import ROOT, cache_folder
 from kaito_local.machine.gomodules import catalogue
+from kaito_local.machine.interruptions import interruptible, uninterrupted
 from kaito_local.machine.locks import file_lock
 from kaito_local.machine.network import SYSTEM_NODE_INDEX
 from kaito_local.machine.ports import free_ports, is_free
@@ -49,7 +49,6 @@ _NODE_GRACE_SECONDS = 10.0
 _EVICTION_SECONDS = 5.0
 _GOLDEN_SECONDS = 600.0
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
-_INTERRUPTIONS = (signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,32 +399,6 @@ class LocalCluster:
             _hand_to_invoker(self.directory.parent)
         with file_lock(self.directory.parent / f".{self.name}.lock"):
             yield
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM and a closed terminal interrupt like Ctrl-C, so that what was begun is taken back."""
-
-    def interrupt(received: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in _INTERRUPTIONS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """A second Ctrl-C must not stop the cleaning up after the first."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, *_INTERRUPTIONS)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _system_node() -> NodeSpec:
