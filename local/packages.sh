@@ -15,5 +15,5 @@ if [ "$(id -u)" != 0 ]; then
 fi
 echo "installing Debian packages: ${missing[*]}" >&2
 export DEBIAN_FRONTEND=noninteractive
-install() { "${as_root[@]}" apt-get install -y -qq --no-remove --no-install-recommends "${missing[@]}" >/dev/null; }
+install() { "${as_root[@]}" apt-get install -y -qq -o Dpkg::Use-Pty=0 --no-remove --no-install-recommends "${missing[@]}" >/dev/null; }
 install 2>/dev/null || { "${as_root[@]}" apt-get update -qq; install; }

@@ -82,7 +82,10 @@ def require_packages(installer: Path, *, progress: Progress) -> None:
         return
     with progress.step("installing Debian packages") as step:
         step.at(0, detail=" ".join(missing))
-        done = subprocess.run([installer, *missing], capture_output=True, text=True, check=False)
+        # apt puts a terminal that is its standard input into raw mode, in which nothing else can be shown.
+        done = subprocess.run(
+            [installer, *missing], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise MissingPrerequisite(f"cannot install the packages {' '.join(missing)}: {said}")
