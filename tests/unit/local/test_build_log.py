@@ -105,8 +105,8 @@ def test_only_the_rest_of_a_training_is_estimated(line: str, estimated: bool) ->
             id="apt-silence",
         ),
         pytest.param(
-            "W: Failed to fetch http://packages.example.org/debian/dists/bookworm/InRelease  Cannot initiate the connection "
-            "to packages.example.org:80 (2a04:4e42::644). - connect (101: Network is unreachable)",
+            "W: Failed to fetch http://packages.example.org/debian/dists/bookworm/InRelease  Cannot initiate the "
+            "connection to packages.example.org:80 (2a04:4e42::644). - connect (101: Network is unreachable)",
             id="apt-no-route",
         ),
         pytest.param("curl: (6) Could not resolve host: download.pytorch.org", id="curl-no-name"),
