@@ -296,7 +296,7 @@ class LocalCluster:
         return gib
 
     def _node_source(self, programs: Mapping[str, Path], published: Sequence[str]) -> NodeSource:
-        registry = self.registry
+        registry, builder = self.registry, self._builder
         mirror = f"http://{registry.mirror}"
         further = tuple(sorted({Reference.parse(name).registry for name in published} - set(PUBLIC_REGISTRIES)))
         self._wait_for_registry()
@@ -307,8 +307,8 @@ class LocalCluster:
                 published,
                 mirror=mirror,
                 mirrored=further,
-                layout=self._builder.layout,
-                twins=self._builder.storage,
+                layout=builder.layout,
+                twins=builder.storage,
                 progress=self.progress,
             )
             beside = registered_clusters(cache=self.cache)

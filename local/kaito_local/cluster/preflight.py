@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kaito_local.errors import MissingPrerequisite
+from kaito_local.images.build import DEBIAN_PACKAGES
 from kaito_local.machine.folders import free_bytes
 from kaito_local.machine.memory import available_gib
 from kaito_local.machine.progress import Progress
 
 # Program on PATH: the Debian package that brings it. A program that is there already, from whatever source, is used.
 NODE_PACKAGES: Mapping[str, str] = {
-    "unshare": "util-linux",
+    **DEBIAN_PACKAGES,
     "ip": "iproute2",
     "containerd": "containerd",
     "runc": "runc",
@@ -27,10 +28,6 @@ NODE_PACKAGES: Mapping[str, str] = {
     "ipset": "ipset",
     "iptables": "iptables",
     "curl": "curl",
-    "buildah": "buildah",
-    "skopeo": "skopeo",
-    "mmdebstrap": "mmdebstrap",
-    "gpg": "gpg",
 }
 _CNI_FOLDERS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
 _CNI_PACKAGE = "containernetworking-plugins"

@@ -13,19 +13,11 @@ import sys
 from collections.abc import Sequence
 
 from kaito_local.errors import LocalError, MissingPrerequisite, UsageError
-from kaito_local.images.build import Builder, push
+from kaito_local.images.build import DEBIAN_PACKAGES, Builder, push
 from kaito_local.images.product import VARIANTS, product_images
 from kaito_local.images.torch_index import wheels_folder
 from kaito_local.machine.folders import cache_folder
 from kaito_local.machine.progress import Progress
-
-_DEBIAN_PACKAGES = {
-    "buildah": "buildah",
-    "skopeo": "skopeo",
-    "mmdebstrap": "mmdebstrap",
-    "unshare": "util-linux",
-    "gpg": "gpg",
-}
 
 
 def require_tools() -> None:
@@ -34,7 +26,7 @@ def require_tools() -> None:
         raise MissingPrerequisite(
             "building images needs root (mmdebstrap and buildah make file systems); run it with sudo"
         )
-    missing = sorted({package for program, package in _DEBIAN_PACKAGES.items() if shutil.which(program) is None})
+    missing = sorted({package for program, package in DEBIAN_PACKAGES.items() if shutil.which(program) is None})
     if missing:
         raise MissingPrerequisite(
             f"missing Debian packages: {' '.join(missing)}; run: apt-get install {' '.join(missing)}"

@@ -28,6 +28,14 @@ from kaito_local.machine.processes import last_lines
 from kaito_local.machine.progress import QUIET, Progress, Step
 
 PART = "images"
+# Program that building runs: the Debian package that brings it.
+DEBIAN_PACKAGES = {
+    "buildah": "buildah",
+    "skopeo": "skopeo",
+    "mmdebstrap": "mmdebstrap",
+    "unshare": "util-linux",
+    "gpg": "gpg",
+}
 # How the folder begins in which buildah keeps cache mounts, below its TMPDIR.
 _PIP_CACHE = "buildah-cache"
 _STEP = re.compile(r"^(?:\[\d+/\d+\] )?STEP (\d+)/(\d+): ")
