@@ -280,7 +280,8 @@ def test_a_build_that_fails_names_the_image_and_ends_with_the_programs_words(des
 
 def test_a_build_without_a_network_says_so_in_one_line(desk: Desk) -> None:
     desk.fails("bud", "curl: (6) Could not resolve host: index.example.org\nerror: exit status 6\n")
-    with pytest.raises(BuildError, match=r"could not be reached \(.*index\.example\.org\); check the network") as raised:
+    said = r"could not be reached \(.*index\.example\.org\); check the network"
+    with pytest.raises(BuildError, match=said) as raised:
         desk.builder.ensure([desk.image("app")])
     assert "\n" not in str(raised.value)
 
