@@ -79,7 +79,7 @@ def chosen_index(variant: str, *, wheels: Path | None, report: Report, python: s
         )
     report(
         f"{_INDEX}/{variant} does not answer: torch's default wheel is taken, with CUDA's libraries (about 3 GB more "
-        "to download, 5 GB more of disk for each .venv, 8 for the images); TORCH_INDEX or KAITO_WHEELS name a smaller one"
+        "to download; on disk 5 GB more for a .venv, 8 for images); TORCH_INDEX or KAITO_WHEELS name a smaller one"
     )
     return ""
 

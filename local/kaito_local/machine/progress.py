@@ -143,15 +143,13 @@ class Progress:
             self._outcomes.setdefault(part, {})[name] = took
 
     def _enter(self, step: Step) -> None:
+        terminal = self.stream is not None and _can_redraw(self.stream)
+        if not terminal:
+            self(step.what)  # before the log's thread can tell how far it is
         with self._lock:
             self._running.append(step)
-            if self.stream is None:
-                return
-            terminal = _can_redraw(self.stream)
-            if self._shown is None:
+            if self.stream is not None and self._shown is None:
                 self._shown = _Terminal(self.stream, self._lines) if terminal else _Log(self, self.log_every)
-        if not terminal:
-            self(step.what)
 
     def _leave(self, step: Step) -> None:
         with self._lock:

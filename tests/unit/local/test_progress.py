@@ -63,6 +63,25 @@ def test_no_estimate_is_made_from_the_first_moments():
         assert "about" not in step.line()
 
 
+def test_a_log_hears_of_the_beginning_first_however_late_it_is_written():
+    class Slow(io.StringIO):
+        """Lets another thread write the first line, if there is one that has something to say."""
+
+        another = threading.Event()
+
+        def write(self, text: str) -> int:
+            if threading.current_thread() is not threading.main_thread():
+                self.another.set()
+            elif not self.getvalue():
+                self.another.wait(0.5)
+            return super().write(text)
+
+    heard = Slow()
+    with Progress(heard, log_every=0.001).step("building etcd", total=200, unit="packages"):
+        pass
+    assert heard.getvalue().splitlines()[0].endswith("building etcd")
+
+
 def test_a_log_hears_again_and_again_of_what_still_runs_and_once_of_its_end():
     heard = io.StringIO()
     progress = Progress(heard, log_every=0.01)
