@@ -167,6 +167,7 @@ class Rule:
     ) -> None:
         self.action = action
         self._method = method
+        self._name = f"{method} {pattern}"
         self._pattern = re.compile(pattern)
         self._body = body
         self._skip = skip
@@ -182,7 +183,8 @@ class Rule:
     def wait(self, hits: int = 1, *, timeout: float = PATIENCE) -> None:
         """Waits until the rule has acted that often; AssertionError when it did not in time."""
         with self._changed:
-            assert self._changed.wait_for(lambda: self._hits >= hits, timeout), f"only {self._hits} of {hits} hits"
+            enough = self._changed.wait_for(lambda: self._hits >= hits, timeout)
+            assert enough, f"{self._name}: {self._hits} of {hits} hits"
 
     def stop(self) -> None:
         """The rule acts no more."""

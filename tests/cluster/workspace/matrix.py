@@ -64,6 +64,7 @@ class Step:
     body: str = ""
 
 
+OWN = "own the Deployment's fields"
 _OBJECT = r"/namespaces/{place}/%s/w$"
 _COLLECTION = r"/namespaces/{place}/%s$"
 _STATUS = r"/{place}/workspaces/w/status$"
@@ -86,7 +87,7 @@ STEPS: Mapping[Phase, Mapping[str, Step]] = {
         "take up the change": Step("PATCH", _OBJECT % "workspaces"),
         "record the change": Step("POST", _COLLECTION % "controllerrevisions"),
         "look at the Deployment": Step("GET", _OBJECT % "deployments"),
-        "own the Deployment's fields": Step("PATCH", r"/{place}/deployments/w$"),
+        OWN: Step("PATCH", r"/{place}/deployments/w$"),
         "apply the Deployment": Step("PATCH", r"/{place}/deployments/w\?.*fieldManager"),
         "write the status of the change": Step("PUT", _STATUS),
     },
@@ -209,12 +210,27 @@ class Matrix:
         """Have users ask for what these phases are about; that of the first came with the Workspaces."""
 
         def ask(case: Case) -> None:
+            if case.row.step == OWN:
+                self._disown(case)
             if case.row.phase == "deleting":
                 self.admin.delete(WORKSPACE, NAME, namespace=case.place)
             elif (change := CHANGES.get(case.row.phase)) is not None:
                 self.admin.patch(WORKSPACE, NAME, change, namespace=case.place)
 
         self.each(self.of(phases), ask)
+
+    def _disown(self, case: Case) -> None:
+        """Make the Deployment's fields those of a POST, as they mostly are.
+
+        A controller that posts twice, because its cache has not heard of the first time, owns them already.
+        """
+        found = self.admin.get(DEPLOYMENT, NAME, namespace=case.place)
+        owners = [
+            {**owner, "manager": "kaito-workspace", "operation": "Update"} if owner["operation"] == "Apply" else owner
+            for owner in found["metadata"]["managedFields"]
+        ]
+        patch = [{"op": "replace", "path": "/metadata/managedFields", "value": owners}]
+        self.admin.patch(DEPLOYMENT, NAME, patch, namespace=case.place, kind="json")
 
     def settle(
         self, phases: Sequence[Phase], *, timeout: float = PATIENCE, is_told: Callable[[Case], bool] | None = None

@@ -136,7 +136,7 @@ def test_a_terminal_has_one_live_line_per_step_and_is_left_clean(monkeypatch):
             eventually(lambda: b"building etcd" in seen and b"building helm" in seen)
             progress("a line between")
             eventually(lambda: b"a line between" in seen)
-        eventually(lambda: b"building helm: " in seen)
+        eventually(lambda: b"building etcd: " in seen)
     reading.set()
     os.close(main)
     reader.join()
