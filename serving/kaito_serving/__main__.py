@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from kaito_serving.errors import ServingError, StartupError
-from kaito_serving.options import Options, parse
-from kaito_serving.server import run
+from kaito_serving.run.options import Options, parse
+from kaito_serving.run.server import run
 
 
 def main(arguments: list[str]) -> int:

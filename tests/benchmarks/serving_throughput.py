@@ -19,11 +19,11 @@ import torch
 import transformers
 from tests.tiny_model import tiny_model
 
-from kaito_serving.engine import GenRequest
-from kaito_serving.metrics import ServingMetrics
-from kaito_serving.model import LoadedModel, load
-from kaito_serving.options import Options
-from kaito_serving.transformers_engine import TransformersEngine
+from kaito_serving.engine.base import GenRequest
+from kaito_serving.engine.torch.engine import TransformersEngine
+from kaito_serving.http.metrics import ServingMetrics
+from kaito_serving.model.load import LoadedModel, load
+from kaito_serving.run.options import Options
 
 PROMPT = "What is Kubernetes? Tell me what a Pod is, and what a node does."
 

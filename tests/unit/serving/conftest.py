@@ -7,12 +7,12 @@ import pytest
 import torch
 from tests.tiny_model import tiny_model
 
-from kaito_serving.chat import Chat
-from kaito_serving.generation import ModelSettings
-from kaito_serving.metrics import ServingMetrics
-from kaito_serving.model import load
-from kaito_serving.options import Options
-from kaito_serving.transformers_engine import TransformersEngine
+from kaito_serving.engine.torch.engine import TransformersEngine
+from kaito_serving.http.chat import Chat
+from kaito_serving.http.generation import ModelSettings
+from kaito_serving.http.metrics import ServingMetrics
+from kaito_serving.model.load import load
+from kaito_serving.run.options import Options
 
 torch.set_num_threads(1)  # a matrix of 128 gains nothing from two, and loses much on a busy machine
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kaito_serving import adapters as lora
-from kaito_serving.engine import GenRequest
+from kaito_serving.engine.base import GenRequest
 from kaito_serving.errors import AdapterError, InvalidRequest
-from kaito_serving.model import load
-from kaito_serving.options import Options
+from kaito_serving.lora import adapters as lora
+from kaito_serving.model.load import load
+from kaito_serving.run.options import Options
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

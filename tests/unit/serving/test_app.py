@@ -9,10 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from kaito_serving.app import LARGEST_BODY, build
-from kaito_serving.metrics import ServingMetrics
-from kaito_serving.options import Options
-from kaito_serving.service import ModelService
+from kaito_serving.http.app import LARGEST_BODY, build
+from kaito_serving.http.metrics import ServingMetrics
+from kaito_serving.run.options import Options
+from kaito_serving.run.service import ModelService
 
 transformers = pytest.importorskip("transformers")
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from tests.eventually import PATIENCE, eventually_here
 
-from kaito_serving.engine import Chunk, GenRequest, Sampling
+from kaito_serving.engine.base import Chunk, GenRequest, Sampling
 from kaito_serving.errors import EngineUnavailable, InvalidRequest, TooManyRequests
-from kaito_serving.model import load
-from kaito_serving.options import Options
+from kaito_serving.model.load import load
+from kaito_serving.run.options import Options
 
 PROMPTS = ["What is Kubernetes?", "Is a GPU", "The model reads"]
 

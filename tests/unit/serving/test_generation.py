@@ -2,10 +2,10 @@
 
 import pytest
 
-from kaito_serving.contract import GenerateKwargs
-from kaito_serving.engine import Limits, Sampling
+from kaito_serving.engine.base import Limits, Sampling
 from kaito_serving.errors import InvalidRequest
-from kaito_serving.generation import ModelSettings, effective, plan
+from kaito_serving.http.contract import GenerateKwargs
+from kaito_serving.http.generation import ModelSettings, effective, plan
 
 LIMITS = Limits(vocabulary=1000, context=2048)
 MODEL = ModelSettings(

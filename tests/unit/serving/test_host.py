@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from kaito_serving import host
+from kaito_serving.run import host
 
 CORES = len(os.sched_getaffinity(0))
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kaito_serving.errors import OptionError, WeightsError
-from kaito_serving.model import choose_dtype, context_limit, load
-from kaito_serving.options import Options
+from kaito_serving.model.load import choose_dtype, context_limit, load
+from kaito_serving.run.options import Options
 
 NOWHERE = Path("/nonexistent")
 

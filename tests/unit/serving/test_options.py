@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kaito_serving.errors import OptionError
-from kaito_serving.options import api_keys, parse
+from kaito_serving.run.options import api_keys, parse
 
 
 def test_the_command_line_of_a_pod_is_understood():

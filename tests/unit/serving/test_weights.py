@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from kaito_serving.errors import WeightsError
-from kaito_serving.weights import inspect
+from kaito_serving.model.folder import inspect
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from kaito_serving.contract import ChatRequest
-from kaito_serving.engine import Engine, GenRequest
+from kaito_serving.engine.base import Engine, GenRequest
 from kaito_serving.errors import InvalidRequest
-from kaito_serving.generation import GenerationPlan, ModelSettings, effective, plan
-from kaito_serving.options import Options
+from kaito_serving.http.contract import ChatRequest
+from kaito_serving.http.generation import GenerationPlan, ModelSettings, effective, plan
+from kaito_serving.run.options import Options
 
 _LONG_TEXT = 20_000  # characters; tokenising more than that would hold up the event loop
 

@@ -26,10 +26,10 @@ from typing import Any
 
 import psutil
 
-from kaito_serving import host
 from kaito_serving.errors import ServingError, StartupError
-from kaito_serving.options import Options
-from kaito_serving.weights import inspect, refuse_pickles
+from kaito_serving.model.folder import inspect, refuse_pickles
+from kaito_serving.run import host
+from kaito_serving.run.options import Options
 
 _LOG = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ def _start_ray(ray: Any, *, processors: int) -> None:
 def _deploy(serve: Any, options: Options, *, gpus: int, processors: int) -> Any:
     from ray.exceptions import RayError
 
-    from kaito_serving.deployment import application
+    from kaito_serving.run.deployment import application
 
     replicas = _replicas(options, gpus)
     target = application(

@@ -21,11 +21,11 @@ import psutil
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from kaito_serving.batching import PAGE, Batch
-from kaito_serving.engine import Chunk, EngineStats, GenRequest, Limits
+from kaito_serving.engine.base import Chunk, EngineStats, GenRequest, Limits
+from kaito_serving.engine.torch.batching import PAGE, Batch
 from kaito_serving.errors import EngineUnavailable, TooManyRequests
-from kaito_serving.metrics import ServingMetrics
-from kaito_serving.model import LoadedModel
+from kaito_serving.http.metrics import ServingMetrics
+from kaito_serving.model.load import LoadedModel
 
 _LOG = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 
-from kaito_serving import host
-from kaito_serving.app import build
-from kaito_serving.chat import Chat
-from kaito_serving.engine import Engine
-from kaito_serving.metrics import ServingMetrics
-from kaito_serving.options import Options, api_keys
-from kaito_serving.service import ModelService
+from kaito_serving.engine.base import Engine
+from kaito_serving.http.app import build
+from kaito_serving.http.chat import Chat
+from kaito_serving.http.metrics import ServingMetrics
+from kaito_serving.run import host
+from kaito_serving.run.options import Options, api_keys
+from kaito_serving.run.service import ModelService
 
 NAME = "model"
 
@@ -70,7 +70,7 @@ def _version() -> str:
 
 
 def _assemble(options: Options, metrics: ServingMetrics) -> tuple[Engine, Chat]:
-    from kaito_serving.assembly import assemble  # torch: only where the model is, some 300 MiB less elsewhere
+    from kaito_serving.run.assembly import assemble  # torch: only where the model is, some 300 MiB less elsewhere
 
     return assemble(options, metrics)
 

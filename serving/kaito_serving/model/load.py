@@ -16,11 +16,11 @@ from typing import Any
 import torch
 import transformers
 
-from kaito_serving import adapters as lora
-from kaito_serving.adapters import AdapterSet
 from kaito_serving.errors import OptionError, WeightsError
-from kaito_serving.options import Options, strength
-from kaito_serving.weights import ModelFolder, inspect
+from kaito_serving.lora import adapters as lora
+from kaito_serving.lora.adapters import AdapterSet
+from kaito_serving.model.folder import ModelFolder, inspect
+from kaito_serving.run.options import Options, strength
 
 _LOG = logging.getLogger(__name__)
 _UNLIMITED = 1 << 24  # tokenizers without a limit give an astronomical number

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kaito_serving.errors import AdapterError, InvalidRequest, WeightsError
-from kaito_serving.weights import refuse_pickles, tensor_bytes
+from kaito_serving.model.folder import refuse_pickles, tensor_bytes
 
 _PREFIX = "base_model.model."
 # Keys of adapter_config.json that change nothing of how a finished adapter is applied. Any other key must be neutral

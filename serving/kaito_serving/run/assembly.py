@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 
-from kaito_serving.chat import Chat
-from kaito_serving.engine import Engine
-from kaito_serving.generation import ModelSettings
-from kaito_serving.metrics import ServingMetrics
-from kaito_serving.model import load
-from kaito_serving.options import Options
-from kaito_serving.transformers_engine import TransformersEngine
+from kaito_serving.engine.base import Engine
+from kaito_serving.engine.torch.engine import TransformersEngine
+from kaito_serving.http.chat import Chat
+from kaito_serving.http.generation import ModelSettings
+from kaito_serving.http.metrics import ServingMetrics
+from kaito_serving.model.load import load
+from kaito_serving.run.options import Options
 
 
 def assemble(options: Options, metrics: ServingMetrics) -> tuple[Engine, Chat]:

@@ -25,9 +25,9 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingTopKLogitsWarper
 
-from kaito_serving.adapters import AdapterSet
-from kaito_serving.engine import GenRequest
+from kaito_serving.engine.base import GenRequest
 from kaito_serving.errors import EngineUnavailable
+from kaito_serving.lora.adapters import AdapterSet
 
 _LOG = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kaito_serving.contract import ChatAnswer, ChatRequest
 from kaito_serving.errors import RequestError, RequestTimeout, TooManyRequests
-from kaito_serving.metrics import ServingMetrics
+from kaito_serving.http.contract import ChatAnswer, ChatRequest
+from kaito_serving.http.metrics import ServingMetrics
 
 _LOG = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from kaito_serving.chat import Chat
-from kaito_serving.contract import ChatRequest
-from kaito_serving.engine import Engine
+from kaito_serving.engine.base import Engine
 from kaito_serving.errors import EngineUnavailable, RequestTimeout, StartupError
-from kaito_serving.metrics import ServingMetrics
-from kaito_serving.options import Options
+from kaito_serving.http.chat import Chat
+from kaito_serving.http.contract import ChatRequest
+from kaito_serving.http.metrics import ServingMetrics
+from kaito_serving.run.options import Options
 
 _LOG = logging.getLogger(__name__)
 

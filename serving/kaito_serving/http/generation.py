@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kaito_serving.engine import Limits, Sampling
+from kaito_serving.engine.base import Limits, Sampling
 from kaito_serving.errors import InvalidRequest
 
 # Below this temperature the most likely token always wins; dividing by such a number would overflow instead.

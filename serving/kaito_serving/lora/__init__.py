@@ -1,0 +1,1 @@
+"""LoRA adapters: read and check their folders, and apply any mix of them exactly."""
