@@ -1,6 +1,6 @@
 """The command line of `kaito`: a whole local cluster, from nothing to nothing.
 
-kaito up | env | status | aks pools|fault|requests | demo | down     [--name NAME]
+kaito up | env | status | aks pools|fault|requests | demo | chat URL | down     [--name NAME]
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from kaito_local.cluster import preflight
 from kaito_local.cluster.local_cluster import LocalCluster, UpOptions
 from kaito_local.cluster.state import DEFAULT_NAME, State, cluster_folder
-from kaito_local.commands import aks, demo, env, status
+from kaito_local.commands import aks, chat, demo, env, status
 from kaito_local.errors import LocalError
 from kaito_local.machine.progress import Progress
 
@@ -108,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     command("env", "print shell lines for eval", env.run)
     command("status", "what runs, with pids, addresses, log files", status.run)
     aks.add_arguments(command("aks", "the emulated cloud", aks.run))
+    chat.add_arguments(command("chat", "talk with a model behind OpenAI's API", chat.run))
     down = command("down", "stop the cluster, leaving nothing behind", _down)
     down.add_argument("--purge", action="store_true", help="remove its state, too")
     return parser
