@@ -18,7 +18,7 @@ IMAGES = {
     "empty": ({f"{FOLDER}/config.json": PHI3}, "there is no *.safetensors beside its config.json"),
     "pickled": (
         {f"{FOLDER}/config.json": PHI3, f"{FOLDER}/pytorch_model.bin": b"\x80"},
-        "pickled weights (pytorch_model.bin)",
+        "pickled weights only (pytorch_model.bin)",
     ),
     "foreign": (
         {f"{FOLDER}/config.json": GPT2, f"{FOLDER}/model.safetensors": b""},

@@ -1,4 +1,4 @@
-"""What was fetched is what was asked for: weights of the right architecture, an adapter, and never a pickle."""
+"""What was fetched is what was asked for: weights of the right architecture, an adapter, and no pickles alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_weights(folder: Path, *, architecture: str | None, source: str) -> Non
 
     Raises RefusedContent, UnsupportedArtifact or Damaged with a sentence that names ``source``.
     """
-    refuse_pickles(folder, source=source)
+    refuse_pickles_alone(folder, source=source)
     if not (folder / "config.json").is_file():
         raise UnsupportedArtifact(f"{source} holds no model: there is no config.json in its weights folder")
     check_config(folder / "config.json", architecture=architecture, source=source)
@@ -66,7 +66,7 @@ def check_config(path: Path, *, architecture: str | None, source: str) -> None:
 
 def check_adapter(folder: Path, *, source: str) -> None:
     """A LoRA adapter as PEFT saves it. Raises RefusedContent, UnsupportedArtifact or Damaged."""
-    refuse_pickles(folder, source=source)
+    refuse_pickles_alone(folder, source=source)
     missing = [name for name in _ADAPTER_FILES if not (folder / name).is_file()]
     if missing:
         raise UnsupportedArtifact(f"{source} is no adapter: {' and '.join(missing)} missing under /data")
@@ -76,12 +76,15 @@ def check_adapter(folder: Path, *, source: str) -> None:
     safetensors.header(folder / "adapter_model.safetensors")
 
 
-def refuse_pickles(folder: Path, *, source: str) -> None:
-    """Raises RefusedContent if a file can run code when it is loaded."""
-    found = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix.lower() in _PICKLES)
-    if found:
+def refuse_pickles_alone(folder: Path, *, source: str) -> None:
+    """Raises RefusedContent if there are weights that can run code when they are loaded, and no others.
+
+    Many models and adapters carry both kinds; pickles beside safetensors are never opened.
+    """
+    found = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _PICKLES)
+    if found and not any(folder.glob("*.safetensors")):
         raise RefusedContent(
-            f"{source} holds pickled weights ({', '.join(found[:3])}), which can run code when loaded; "
+            f"{source} holds pickled weights only ({', '.join(found[:3])}), which can run code when loaded; "
             "convert them to safetensors"
         )
 

@@ -181,7 +181,10 @@ def test_a_mirror_is_asked_in_the_registrys_place(registry: RunningRegistry, com
 BROKEN = {
     "no config": ({"usr/x": b""}, "there is no config.json"),
     "no weights": ({f"{FOLDER}/config.json": CONFIG_JSON}, "there is no *.safetensors"),
-    "pickled": (MODEL | {f"{FOLDER}/pytorch_model.bin": b"\x80"}, "pickled weights (pytorch_model.bin)"),
+    "pickled": (
+        {f"{FOLDER}/config.json": CONFIG_JSON, f"{FOLDER}/pytorch_model.bin": b"\x80"},
+        "pickled weights only (pytorch_model.bin)",
+    ),
     "another architecture": (
         MODEL | {f"{FOLDER}/config.json": b'{"architectures": ["GPT2LMHeadModel"]}'},
         "holds a model of architecture GPT2LMHeadModel, but the preset needs Phi3ForCausalLM",
@@ -274,11 +277,23 @@ def test_an_adapter_pushed_as_plain_files_is_pulled_too(
     assert sorted(command.files()) == ["adapter_config.json", "adapter_model.safetensors"]
 
 
+def test_pickles_beside_safetensors_are_no_reason_to_refuse(
+    registry: RunningRegistry, command: Command, secret: Path
+) -> None:
+    files = ADAPTER | {"data/training_args.bin": b"\x80", "data/optimizer.pt": b"\x80"}
+    registry.image("adapters/both", "1", tar(dict(files)))
+    code, said = command.run("pull", "--image", f"{registry.host}/adapters/both:1", "--docker-config", secret)
+    assert (code, said) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
         ({"data/readme": b""}, "is no adapter: adapter_config.json and adapter_model.safetensors missing"),
-        (ADAPTER | {"data/adapter_model.bin": b""}, "pickled weights (adapter_model.bin)"),
+        (
+            {"data/adapter_config.json": b'{"peft_type": "LORA"}', "data/adapter_model.bin": b""},
+            "pickled weights only (adapter_model.bin)",
+        ),
         (ADAPTER | {"data/adapter_config.json": b'{"peft_type": "IA3"}'}, "only LORA can be served"),
     ],
     ids=["something else", "pickled", "another kind"],
