@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections.abc import Sequence
@@ -20,6 +21,11 @@ WEIGHTS_VOLUME = "weights"
 ADAPTER_VOLUME = "adapter-volume"
 PORT = 5000
 STARTUP_PERIOD = 2
+# Seconds, as the server's options of these names: how long it still takes requests after SIGTERM, and how long an
+# answer may take. Ending it takes no longer than both and what Ray needs.
+DRAIN = 5.0
+REQUEST_TIMEOUT = 600.0
+_SHUTDOWN = 15.0
 
 
 def pod_template(
@@ -50,7 +56,7 @@ def pod_template(
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": containers.POD_SECURITY,
-        "terminationGracePeriodSeconds": 60,
+        "terminationGracePeriodSeconds": grace_period(settings.serving.extra_args),
         "affinity": placement.affinity(workspace, resource),
         "tolerations": list(placement.TOLERATIONS),
         "initContainers": [
@@ -161,7 +167,7 @@ def _server(
     settings: Settings,
 ) -> Obj:
     args = ["--pipeline", "text-generation", "--pretrained_model_name_or_path", WEIGHTS_PATH]
-    args += ["--served_model_name", preset.name, "--torch_dtype", preset.dtype]
+    args += ["--served_model_name", preset.name, workspace.name, "--torch_dtype", preset.dtype]
     if adapters:
         args += ["--adapters_dir", ADAPTERS_PATH, "--adapter_strengths", strengths(adapters)]
     # HAProxy reaches the replicas of its own node at the loopback address, so the Pod's address alone would not do.
@@ -197,6 +203,19 @@ def _server(
         "livenessProbe": _probe(period=30, timeout=10, failures=10),
         "volumeMounts": mounts,
     }
+
+
+def grace_period(extra_args: Sequence[str]) -> int:
+    """Seconds that a server started with ``extra_args`` may need to end: its drain, its longest answer, Ray's end."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
+    parser.add_argument("--drain_s", type=float, default=DRAIN)
+    parser.add_argument("--request_timeout_s", type=float, default=REQUEST_TIMEOUT)
+    try:
+        known, _ = parser.parse_known_args(list(extra_args))
+    except argparse.ArgumentError:  # the server itself says what is wrong with it
+        known = parser.parse_args([])
+    seconds: float = known.drain_s + known.request_timeout_s + _SHUTDOWN
+    return math.ceil(seconds)
 
 
 def strengths(adapters: Sequence[Adapter]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -47,7 +48,7 @@ def test_the_server_is_started_as_its_contract_says() -> None:
     assert server["args"] == [
         "--pipeline", "text-generation",
         "--pretrained_model_name_or_path", "/workspace/tfs/weights",
-        "--served_model_name", "phi-3-mini-4k-instruct",
+        "--served_model_name", "phi-3-mini-4k-instruct", "phi",
         "--torch_dtype", "auto",
         "--host", "0.0.0.0",
         "--port", "5000",
@@ -57,6 +58,21 @@ def test_the_server_is_started_as_its_contract_says() -> None:
     assert server["env"][0] == {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
     assert server["resources"] == {"requests": {"nvidia.com/gpu": "1"}, "limits": {"nvidia.com/gpu": "1"}}
     assert server["ports"] == [{"name": "http", "containerPort": 5000, "protocol": "TCP"}]
+
+
+@pytest.mark.parametrize(
+    ("extra", "seconds"),
+    [
+        ((), 620),  # 5 s of draining, 600 s for the longest answer, 15 s for Ray
+        (("--request_timeout_s", "60"), 80),
+        (("--request_timeout_s=60", "--drain_s", "10", "--max_waiting", "9"), 85),
+        (("--request_timeout_s", "soon"), 620),
+    ],
+)
+def test_a_server_may_end_its_longest_answer(extra: tuple[str, ...], seconds: int) -> None:
+    settings = Settings()
+    settings = dataclasses.replace(settings, serving=dataclasses.replace(settings.serving, extra_args=extra))
+    assert pod(settings)["terminationGracePeriodSeconds"] == seconds
 
 
 def test_the_startup_probe_asks_every_two_seconds_for_the_presets_time() -> None:
