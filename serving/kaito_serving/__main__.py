@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from kaito_serving.errors import ServingError, StartupError
-from kaito_serving.run.options import Options, parse
+from kaito_serving.options import Options, parse
 from kaito_serving.run.server import run
 
 

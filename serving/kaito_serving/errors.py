@@ -7,9 +7,11 @@ ServingError
 │   └── AdapterError         a folder of an adapter
 └── RequestError             one request fails; carries the HTTP status
     ├── InvalidRequest       400, the request is at fault
+    │   └── UnknownModel     404, it names a model or an adapter that is not there
     ├── RequestTimeout       408, it took longer than the server allows
     ├── TooManyRequests      429, the queue is full; carries Retry-After
-    └── EngineUnavailable    503, the engine is loading, restarting or stopping
+    ├── RequestFailed        500, the model computes nothing usable for this request
+    └── EngineUnavailable    503, the engine is loading, restarting or stopping; carries Retry-After
 """
 
 from __future__ import annotations
@@ -42,9 +44,19 @@ class RequestError(ServingError):
 
 
 class InvalidRequest(RequestError):
-    """The request asks for what the model or the server cannot do."""
+    """The request asks for what the model or the server cannot do; `param` is the field at fault."""
 
     status = 400
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class UnknownModel(InvalidRequest):
+    """The request names a model or an adapter that is not there."""
+
+    status = 404
 
 
 class RequestTimeout(RequestError):
@@ -63,7 +75,17 @@ class TooManyRequests(RequestError):
         self.retry_after = retry_after
 
 
+class RequestFailed(RequestError):
+    """The model computes nothing usable for this request; the same request would fail again."""
+
+    status = 500
+
+
 class EngineUnavailable(RequestError):
-    """The engine does not run at the moment; the same request may succeed in a few seconds."""
+    """The engine does not run at the moment; the same request may succeed in `retry_after` seconds."""
 
     status = 503
+
+    def __init__(self, message: str, *, retry_after: int = 5) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kaito_serving.errors import RequestError, RequestTimeout, TooManyRequests
+from kaito_serving.engine.base import Engine
+from kaito_serving.errors import (
+    AdapterError,
+    InvalidRequest,
+)
+from kaito_serving.http import openapi, refusals
+from kaito_serving.http.asking import Asking
+from kaito_serving.http.body import BodyLimit
+from kaito_serving.http.chat import Chat
 from kaito_serving.http.contract import ChatAnswer, ChatRequest
 from kaito_serving.http.metrics import ServingMetrics
+from kaito_serving.http.openai.contract import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    LoadAdapterRequest,
+    TokenizeRequest,
+    UnloadAdapterRequest,
+)
+from kaito_serving.http.openai.endpoints import OpenAI
 
 _LOG = logging.getLogger(__name__)
 
@@ -26,8 +42,17 @@ _CLIENT_GONE = 499
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
+@dataclass(frozen=True, slots=True)
+class Surfaces:
+    """What answers for a model that is loaded."""
+
+    engine: Engine
+    chat: Chat
+    openai: OpenAI
+
+
 class Service(Protocol):
-    """What the application asks; `ModelService` is the real one."""
+    """What the application asks; `run.service.ModelService` is the real one."""
 
     metrics: ServingMetrics
 
@@ -40,15 +65,11 @@ class Service(Protocol):
         ...
 
     def unready(self) -> str | None:
-        """Why the model does not answer."""
+        """Why the model does not answer, in the words of KAITO's /health; None when it does."""
         ...
 
-    def known_adapters(self, names: dict[str, float] | None) -> list[str]:
-        """Those that are loaded."""
-        ...
-
-    async def chat(self, request: ChatRequest) -> str:
-        """The field Result."""
+    def surfaces(self) -> Surfaces:
+        """What answers; EngineUnavailable while the model loads."""
         ...
 
 
@@ -57,9 +78,16 @@ def build(
     *,
     api_keys: tuple[str, ...] = (),
     hardware: Callable[[], dict[str, Any]],
+    request_timeout: float = 600.0,
+    body_timeout: float = 30.0,
+    runtime_adapters: Path | None = None,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> FastAPI:
-    """The application. `hardware` gives the JSON of GET /metrics; with `api_keys`, /chat needs one as bearer token."""
+    """The application. `hardware` gives the JSON of GET /metrics; with `api_keys`, questions need one as bearer token.
+
+    An answer takes at most `request_timeout` seconds, sending a body at most `body_timeout`. `runtime_adapters` is the
+    folder whose adapters clients may load and unload, None: they may not.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -67,37 +95,41 @@ def build(
         yield
         await service.stop()
 
-    app = FastAPI(title="kaito-serving", lifespan=lifespan)
-    app.add_middleware(BodyLimit, largest=LARGEST_BODY)
+    app = FastAPI(title="kaito-serving", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(BodyLimit, largest=LARGEST_BODY, within=body_timeout)
 
-    @app.exception_handler(RequestError)
-    async def refuse(_: Request, error: RequestError) -> JSONResponse:
-        headers = {"Retry-After": str(error.retry_after)} if isinstance(error, TooManyRequests) else None
-        return JSONResponse({"detail": str(error)}, status_code=error.status, headers=headers)
+    refusals.install(app)
+    asking = Asking(api_keys=api_keys, timeout=request_timeout, metrics=service.metrics, monotonic=monotonic)
+    _serve_state(app, service, hardware)
+    _serve_answers(app, service, asking)
+    if runtime_adapters is not None:
+        _serve_adapters(app, service, asking, runtime_adapters)
+    openapi.without_422(app)
+    return app
 
-    @app.exception_handler(RequestValidationError)
-    async def explain(_: Request, error: RequestValidationError) -> JSONResponse:
-        # FastAPI would repeat the input: a prompt does not belong into logs of clients, and NaN is no JSON.
-        reasons = [{key: fault[key] for key in ("type", "loc", "msg")} for fault in error.errors()]
-        return JSONResponse({"detail": reasons}, status_code=422)
+
+def _serve_state(app: FastAPI, service: Service, hardware: Callable[[], dict[str, Any]]) -> None:
+    """What anybody may ask: health and metrics."""
 
     @app.get("/")
-    async def home() -> dict[str, str]:
+    async def root() -> dict[str, str]:
         return {"message": "Server is running"}
 
-    @app.get("/healthz")
-    @app.get("/health")
+    unhealthy = openapi.kaito(but=(400, 401, 404, 408, 413, 429, 503))
+
+    @app.get("/healthz", responses=unhealthy)
+    @app.get("/health", responses=unhealthy)
     async def health() -> dict[str, str]:
         reason = service.unready()
         if reason is not None:
             raise HTTPException(status_code=500, detail=reason)
         return {"status": "Healthy"}
 
-    @app.get("/metrics/prometheus")
+    @app.get("/metrics/prometheus", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         return PlainTextResponse(service.metrics.text(), media_type=_PROMETHEUS)
 
-    @app.get("/metrics")
+    @app.get("/metrics", responses={**unhealthy, 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})
     async def metrics(request: Request) -> Response:
         accept = request.headers.get("accept", "")
         if "text/plain" in accept or "openmetrics" in accept:
@@ -107,89 +139,74 @@ def build(
         except (OSError, RuntimeError) as error:
             raise HTTPException(status_code=500, detail=str(error)) from error
 
-    @app.post("/chat", response_model=ChatAnswer)
+
+def _serve_answers(app: FastAPI, service: Service, asking: Asking) -> None:
+    """The model's answers, to those who have a key."""
+    guarded = [Depends(asking.authorize)]
+
+    @app.post("/chat", response_model=ChatAnswer, dependencies=guarded, responses=openapi.kaito())
     async def chat(body: ChatRequest, request: Request) -> Response:
-        if api_keys and not _authorized(request, api_keys):
-            headers = {"WWW-Authenticate": "Bearer"}
-            raise HTTPException(status_code=401, detail="A valid API key is required.", headers=headers)
-        began = monotonic()
-        code = 500
+        model = service.surfaces()
+
+        async def work() -> Response:
+            return JSONResponse({"Result": await model.chat.answer(body, asking.asker(request))})
+
+        return await asking.answered(request, work, body.adapters, model.engine.adapters)
+
+    @app.post("/v1/chat/completions", dependencies=guarded, responses=openapi.openai(stream=True))
+    async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
+        model = service.surfaces()
+
+        async def work() -> Response:
+            return await model.openai.chat_completion(body, asking.asker(request))
+
+        return await asking.answered(request, work, body.adapters, model.engine.adapters)
+
+    @app.post("/v1/completions", dependencies=guarded, responses=openapi.openai(stream=True))
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        model = service.surfaces()
+
+        async def work() -> Response:
+            return await model.openai.completion(body, asking.asker(request))
+
+        return await asking.answered(request, work, body.adapters, model.engine.adapters)
+
+    @app.get("/v1/models", dependencies=guarded, responses=openapi.openai())
+    async def models() -> dict[str, Any]:
+        return service.surfaces().openai.models()
+
+    @app.get("/v1/models/{name:path}", dependencies=guarded, responses=openapi.openai())
+    async def model(name: str) -> dict[str, Any]:
+        return service.surfaces().openai.model(name)
+
+    @app.post("/tokenize", dependencies=guarded, responses=openapi.openai())
+    async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
+        return await service.surfaces().openai.tokenize(body)
+
+    @app.post("/detokenize", dependencies=guarded, responses=openapi.openai())
+    async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
+        return service.surfaces().openai.detokenize(body)
+
+
+def _serve_adapters(app: FastAPI, service: Service, asking: Asking, directory: Path) -> None:
+    """Adapters of `directory` that come and go while the server runs, as in vLLM."""
+    guarded = [Depends(asking.authorize)]
+
+    @app.post("/v1/load_lora_adapter", dependencies=guarded, responses=openapi.openai())
+    async def load_lora_adapter(body: LoadAdapterRequest) -> PlainTextResponse:
         try:
-            result = await _while_connected(request, service.chat(body))
-            code = 200 if result is not None else _CLIENT_GONE
-            return Response(status_code=code) if result is None else JSONResponse({"Result": result})
-        except RequestError as error:
-            code = error.status
-            if code != 400:
-                service.metrics.rejected(_reason(error))
-            raise
-        finally:
-            used = service.known_adapters(body.adapters)
-            service.metrics.answered(endpoint="/chat", code=code, seconds=monotonic() - began, adapters=used)
+            path = (directory / body.lora_path).resolve(strict=True)
+        except (OSError, ValueError):
+            raise InvalidRequest(f"There is no folder {body.lora_path!r}.", param="lora_path") from None
+        if not path.is_relative_to(directory.resolve()) or not path.is_dir():
+            raise InvalidRequest(f"lora_path must be a folder below {directory}.", param="lora_path")
+        try:
+            await service.surfaces().engine.load_adapter(body.lora_name, path)
+        except AdapterError as error:
+            raise InvalidRequest(str(error), param="lora_name") from error
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
-    return app
-
-
-class BodyLimit:
-    """Reads a request's body before the application does, and answers 413 once it is larger than `largest` bytes."""
-
-    def __init__(self, app: ASGIApp, *, largest: int) -> None:
-        self._app = app
-        self._largest = largest
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI call."""
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
-            await self._app(scope, receive, send)
-            return
-        parts: list[bytes] = []
-        size = 0
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            part = message.get("body", b"")
-            size += len(part)
-            if size > self._largest:
-                refusal = JSONResponse({"detail": f"The body is larger than {self._largest} bytes."}, status_code=413)
-                await refusal(scope, receive, send)
-                return
-            parts.append(part)
-            more = message.get("more_body", False)
-        whole: list[Message] = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
-
-        async def replay() -> Message:
-            return whole.pop() if whole else await receive()
-
-        await self._app(scope, replay, send)
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, str]) -> str | None:
-    """The result of `work`, or None when the client went away first; `work` is cancelled then."""
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
-    finally:
-        gone.cancel()
-        task.cancel()
-        await asyncio.wait({task, gone})
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _authorized(request: Request, keys: tuple[str, ...]) -> bool:
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    matches = [hmac.compare_digest(given.encode(), key.encode()) for key in keys]  # all of them: equal time for any key
-    return scheme.lower() == "bearer" and any(matches)
-
-
-def _reason(error: RequestError) -> str:
-    if isinstance(error, TooManyRequests):
-        return "queue_full"
-    return "timeout" if isinstance(error, RequestTimeout) else "unavailable"
+    @app.post("/v1/unload_lora_adapter", dependencies=guarded, responses=openapi.openai())
+    async def unload_lora_adapter(body: UnloadAdapterRequest) -> PlainTextResponse:
+        await service.surfaces().engine.unload_adapter(body.lora_name)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")

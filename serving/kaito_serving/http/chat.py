@@ -4,38 +4,40 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from jinja2 import TemplateError
-
-from kaito_serving.engine.base import Engine, GenRequest
+from kaito_serving.engine.base import Engine, Request
 from kaito_serving.errors import InvalidRequest
 from kaito_serving.http.contract import ChatRequest
-from kaito_serving.http.generation import GenerationPlan, ModelSettings, effective, plan
-from kaito_serving.run.options import Options
-
-_LONG_TEXT = 20_000  # characters; tokenising more than that would hold up the event loop
+from kaito_serving.http.generate_kwargs import GenerationPlan, ModelSettings, effective, plan
+from kaito_serving.http.running import Asker, Running
+from kaito_serving.http.text import Text
 
 
 class Chat:
-    """Answers /chat for one model. `tokenizer` is transformers' fast tokenizer of that model."""
+    """Answers /chat for one model.
+
+    `conversational` chooses the pipeline. `all_ends`: an answer also ends at the model's own end-of-text tokens, not
+    at the tokenizer's alone, unless the request says where.
+    """
 
     def __init__(
-        self, *, engine: Engine, tokenizer: Any, settings: ModelSettings, end_tokens: frozenset[int], options: Options
+        self, *, engine: Engine, text: Text, settings: ModelSettings, conversational: bool, all_ends: bool
     ) -> None:
         self._engine = engine
-        self._tokenizer = tokenizer
+        self._text = text
         self._settings = settings
-        self._end_tokens = end_tokens
-        self._options = options
+        self._conversational = conversational
+        self._all_ends = all_ends
 
-    async def answer(self, request: ChatRequest) -> str:
+    async def answer(self, request: ChatRequest, asker: Asker) -> str:
         """The field Result. RequestError says why there is none."""
-        if self._options.pipeline == "conversational":
-            return await self._converse(request)
-        return await self._complete(request)
+        if self._conversational:
+            return await self._converse(request, asker)
+        return await self._complete(request, asker)
 
-    async def _complete(self, request: ChatRequest) -> str:
+    async def _complete(self, request: ChatRequest, asker: Asker) -> str:
         if not request.prompt:
             raise InvalidRequest("Text generation parameter prompt required")
         if request.handle_long_generation not in (None, "hole"):
@@ -43,105 +45,68 @@ class Chat:
                 f"handle_long_generation must be null or 'hole', not {request.handle_long_generation!r}."
             )
         prefix = request.prefix or ""
-        ids = await self._encode(prefix + request.prompt)
+        ids = await self._text.encode(prefix + request.prompt)
         steps = self._plan(
             request,
             prompt_tokens=len(ids),
-            prefix_tokens=len(await self._encode(prefix)) if prefix else 0,
-            hole=int(self._tokenizer.model_max_length) if request.handle_long_generation else None,
+            prefix_tokens=len(await self._text.encode(prefix)) if prefix else 0,
+            hole=self._text.longest if request.handle_long_generation else None,
         )
         ids = ids[len(ids) - steps.prompt_tokens :]
-        rest = ""
-        for tokens in await self._generate(ids, steps, request):
-            # The answer is what the whole text has more than the prompt: decoded alone it would lose a leading space.
-            whole = self._decode([*ids, *tokens], request)
-            rest_of_this = whole[len(self._decode(ids, request)) :]
-            rest += (request.prompt if request.return_full_text is not False else "") + rest_of_this
-        return rest
+        full = request.return_full_text is not False
+        answers = await self._generate(ids, steps, request, asker)
+        return "".join((request.prompt if full else "") + self._rest(ids, tokens, request) for tokens in answers)
 
-    async def _converse(self, request: ChatRequest) -> str:
+    async def _converse(self, request: ChatRequest, asker: Asker) -> str:
         if not request.messages:
             raise InvalidRequest("Conversational parameter messages required")
-        if not self._tokenizer.chat_template:
-            raise InvalidRequest(
-                "This model has no chat template; start the server with --chat_template or use prompt."
-            )
-        try:
-            text = self._tokenizer.apply_chat_template(
-                [message.model_dump() for message in request.messages], add_generation_prompt=True, tokenize=False
-            )
-        except (TemplateError, ValueError, TypeError) as error:
-            raise InvalidRequest(f"The messages do not suit the chat template: {error}") from error
-        ids = await self._encode(text)
-        answers = await self._generate(ids, self._plan(request, prompt_tokens=len(ids)), request)
-        start = len(self._decode(ids, request))
-        content = "".join(self._decode([*ids, *tokens], request)[start:] for tokens in answers)
-        return repr({"role": "assistant", "content": content})
+        text = self._text.render([message.model_dump() for message in request.messages])
+        ids = await self._text.encode(text, special=False)  # the template writes them
+        answers = await self._generate(ids, self._plan(request, prompt_tokens=len(ids)), request, asker)
+        return repr({"role": "assistant", "content": "".join(self._rest(ids, each, request) for each in answers)})
 
     def _plan(
         self, request: ChatRequest, *, prompt_tokens: int, prefix_tokens: int = 0, hole: int | None = None
     ) -> GenerationPlan:
         given = request.generate_kwargs
         settings = effective(None if given is None else _fields(given), self._settings)
-        if given is not None and self._options.chat_stop == "model" and "eos_token_id" not in given.model_fields_set:
-            settings["eos_token_id"] = sorted(self._end_tokens)
+        if given is not None and self._all_ends and "eos_token_id" not in given.model_fields_set:
+            settings["eos_token_id"] = sorted(self._settings.end_tokens)
         return plan(
-            settings, prompt_tokens=prompt_tokens, prefix_tokens=prefix_tokens, limits=self._settings.limits, hole=hole
+            settings, prompt_tokens=prompt_tokens, prefix_tokens=prefix_tokens, limits=self._engine.limits, hole=hole
         )
 
-    async def _generate(self, ids: Sequence[int], steps: GenerationPlan, request: ChatRequest) -> list[list[int]]:
-        alone = bool(steps.special)
-        wanted = GenRequest(
-            prompt_ids=tuple(ids),
-            max_new_tokens=steps.max_new_tokens,
-            eos_token_ids=steps.eos_token_ids,
-            sampling=steps.sampling,
-            special=steps.special,
-            sequences=steps.sequences if alone else 1,
-            adapters=request.adapters,
-        )
-        if alone or steps.sequences == 1:
-            return await self._collect(wanted)
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._collect(wanted)) for _ in range(steps.sequences)]
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        return [task.result()[0] for task in tasks]
-
-    async def _collect(self, wanted: GenRequest) -> list[list[int]]:
-        answers: list[list[int]] = [[] for _ in range(wanted.sequences)]
-        chunks = self._engine.submit(wanted)
-        try:
-            async for chunk in chunks:
-                answers[chunk.sequence].extend(chunk.token_ids)
-        finally:
-            await chunks.aclose()
+    async def _generate(
+        self, ids: Sequence[int], steps: GenerationPlan, request: ChatRequest, asker: Asker
+    ) -> list[list[int]]:
+        seed = steps.params.seed
+        wanted = [
+            Request(
+                prompt_ids=tuple(ids),
+                params=steps.params if seed is None else replace(steps.params, seed=seed + each),
+                adapters=request.adapters,
+                deadline=asker.deadline,
+                client=asker.client,
+            )
+            for each in range(steps.sequences)
+        ]
+        answers: list[list[int]] = [[] for _ in wanted]
+        async with Running(self._engine, wanted) as running:
+            try:
+                async with asyncio.timeout(steps.max_time):
+                    while not running.finished:
+                        taken = await running.next()
+                        assert taken is not None
+                        answers[taken[0]] += taken[1].token_ids
+            except TimeoutError:
+                return answers  # max_time is no failure: what has come until then is the answer
         return answers
 
-    async def _encode(self, text: str) -> list[int]:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise InvalidRequest("The text holds half of a surrogate pair, which is no valid Unicode.") from None
-        if len(text) > _LONG_TEXT:
-            return await asyncio.to_thread(self._encode_now, text)
-        return self._encode_now(text)
-
-    def _encode_now(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        beyond = [token for token in ids if token >= self._settings.limits.vocabulary]
-        if beyond:
-            raise InvalidRequest(f"The text holds the token {beyond[0]}, which the model does not know.")
-        return ids
-
-    def _decode(self, ids: Sequence[int], request: ChatRequest) -> str:
-        text: str = self._tokenizer.decode(
-            list(ids),
-            skip_special_tokens=True,
-            clean_up_tokenization_spaces=bool(request.clean_up_tokenization_spaces),
-        )
-        return text
+    def _rest(self, ids: Sequence[int], tokens: Sequence[int], request: ChatRequest) -> str:
+        """What the whole text has more than the prompt: decoded alone, an answer would lose a leading space."""
+        clean_up = bool(request.clean_up_tokenization_spaces)
+        whole = self._text.decode([*ids, *tokens], clean_up=clean_up)
+        return whole[len(self._text.decode(ids, clean_up=clean_up)) :]
 
 
 def _fields(given: Any) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What is in a folder of weights, checked before anything heavy starts.
 
 Only safetensors are read: a pickle (`.bin`, `.pt`, `.pth`, `.pkl`) can run code when it is loaded (CVE-2025-32434 did
-so even with `weights_only`), so a folder that holds one is refused as a whole. Architectures come from a list of
+so even with `weights_only`), so those that lie beside safetensors are never opened, and a folder with pickles alone is
+refused. Architectures come from a list of
 native classes, because a config may otherwise name code of its own (`auto_map`, CVE-2026-4372). Headers are read to
 the last byte, so that an interrupted download is told from a wrong model.
 """
@@ -9,16 +10,23 @@ the last byte, so that an interrupted download is told from a wrong model.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kaito_serving.errors import AdapterError, StartupError, WeightsError
+from kaito_serving.errors import StartupError, WeightsError
 
 ARCHITECTURES = frozenset(
-    {"FalconForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM", "PhiForCausalLM"}
+    {
+        "FalconForCausalLM",
+        "Gemma3ForCausalLM",
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+        "Phi3ForCausalLM",
+        "PhiForCausalLM",
+        "Qwen3ForCausalLM",
+    }
 )
 PICKLES = (".bin", ".pt", ".pth", ".pkl")
 _INDEX = "model.safetensors.index.json"
@@ -39,7 +47,7 @@ def inspect(path: Path) -> ModelFolder:
     """Check a base model's folder; WeightsError with one sentence when it cannot be served."""
     if not path.is_dir():
         raise WeightsError(f"There is no folder {path}: the weights of the model are missing.")
-    refuse_pickles(path, WeightsError)
+    refuse_pickles_alone(path, WeightsError)
     config = _json(path / "config.json")
     architecture = _architecture(path, config)
     files = list(_tensor_files(path))
@@ -49,17 +57,13 @@ def inspect(path: Path) -> ModelFolder:
     return ModelFolder(path=path, architecture=architecture, config=config, tensor_bytes=size)
 
 
-def refuse_pickles(path: Path, error: type[StartupError] = AdapterError) -> None:
-    """Raise `error` when a file below `path` has a pickle's suffix."""
-    found = sorted(
-        str((Path(folder) / name).relative_to(path))
-        for folder, _, names in os.walk(path)
-        for name in names
-        if name.lower().endswith(PICKLES)
-    )
-    if found:
+def refuse_pickles_alone(path: Path, error: type[StartupError]) -> None:
+    """Raise `error` when a folder holds weights as pickles and none as safetensors."""
+    names = sorted(each.name for each in path.iterdir())
+    pickles = [name for name in names if name.lower().endswith(PICKLES)]
+    if pickles and not any(name.endswith(".safetensors") for name in names):
         raise error(
-            f"The folder {path} holds pickled weights ({found[0]}), which can run code when they are loaded; "
+            f"The folder {path} holds pickled weights only ({pickles[0]}), which can run code when they are loaded; "
             "only safetensors are served."
         )
 

@@ -6,9 +6,7 @@ Native class, safetensors, the dtype that the device can compute, and a first fo
 from __future__ import annotations
 
 import logging
-import math
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,8 @@ import torch
 import transformers
 
 from kaito_serving.errors import OptionError, WeightsError
-from kaito_serving.lora import adapters as lora
-from kaito_serving.lora.adapters import AdapterSet
 from kaito_serving.model.folder import ModelFolder, inspect
-from kaito_serving.run.options import Options, strength
+from kaito_serving.options import Options
 
 _LOG = logging.getLogger(__name__)
 _UNLIMITED = 1 << 24  # tokenizers without a limit give an astronomical number
@@ -28,12 +24,11 @@ _UNLIMITED = 1 << 24  # tokenizers without a limit give an astronomical number
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that has answered once. `context` in tokens; `end_tokens` is the model's own list of end-of-text ids."""
+    """A model in memory. `context` in tokens; `end_tokens` is the model's own list of end-of-text ids."""
 
     name: str
     network: Any  # a transformers PreTrainedModel
     tokenizer: Any  # a transformers PreTrainedTokenizerBase
-    adapters: AdapterSet
     context: int
     vocabulary: int
     end_tokens: frozenset[int]
@@ -44,8 +39,13 @@ class LoadedModel:
         device: torch.device = self.network.device
         return device
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
 
-def load(options: Options, environment: Mapping[str, str] = os.environ) -> LoadedModel:
+
+def load(options: Options) -> LoadedModel:
     """Load what the options name.
 
     Takes seconds to minutes. StartupError with one sentence when it can never be served.
@@ -65,26 +65,17 @@ def load(options: Options, environment: Mapping[str, str] = os.environ) -> Loade
             bnb_4bit_compute_dtype=dtype,
         )
     transformers.utils.logging.disable_progress_bar()
-    network = _network(folder, settings)
     tokenizer = _tokenizer(folder, options.chat_template)
-    found = [lora.read(path) for path in lora.find(options.adapters_dir)]
-    strengths = {a.name: strength(environment[a.name], a.name) for a in found if a.name in environment}
-    adapters = lora.attach(network, found, {**strengths, **options.adapter_strengths}, dtype=dtype)
-    if adapters.names:
-        _LOG.info("Adapter added: %s", ", ".join(adapters.names))
-    elif options.adapters_dir.is_dir():
-        _LOG.warning("No adapter found in %s; the base model answers alone.", options.adapters_dir)
+    context = context_limit(folder.config, tokenizer.model_max_length, asked=options.max_context)
+    network = _network(folder, settings, context=context)
     network.requires_grad_(False)
     network.eval()
     vocabulary = int(network.get_input_embeddings().weight.shape[0])
-    _answer_once(network, adapters, vocabulary)
-    _LOG.info("Model loaded successfully")
     return LoadedModel(
-        name=options.served_model_name,
+        name=options.served_model_name[0],
         network=network,
         tokenizer=tokenizer,
-        adapters=adapters,
-        context=context_limit(folder.config, tokenizer.model_max_length, asked=options.max_context),
+        context=context,
         vocabulary=vocabulary,
         end_tokens=_token_ids(network.generation_config.eos_token_id) or _token_ids(tokenizer.eos_token_id),
     )
@@ -103,7 +94,7 @@ def choose_dtype(asked: str, config: Mapping[str, Any], *, capability: tuple[int
     if dtype is torch.bfloat16 and capability is not None and capability < (8, 0):
         _LOG.warning("This GPU does not compute bfloat16; float16 is used instead.")
         return torch.float16
-    if dtype is torch.float16 and capability is None and asked == "auto":
+    if dtype is torch.float16 and capability is None:
         _LOG.info("On a CPU the weights are kept in bfloat16 instead of float16.")
         return torch.bfloat16
     assert isinstance(dtype, torch.dtype)
@@ -111,17 +102,8 @@ def choose_dtype(asked: str, config: Mapping[str, Any], *, capability: tuple[int
 
 
 def context_limit(config: Mapping[str, Any], tokenizer_limit: int, *, asked: int) -> int:
-    """Most tokens of prompt and answer together.
-
-    Models with a long and a short set of rotary factors choose by the longest row of the batch, so a long neighbour
-    would change a short request's answer: they are held to the length of the short set.
-    """
+    """Most tokens of prompt and answer together: the least of the model's, the tokenizer's and the asked limit."""
     limits = [int(config.get("max_position_embeddings") or _UNLIMITED)]
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type")) in ("longrope", "su"):
-        original = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
-        if original:
-            limits.append(int(original))
     if tokenizer_limit < _UNLIMITED:
         limits.append(int(tokenizer_limit))
     if asked > min(limits):
@@ -133,10 +115,36 @@ def context_limit(config: Mapping[str, Any], tokenizer_limit: int, *, asked: int
     return min(limits)
 
 
-def _network(folder: ModelFolder, settings: Mapping[str, Any]) -> Any:
+def choose_rope_factors(config: Any, *, context: int) -> None:
+    """Fix the rotary factors of a longrope model for the whole process, in place.
+
+    Such a model (Phi-3 128k, arXiv 2402.13753) has factors for texts up to `original_max_position_embeddings` tokens
+    and others for longer ones. transformers chooses by the longest row of each pass, so that neighbours would change
+    one another's answers. Here the configured context decides, as in vLLM and llama.cpp: the long ones act for every
+    row if it exceeds the original length, else the short ones. `config` is transformers' PretrainedConfig.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return
+    original = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    if original is None:
+        return
+    chosen = "long_factor" if context > int(original) else "short_factor"
+    _LOG.info("The context of %d tokens takes the model's %s.", context, chosen.replace("_", " "))
+    rope["short_factor"] = rope["long_factor"] = rope[chosen]
+
+
+def _network(folder: ModelFolder, settings: Mapping[str, Any], *, context: int) -> Any:
     try:
+        config = transformers.AutoConfig.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
+        choose_rope_factors(config, context=context)
         network, report = getattr(transformers, folder.architecture).from_pretrained(
-            folder.path, local_files_only=True, use_safetensors=True, output_loading_info=True, **settings
+            folder.path,
+            config=config,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **settings,
         )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -165,17 +173,6 @@ def _tokenizer(folder: ModelFolder, chat_template: str | None) -> Any:
         except OSError as error:
             raise OptionError(f"--chat_template {chat_template} cannot be read: {error.strerror}.") from error
     return tokenizer
-
-
-def _answer_once(network: Any, adapters: AdapterSet, vocabulary: int) -> None:
-    adapters.scales.active = adapters.vector(None)
-    with torch.inference_mode():
-        logits = network(input_ids=torch.arange(min(8, vocabulary), device=network.device)[None]).logits
-    adapters.scales.active = None
-    if not math.isfinite(float(logits.float().abs().sum())):
-        raise WeightsError(
-            "The model computes numbers that are not finite; its weights are damaged or the dtype does not suit it."
-        )
 
 
 def _fetch(options: Options) -> Path:

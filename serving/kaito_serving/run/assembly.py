@@ -2,35 +2,82 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 import time
+from typing import Any
 
 from kaito_serving.engine.base import Engine
-from kaito_serving.engine.torch.engine import TransformersEngine
+from kaito_serving.engine.torch.engine import TorchEngine
+from kaito_serving.http.app import Surfaces
 from kaito_serving.http.chat import Chat
-from kaito_serving.http.generation import ModelSettings
-from kaito_serving.http.metrics import ServingMetrics
+from kaito_serving.http.generate_kwargs import ModelSettings
+from kaito_serving.http.metrics import MeteredEngine, ServingMetrics
+from kaito_serving.http.openai.endpoints import OpenAI
+from kaito_serving.http.text import Text
+from kaito_serving.lora.layer import attach
 from kaito_serving.model.load import load
-from kaito_serving.run.options import Options
+from kaito_serving.options import Options
+from kaito_serving.run import host
+
+_LOG = logging.getLogger(__name__)
 
 
-def assemble(options: Options, metrics: ServingMetrics) -> tuple[Engine, Chat]:
+def assemble(options: Options, metrics: ServingMetrics) -> Surfaces:
     """Load the model and build its engine; takes seconds to minutes. StartupError when it can never be served."""
     model = load(options)
-    engine = TransformersEngine(
+    adapters = attach(
+        model.network,
+        options.adapters_dir,
+        strengths=options.adapter_strengths,
+        environment=os.environ,
+        ranks=options.max_lora_rank_total if options.allow_runtime_adapters else 0,
+        dtype=model.network.dtype,
+        device=model.device,
+    )
+    engine = TorchEngine(
         model,
+        adapters,
         kv_cache_tokens=options.kv_cache_tokens,
         max_batch_tokens=options.max_batch_tokens,
         max_waiting=options.max_waiting,
+        memory=host.memory_limit(),
         monotonic=time.monotonic,
-        metrics=metrics,
+        die=_die,
     )
+    _LOG.info("Model loaded successfully")
     settings = ModelSettings(
         generation_config=model.network.generation_config.to_dict(),
         eos_token_id=model.tokenizer.eos_token_id,
-        pad_token_id=model.tokenizer.pad_token_id,
-        limits=engine.limits,
+        end_tokens=model.end_tokens,
     )
+    return surfaces(model.tokenizer, MeteredEngine(engine, metrics, monotonic=time.monotonic), settings, options)
+
+
+def surfaces(tokenizer: Any, engine: Engine, settings: ModelSettings, options: Options) -> Surfaces:
+    """The endpoints over an engine."""
+    text = Text(tokenizer, vocabulary=engine.limits.vocabulary)
     chat = Chat(
-        engine=engine, tokenizer=model.tokenizer, settings=settings, end_tokens=model.end_tokens, options=options
+        engine=engine,
+        text=text,
+        settings=settings,
+        conversational=options.pipeline == "conversational",
+        all_ends=options.chat_stop == "model",
     )
-    return engine, chat
+    openai = OpenAI(
+        engine=engine,
+        text=text,
+        settings=settings,
+        names=options.served_model_name,
+        now=time.time,
+        monotonic=time.monotonic,
+    )
+    return Surfaces(engine, chat, openai)
+
+
+def _die(reason: str) -> None:
+    """End this process at once, so that Serve starts another one."""
+    sys.stderr.write(reason + "\n")
+    sys.stderr.flush()
+    os._exit(1)

@@ -3,49 +3,63 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
-from dataclasses import asdict
+from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 
-from kaito_serving.engine.base import Engine
-from kaito_serving.http.app import build
-from kaito_serving.http.chat import Chat
+from kaito_serving.http.app import Surfaces, build
 from kaito_serving.http.metrics import ServingMetrics
+from kaito_serving.options import Options, api_keys
 from kaito_serving.run import host
-from kaito_serving.run.options import Options, api_keys
 from kaito_serving.run.service import ModelService
+from kaito_serving.run.startup import Report
 
 NAME = "model"
 
 
 class ModelServer:
-    """The replica. Its constructor returns at once and the model loads in the background, so that health can answer."""
+    """The replica.
 
-    def __init__(self, options: Options) -> None:
+    With `at_once` the model loads in the constructor, so that Serve sends requests to replicas that can answer them;
+    otherwise in the background, so that the only replica can say meanwhile how it is.
+    """
+
+    def __init__(self, options: Options, *, at_once: bool, report: Path) -> None:
         _configure_logging(debug=options.debug)
-        metrics = ServingMetrics(model=options.served_model_name, version=_version())
-        self._service = ModelService(options, load=_assemble, metrics=metrics, monotonic=time.monotonic)
-        self._api_keys = api_keys(options)
+        self._options = options
+        self._service = ModelService(
+            load=partial(_assemble, options),
+            metrics=ServingMetrics(model=options.served_model_name[0], version=_version()),
+            monotonic=time.monotonic,
+            report=Report(report),
+        )
+        if at_once:
+            self._service.load()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build(self._service, api_keys=self._api_keys, hardware=host.as_metrics)
+        options = self._options
+        return build(
+            self._service,
+            api_keys=api_keys(options),
+            hardware=host.Hardware(monotonic=time.monotonic),
+            request_timeout=options.request_timeout_s,
+            runtime_adapters=options.adapters_dir if options.allow_runtime_adapters else None,
+        )
 
     async def check_health(self) -> None:
-        """Called by Serve every few seconds; raising has this replica replaced."""
+        """Called by Serve every second; raising has this replica replaced."""
         self._service.check()
 
-    async def startup(self) -> dict[str, Any]:
-        """How far the start is, and which process says so."""
-        return {**asdict(self._service.startup), "pid": os.getpid()}
 
-
-def application(options: Options, *, replicas: int, gpus_per_replica: float, cpus_per_replica: int) -> Any:
-    """The bound deployment for `serve.run`."""
+def application(
+    options: Options, *, replicas: int, gpus_per_replica: float, cpus_per_replica: int, report: Path
+) -> Any:
+    """The bound deployment for Serve; `report` is the folder in which the replicas tell how far they are."""
     deployment = serve.deployment(
         serve.ingress()(ModelServer),
         name=NAME,
@@ -54,12 +68,12 @@ def application(options: Options, *, replicas: int, gpus_per_replica: float, cpu
         max_ongoing_requests=100_000,
         health_check_period_s=1.0,
         health_check_timeout_s=30.0,
-        graceful_shutdown_timeout_s=max(20.0, min(options.request_timeout_s, 120.0)),
+        graceful_shutdown_timeout_s=options.request_timeout_s,
         graceful_shutdown_wait_loop_s=0.2,
         ray_actor_options={"num_cpus": cpus_per_replica, "num_gpus": gpus_per_replica},
         logging_config={"enable_access_log": options.debug},
     )
-    return deployment.bind(options)
+    return deployment.bind(options, at_once=replicas > 1, report=report)
 
 
 def _version() -> str:
@@ -69,7 +83,7 @@ def _version() -> str:
         return "unknown"
 
 
-def _assemble(options: Options, metrics: ServingMetrics) -> tuple[Engine, Chat]:
+def _assemble(options: Options, metrics: ServingMetrics) -> Surfaces:
     from kaito_serving.run.assembly import assemble  # torch: only where the model is, some 300 MiB less elsewhere
 
     return assemble(options, metrics)
@@ -82,5 +96,3 @@ def _configure_logging(*, debug: bool) -> None:
     ours.handlers = [handler]
     ours.propagate = False
     ours.setLevel(logging.DEBUG if debug else logging.INFO)
-    # transformers' loop logs token ids of prompts when it refuses one.
-    logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)

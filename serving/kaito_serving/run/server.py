@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import os
 import secrets
+import shutil
 import signal
 import threading
 import time
@@ -27,25 +29,31 @@ from typing import Any
 import psutil
 
 from kaito_serving.errors import ServingError, StartupError
-from kaito_serving.model.folder import inspect, refuse_pickles
+from kaito_serving.model.folder import inspect
+from kaito_serving.options import Options
 from kaito_serving.run import host
-from kaito_serving.run.options import Options
+from kaito_serving.run.startup import read
 
 _LOG = logging.getLogger(__name__)
 
 APPLICATION = "kaito"
 _OBJECT_STORE = 80 * 1024 * 1024  # bytes, Ray's minimum is 75 MiB; Serve keeps nothing large there
-_MOST_PROCESSES = 3  # model processes that may die before the start counts as failed
+_MOST_DEATHS = 2  # of a replica while it loads, before the start counts as failed
+_KEEP_ALIVE = 75  # seconds; load balancers give idle connections up after 60, and must be the first to do so
 _RAY_STARTS = 3
 _LOOK_EVERY = 0.5  # seconds
+_ASK_SERVE = 20  # looks; Serve itself says when replicas cannot be placed at all
 
 
 class ServerFailed(ServingError):
     """The server ended by itself; a new start may help."""
 
 
-def environment(given: Mapping[str, str], *, drain: float) -> dict[str, str]:
-    """What must stand in the environment before Ray is imported; values that the user has set win."""
+def environment(given: Mapping[str, str], *, drain: float, longest: float) -> dict[str, str]:
+    """What must stand in the environment before Ray is imported; values that the user has set win.
+
+    `drain` is how long a part that ends still takes requests, `longest` how long an answer may take; seconds.
+    """
     base = given.get("RAY_TMPDIR", "/tmp")
     wanted = {
         "HF_HUB_OFFLINE": "1",
@@ -62,6 +70,7 @@ def environment(given: Mapping[str, str], *, drain: float) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{base}/ha/admin.sock",
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": f"{base}/ha",
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{base}/ha/server-state",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": f"{math.ceil(drain + longest)}",
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": f"{drain:g}",
@@ -81,8 +90,6 @@ def check_folders(options: Options) -> None:
     """What can be found wrong in a second, before Ray starts; StartupError with a sentence."""
     if not options.allow_remote_files:
         inspect(Path(options.weights))
-    if options.adapters_dir.is_dir():
-        refuse_pickles(options.adapters_dir)
 
 
 def run(options: Options, *, die: Callable[[str], object]) -> None:
@@ -106,7 +113,7 @@ def run(options: Options, *, die: Callable[[str], object]) -> None:
     listen()
     check_folders(options)
     _adopt_orphans()
-    os.environ.update(environment(os.environ, drain=options.drain_s))
+    os.environ.update(environment(os.environ, drain=options.drain_s, longest=options.request_timeout_s))
     if options.allow_remote_files:
         os.environ["HF_HUB_OFFLINE"] = "0"
     import ray
@@ -118,20 +125,24 @@ def run(options: Options, *, die: Callable[[str], object]) -> None:
     started = psutil.Process().children()
     vital = [child for child in started if child.name() in ("gcs_server", "raylet")]
     threading.Thread(target=_guard, args=(vital, over, die), name="guard", daemon=True).start()
-    handle = None
+    deployed = False
+    report = Path(os.environ["RAY_TMPDIR"]) / f"kaito-serving-{os.getpid()}"
     try:
         if not reasons:
-            handle = _deploy(serve, options, gpus=int(ray.cluster_resources().get("GPU", 0)), processors=processors)
+            gpus = int(ray.cluster_resources().get("GPU", 0))
+            replicas = _deploy(serve, options, gpus=gpus, processors=processors, report=report)
+            deployed = True
             listen()
-            _watch(handle, asked, started=started)
+            _watch(serve, report, asked, replicas=replicas, started=started)
     finally:
         _LOG.info("Stopping (%s).", ", ".join(reasons) or "failed")
-        if handle is not None and reasons:
+        if deployed and reasons:
             _drain(serve, options.drain_s)
         serve.shutdown()
         over.set()
         ray.shutdown()
         _end_processes()
+        shutil.rmtree(report, ignore_errors=True)
 
 
 def _guard(vital: Sequence[psutil.Process], over: threading.Event, die: Callable[[str], object]) -> None:
@@ -166,7 +177,8 @@ def _start_ray(ray: Any, *, processors: int) -> None:
     raise ServerFailed("Ray does not start in this container; it may need more processor time or memory.")
 
 
-def _deploy(serve: Any, options: Options, *, gpus: int, processors: int) -> Any:
+def _deploy(serve: Any, options: Options, *, gpus: int, processors: int, report: Path) -> int:
+    """Hand the application to Serve, which starts it beside; how many replicas it will have."""
     from ray.exceptions import RayError
 
     from kaito_serving.run.deployment import application
@@ -178,11 +190,17 @@ def _deploy(serve: Any, options: Options, *, gpus: int, processors: int) -> Any:
         gpus_per_replica=gpus / replicas,
         # One processor is left to HTTP and Ray; Ray sets the number of computing threads by this.
         cpus_per_replica=max(1, (processors - 1) // replicas),
+        report=report,
     )
-    http = {"host": _listen_on(options.host), "port": options.port}
+    http = {"host": _listen_on(options.host), "port": options.port, "keep_alive_timeout_s": _KEEP_ALIVE}
     try:
         serve.start(http_options=http, logging_config={"enable_access_log": False})
-        return serve.run(target, name=APPLICATION, route_prefix="/")
+        serve.run_many(
+            [serve.RunTarget(target, name=APPLICATION, route_prefix="/")],
+            wait_for_ingress_deployment_creation=False,
+            wait_for_applications_running=False,
+        )
+        return replicas
     except (RayError, RuntimeError, TimeoutError) as error:
         _LOG.debug("Ray Serve did not start", exc_info=True)
         last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
@@ -213,28 +231,32 @@ def _replicas(options: Options, gpus: int) -> int:
     """One replica per GPU when the weights, and half as much for their cache, fit into one; else one over all."""
     if gpus < 2:
         return 1
-    smallest = min((gpu.memory_total * 2**20 for gpu in host.gpus()), default=0.0)
+    smallest = min((gpu.memory_total for gpu in host.gpus()), default=0)
     needed = 1.5 * inspect(Path(options.weights)).tensor_bytes if not options.allow_remote_files else float("inf")
     return gpus if needed < smallest else 1
 
 
-def _watch(handle: Any, asked: SimpleQueue[int], *, started: Sequence[psutil.Process]) -> None:
+def _watch(
+    serve: Any, report: Path, asked: SimpleQueue[int], *, replicas: int, started: Sequence[psutil.Process]
+) -> None:
     """Returns after a signal; StartupError or ServerFailed when the model cannot be served."""
     ready = False
-    processes: set[int] = set()
+    looks = 0
     while not _came(asked, within=_LOOK_EVERY):
         _bury_orphans(started)
-        if ready:
-            continue
-        state = _startup(handle)
-        if state is None:
-            continue
-        processes.add(state["pid"])
-        if state["phase"] == "failed":
-            raise (StartupError if state["final"] else ServerFailed)(state["reason"])
-        if len(processes) > _MOST_PROCESSES:
+        told = list(read(report))
+        failed = [each.startup for each in told if each.startup.phase == "failed"]
+        if failed and (failed[-1].final or not ready):
+            raise (StartupError if failed[-1].final else ServerFailed)(failed[-1].reason)
+        died = sum(not each.alive and each.startup.phase == "loading" for each in told)
+        if died > _MOST_DEATHS * replicas:
             raise ServerFailed("The model's process died several times while it loaded; it may need more memory.")
-        if state["phase"] == "ready":
+        looks += 1
+        if not ready and looks % _ASK_SERVE == 0:
+            application = serve.status().applications.get(APPLICATION)
+            if application is not None and application.status == "DEPLOY_FAILED":
+                raise ServerFailed(f"Ray Serve cannot start the model: {application.message.strip().splitlines()[-1]}")
+        if not ready and sum(each.alive and each.startup.phase == "ready" for each in told) >= replicas:
             ready = True
             _LOG.info("The model answers.")
 
@@ -245,17 +267,6 @@ def _came(asked: SimpleQueue[int], *, within: float) -> bool:
     except Empty:
         return False
     return True
-
-
-def _startup(handle: Any) -> dict[str, Any] | None:
-    """The replica's state; None while there is none to ask."""
-    from ray.exceptions import RayError
-
-    try:
-        state: dict[str, Any] = handle.startup.remote().result(timeout_s=5.0)
-    except (RayError, TimeoutError):
-        return None
-    return state
 
 
 def _alive(process: psutil.Process) -> bool:

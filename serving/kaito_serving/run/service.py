@@ -5,98 +5,99 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
-from kaito_serving.engine.base import Engine
-from kaito_serving.errors import EngineUnavailable, RequestTimeout, StartupError
-from kaito_serving.http.chat import Chat
-from kaito_serving.http.contract import ChatRequest
+from kaito_serving.engine.base import State
+from kaito_serving.errors import EngineUnavailable, StartupError
+from kaito_serving.http.app import Surfaces
 from kaito_serving.http.metrics import ServingMetrics
-from kaito_serving.run.options import Options
+from kaito_serving.run.startup import Startup
 
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Startup:
-    """How far the start is. `reason` is the sentence of a failure; `final`: starting again changes nothing."""
-
-    phase: Literal["loading", "ready", "failed"] = "loading"
-    reason: str = ""
-    final: bool = False
-
-
 class ModelService:
-    """`load` makes the engine and the chat; it runs in a thread and may raise StartupError."""
+    """`load` makes the engine and its surfaces; it runs in a thread and may raise StartupError.
+
+    `report` hears how far the start is.
+    """
 
     def __init__(
         self,
-        options: Options,
         *,
-        load: Callable[[Options, ServingMetrics], tuple[Engine, Chat]],
+        load: Callable[[ServingMetrics], Surfaces],
         metrics: ServingMetrics,
         monotonic: Callable[[], float],
+        report: Callable[[Startup], object] = lambda _: None,
     ) -> None:
-        self._options = options
         self._load = load
         self._monotonic = monotonic
+        self._report = report
         self.metrics = metrics
-        self.startup = Startup()
-        self._engine: Engine | None = None
-        self._chat: Chat | None = None
+        self._failure: str | None = None
+        self._loaded: Surfaces | None = None
+        self._surfaces: Surfaces | None = None
         self._loading: asyncio.Task[None] | None = None
 
+    def load(self) -> None:
+        """Load here and now; otherwise `begin` does it, beside health checks that are answered. Raises like `load`."""
+        began = self._monotonic()
+        self._report(Startup())
+        try:
+            self._loaded = self._load(self.metrics)
+        except StartupError as error:
+            self._fail(str(error), final=True)
+            raise
+        except Exception as error:
+            _LOG.exception("The model could not be loaded")
+            self._fail(f"The model could not be loaded: {type(error).__name__}: {error}", final=False)
+            raise
+        self.metrics.model_load_seconds.set(self._monotonic() - began)
+
     def begin(self) -> None:
-        """Start loading; returns at once, so that health checks are answered meanwhile."""
+        """Start answering, and loading if that was not done; returns at once."""
         self._loading = asyncio.get_running_loop().create_task(self._start())
 
     async def stop(self) -> None:
         """Fail what runs and free the model."""
         if self._loading is not None:
             self._loading.cancel()
-        if self._engine is not None:
-            await self._engine.stop()
+        if self._surfaces is not None:
+            await self._surfaces.engine.stop()
 
     def unready(self) -> str | None:
         """Why the model does not answer at the moment, in the words of KAITO's /health; None when it does."""
-        if self._chat is None or self._engine is None:
+        if self._surfaces is None:
             return "Model not initialized"
-        return None if self._engine.running else "Pipeline not initialized"
+        return None if self._surfaces.engine.state() is State.READY else "Pipeline not initialized"
 
     def check(self) -> None:
         """Raise when only a new process can help."""
-        if self._engine is not None:
-            self._engine.check()
+        if self._failure is not None:
+            raise EngineUnavailable(self._failure)
+        if self._surfaces is not None:
+            self._surfaces.engine.check()
 
-    def known_adapters(self, names: dict[str, float] | None) -> list[str]:
-        """Those of `names` that are loaded."""
-        return sorted(set(names or ()) & set(self._engine.adapters)) if self._engine is not None else []
-
-    async def chat(self, request: ChatRequest) -> str:
-        """The field Result; RequestError says why there is none."""
-        if self._chat is None:
+    def surfaces(self) -> Surfaces:
+        """What answers; EngineUnavailable while the model loads."""
+        if self._surfaces is None:
             raise EngineUnavailable("Model not initialized")
-        try:
-            async with asyncio.timeout(self._options.request_timeout_s):
-                return await self._chat.answer(request)
-        except TimeoutError:
-            seconds = f"{self._options.request_timeout_s:g}"
-            raise RequestTimeout(f"The answer took longer than {seconds} seconds; ask for fewer tokens.") from None
+        return self._surfaces
 
     async def _start(self) -> None:
-        began = self._monotonic()
         try:
-            engine, chat = await asyncio.to_thread(self._load, self._options, self.metrics)
-            await engine.start()
-        except StartupError as error:
-            self.startup = Startup("failed", str(error), final=True)
+            if self._loaded is None:
+                await asyncio.to_thread(self.load)
+            assert self._loaded is not None
+            await self._loaded.engine.start()
+        except Exception:
+            if self._failure is None:
+                _LOG.exception("The engine could not be started")
+                self._fail("The engine could not be started.", final=False)
             return
-        except Exception as error:
-            _LOG.exception("The model could not be loaded")
-            self.startup = Startup("failed", f"The model could not be loaded: {type(error).__name__}: {error}")
-            return
-        self._engine, self._chat = engine, chat
-        self.metrics.watch(engine)
-        self.metrics.model_load_seconds.set(self._monotonic() - began)
-        self.startup = Startup("ready")
+        self._surfaces = self._loaded
+        self.metrics.watch(self._surfaces.engine)
+        self._report(Startup("ready"))
+
+    def _fail(self, reason: str, *, final: bool) -> None:
+        self._failure = reason
+        self._report(Startup("failed", reason, final))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -123,7 +124,8 @@ def test_sigterm_lets_the_running_answer_finish_and_leaves_no_process(start_serv
     body = {"prompt": "x", "generate_kwargs": {"max_new_tokens": 1500, "eos_token_id": None}}
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         answer = pool.submit(server.chat, body)
-        while "requests_running 1.0" not in httpx.get(f"{server.url}/metrics/prometheus").text:
+        running = re.compile(r"vllm:num_requests_running\{.*\} 1\.0")
+        while not running.search(httpx.get(f"{server.url}/metrics/prometheus").text):
             assert not answer.done(), answer.result().text
             time.sleep(0.02)
         below = server.processes()
@@ -151,7 +153,7 @@ def fault(folder, what) -> None:
         case "no weights":
             (folder / "model.safetensors").unlink()
         case "pickled":
-            (folder / "pytorch_model.bin").write_bytes(b"\x80")
+            (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
         case "architecture":
             (folder / "config.json").write_text(json.dumps(config | {"architectures": ["BertForMaskedLM"]}))
         case "shape":  # shows only while the model loads, inside the replica

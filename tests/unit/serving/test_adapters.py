@@ -1,6 +1,7 @@
 """Adapters are exact: against PEFT on the same weights, one by one, mixed, and mixed differently within one batch."""
 
 import asyncio
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kaito_serving.engine.base import GenRequest
-from kaito_serving.errors import AdapterError, InvalidRequest
-from kaito_serving.lora import adapters as lora
+from kaito_serving.engine.base import Request, SamplingParams
+from kaito_serving.errors import AdapterError, UnknownModel
+from kaito_serving.lora import layer
+from kaito_serving.lora import read as lora
 from kaito_serving.model.load import load
-from kaito_serving.run.options import Options
+from kaito_serving.options import Options
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -24,6 +26,20 @@ SHAPES = {
     "two": {"r": 8, "lora_alpha": 4, "target_modules": ["qkv_proj", "down_proj"]},
     "three": {"r": 2, "lora_alpha": 2, "target_modules": ["o_proj"], "layers_to_transform": [1]},
 }
+
+
+def loaded(options, environment=()):
+    """A model with its adapters beside its layers."""
+    model = load(options)
+    adapters = layer.attach(
+        model.network,
+        options.adapters_dir,
+        strengths=options.adapter_strengths,
+        environment=dict(environment),
+        dtype=model.network.dtype,
+        device=model.device,
+    )
+    return model, adapters
 
 
 def base(folder):
@@ -75,9 +91,9 @@ def logits(network, ids):
     "mix", [{"one": 1.0}, {"one": 0.3, "two": 0.9}, {"one": 0.5, "two": 0.25, "three": 1.0}, {"two": 0.0}], ids=str
 )
 def test_a_mix_is_the_exact_sum(tiny_folder, adapters_dir, with_peft, mix):
-    ours = load(Options(weights=str(tiny_folder), adapters_dir=adapters_dir), {})
+    ours, adapters = loaded(Options(weights=str(tiny_folder), adapters_dir=adapters_dir))
     ids = torch.arange(40, 80)[None]
-    ours.adapters.scales.active = ours.adapters.vector(mix)
+    adapters.scales.active = adapters.vector(mix)
     ours_logits = logits(ours.network, ids)
     used = {name: value for name, value in mix.items() if value}
     assert torch.allclose(ours_logits, logits(with_peft(used), ids), atol=1e-4, rtol=1e-5)
@@ -87,8 +103,8 @@ def test_a_mix_is_the_exact_sum(tiny_folder, adapters_dir, with_peft, mix):
 
 def test_rank_stabilised_adapters_have_their_own_factor(tiny_folder, tmp_path):
     make(tiny_folder, tmp_path / "stable", seed=5, r=16, lora_alpha=8, target_modules=ALL, use_rslora=True)
-    ours = load(Options(weights=str(tiny_folder), adapters_dir=tmp_path), {})
-    ours.adapters.scales.active = ours.adapters.vector(None)
+    ours, adapters = loaded(Options(weights=str(tiny_folder), adapters_dir=tmp_path))
+    adapters.scales.active = adapters.vector(None)
     theirs = peft.PeftModel.from_pretrained(base(tiny_folder), tmp_path / "stable").eval()
     ids = torch.arange(40, 80)[None]
     assert torch.allclose(logits(ours.network, ids), logits(theirs, ids), atol=1e-4, rtol=1e-5)
@@ -96,21 +112,22 @@ def test_rank_stabilised_adapters_have_their_own_factor(tiny_folder, tmp_path):
 
 def test_the_deployments_strengths_come_from_the_option_then_the_environment_then_one(tiny_folder, adapters_dir):
     options = Options(weights=str(tiny_folder), adapters_dir=adapters_dir, adapter_strengths={"one": 0.5})
-    loaded = load(options, {"one": "0.1", "two": "0.25", "PATH": "/bin"})
-    assert loaded.adapters.default_mix == {"one": 0.5, "two": 0.25, "three": 1.0}
-    assert loaded.adapters.names == ("one", "three", "two")
+    _, adapters = loaded(options, {"one": "0.1", "two": "0.25", "PATH": "/bin"})
+    assert adapters.default_mix == {"one": 0.5, "two": 0.25, "three": 1.0}
+    assert adapters.names == ("one", "three", "two")
 
 
 def test_every_request_of_a_batch_has_its_own_mix(tiny_folder, adapters_dir, with_peft, make_engine, greedy):
-    model = load(Options(weights=str(tiny_folder), adapters_dir=adapters_dir, adapter_strengths={"two": 0.0}), {})
+    model, adapters = loaded(
+        Options(weights=str(tiny_folder), adapters_dir=adapters_dir, adapter_strengths={"two": 0.0})
+    )
     deployment = {"one": 1.0, "three": 1.0}
     mixes = [None, {}, {"one": 0.2}, {"two": 1.0}, {"one": 0.5, "two": 0.5, "three": 0.5}]
     prompts = [tuple(range(50 + 7 * i, 60 + 9 * i)) for i in range(len(mixes))]
     networks = [with_peft(deployment if mix is None else mix) for mix in mixes]
     expected = [greedy(prompt, 30, network=net) for prompt, net in zip(prompts, networks, strict=True)]
-    special = {"no_repeat_ngram_size": 2}
-    expected_alone = greedy(prompts[2], 30, network=networks[2], **special)
-    engine = make_engine(model, max_batch_tokens=32)
+    expected_bans = greedy(prompts[2], 30, network=networks[2], no_repeat_ngram_size=2)
+    engine = make_engine(model, adapters, max_batch_tokens=32)
 
     async def tokens_of(request):
         return [token for chunk in [c async for c in engine.submit(request)] for token in chunk.token_ids]
@@ -118,24 +135,27 @@ def test_every_request_of_a_batch_has_its_own_mix(tiny_folder, adapters_dir, wit
     async def work():
         await engine.start()
         try:
+            params = SamplingParams(max_tokens=30, temperature=0.0)
             requests = [
-                GenRequest(prompt, 30, frozenset(), adapters=mix) for prompt, mix in zip(prompts, mixes, strict=True)
+                Request(prompt_ids=prompt, params=params, adapters=mix)
+                for prompt, mix in zip(prompts, mixes, strict=True)
             ]
-            alone = GenRequest(prompts[2], 30, frozenset(), adapters=mixes[2], special=special)
-            return await asyncio.gather(*(tokens_of(request) for request in [*requests, alone]))
+            bans = dataclasses.replace(params, no_repeat_ngram_size=2)
+            requests.append(Request(prompt_ids=prompts[2], params=bans, adapters=mixes[2]))
+            return await asyncio.gather(*(tokens_of(request) for request in requests))
         finally:
             await engine.stop()
 
-    *answers, alone = asyncio.run(work())
+    *answers, without_repetition = asyncio.run(work())
     assert answers == expected
-    assert alone == expected_alone
+    assert without_repetition == expected_bans
     assert len({tuple(answer) for answer in answers}) == len(mixes)
 
 
 def test_a_mix_with_an_unknown_name_is_refused(tiny_folder, adapters_dir):
-    loaded = load(Options(weights=str(tiny_folder), adapters_dir=adapters_dir), {})
-    with pytest.raises(InvalidRequest, match="Unknown adapter four; loaded adapters: one, three, two"):
-        loaded.adapters.vector({"four": 1.0})
+    _, adapters = loaded(Options(weights=str(tiny_folder), adapters_dir=adapters_dir))
+    with pytest.raises(UnknownModel, match="Unknown adapter four; loaded adapters: one, three, two"):
+        adapters.vector({"four": 1.0})
 
 
 def test_folders_without_a_config_are_no_adapters(tmp_path):
@@ -157,8 +177,9 @@ def change_config(folder: Path, **changes) -> None:
         {"modules_to_save": ["lm_head"]},
         {"trainable_token_indices": [1]},
         {"fan_in_fan_out": True},
-        {"rank_pattern": {"o_proj": 2}},
-        {"alpha_pattern": {"o_proj": 2}},
+        {"rank_pattern": {"o_proj": 2}},  # not what its matrices are
+        {"rank_pattern": {"(": 2}},
+        {"alpha_pattern": 7},
         {"peft_type": "IA3"},
         {"r": 7},
         {"init_lora_weights": "pissa"},
@@ -174,11 +195,68 @@ def test_what_cannot_be_served_exactly_is_refused(adapters_dir, tmp_path, change
         lora.read(folder)
 
 
-def test_a_pickled_adapter_is_refused(adapters_dir, tmp_path):
+def test_pickles_beside_safetensors_are_never_opened_and_alone_they_are_refused(adapters_dir, tmp_path):
     folder = shutil.copytree(adapters_dir / "one", tmp_path / "one")
-    (folder / "adapter_model.bin").write_bytes(b"\x80")
+    for name in ("training_args.bin", "adapter_model.bin", "optimizer.pt"):
+        (folder / name).write_bytes(b"\x80 no pickle that could be loaded")
+    assert lora.read(folder).rank == 4
+    (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(AdapterError, match="pickled"):
         lora.read(folder)
+
+
+def test_ranks_and_alphas_of_single_layers_are_served_as_peft_has_them(tiny_folder, tmp_path):
+    patterns = {"rank_pattern": {"o_proj": 2, r"layers\.1\..*down_proj": 6}, "alpha_pattern": {"qkv_proj": 32}}
+    make(tiny_folder, tmp_path / "uneven", seed=6, r=4, lora_alpha=8, target_modules=ALL, **patterns)
+    ours, adapters = loaded(Options(weights=str(tiny_folder), adapters_dir=tmp_path))
+    adapters.scales.active = adapters.vector(None)
+    theirs = peft.PeftModel.from_pretrained(base(tiny_folder), tmp_path / "uneven").eval()
+    ids = torch.arange(40, 80)[None]
+    assert torch.allclose(logits(ours.network, ids), logits(theirs, ids), atol=1e-4, rtol=1e-5)
+
+
+def test_the_head_is_never_changed(tiny_folder, tmp_path):
+    make(tiny_folder, tmp_path / "head", seed=7, r=2, lora_alpha=2, target_modules=["lm_head"])
+    with pytest.raises(AdapterError, match="changes lm_head"):
+        lora.read(tmp_path / "head")
+
+
+def test_adapters_come_and_go_while_requests_run(tiny_folder, adapters_dir, with_peft, make_engine, greedy):
+    model = load(Options(weights=str(tiny_folder)))
+    adapters = layer.AdapterSet(model.network, ranks=6, dtype=model.network.dtype, device=model.device)
+    prompt = tuple(range(60, 75))
+    with_one, with_three, plain = (greedy(prompt, 30, network=with_peft(m)) for m in ({"one": 1}, {"three": 1}, {}))
+    engine = make_engine(model, adapters)
+
+    async def ask(mix, new=30):
+        params = SamplingParams(max_tokens=new, temperature=0.0)
+        request = Request(prompt_ids=prompt, params=params, adapters=mix)
+        return [token async for chunk in engine.submit(request) for token in chunk.token_ids]
+
+    async def work():
+        await engine.start()
+        try:
+            running = asyncio.create_task(ask({}, 400))
+            await engine.load_adapter("one", adapters_dir / "one")
+            await engine.load_adapter("three", adapters_dir / "three")
+            assert engine.adapters == ("one", "three")
+            with pytest.raises(AdapterError, match="rank 8, and 0 of"):
+                await engine.load_adapter("two", adapters_dir / "two")
+            assert await ask({"one": 1.0}) == with_one
+            using = asyncio.create_task(ask({"three": 1.0}))
+            await asyncio.sleep(0)
+            await engine.unload_adapter("three")
+            assert await using == with_three
+            with pytest.raises(UnknownModel):
+                await ask({"three": 1.0})
+            await engine.load_adapter("again", adapters_dir / "three")
+            assert await ask({"again": 1.0}) == with_three
+            assert await ask(None) == plain
+            return (await running)[:30]
+        finally:
+            await engine.stop()
+
+    assert asyncio.run(work()) == plain
 
 
 @pytest.mark.parametrize("damage", ["cut", "absent", "nan", "half", "foreign"])
@@ -210,13 +288,13 @@ def test_an_adapter_of_another_model_does_not_fit(tiny_folder, adapters_dir, tmp
     wider = {key: torch.cat([value, value], dim=1) if "lora_A" in key else value for key, value in tensors.items()}
     save_file(wider, file)
     with pytest.raises(AdapterError, match="does not fit the model"):
-        load(Options(weights=str(tiny_folder), adapters_dir=tmp_path / "adapters"), {})
+        loaded(Options(weights=str(tiny_folder), adapters_dir=tmp_path / "adapters"))
     renamed = {key.replace("qkv_proj", "q_proj"): value for key, value in tensors.items() if "qkv_proj" in key}
     save_file(renamed, file)
     with pytest.raises(AdapterError, match="no linear layer"):
-        load(Options(weights=str(tiny_folder), adapters_dir=tmp_path / "adapters"), {})
+        loaded(Options(weights=str(tiny_folder), adapters_dir=tmp_path / "adapters"))
 
 
 def test_a_strength_for_an_absent_adapter_is_a_mistake(tiny_folder, tmp_path):
     with pytest.raises(AdapterError, match="names ghost"):
-        load(Options(weights=str(tiny_folder), adapters_dir=tmp_path, adapter_strengths={"ghost": 1.0}), {})
+        loaded(Options(weights=str(tiny_folder), adapters_dir=tmp_path, adapter_strengths={"ghost": 1.0}))

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from kaito_serving.http.app import LARGEST_BODY, build
-from kaito_serving.http.metrics import ServingMetrics
-from kaito_serving.run.options import Options
+from kaito_serving.http.metrics import MeteredEngine, ServingMetrics
+from kaito_serving.options import Options
 from kaito_serving.run.service import ModelService
 
 transformers = pytest.importorskip("transformers")
@@ -34,22 +34,22 @@ async def client_of(service, *, wait=True, **settings):
 
 
 @pytest.fixture
-def ask(tiny, make_engine, make_chat):
+def ask(tiny, make_engine, make_surfaces):
     """Send requests to a fresh server: `ask(body, ...)` gives the answers; `with_client` runs any work."""
 
-    def service(**changes):
-        options = Options(served_model_name="tiny", adapters_dir=NOWHERE, **changes)
+    def with_client(work, *, api_keys=(), request_timeout=60.0, body_timeout=30.0, **changes):
+        options = Options(served_model_name=("tiny",), adapters_dir=NOWHERE, **changes)
+
+        def load(metrics):
+            engine = MeteredEngine(make_engine(tiny), metrics, monotonic=time.monotonic)
+            return make_surfaces(tiny, engine, options)
+
         metrics = ServingMetrics(model="tiny", version="0")
+        service = ModelService(load=load, metrics=metrics, monotonic=time.monotonic)
+        limits = {"request_timeout": request_timeout, "body_timeout": body_timeout}
 
-        def load(options, metrics):
-            engine = make_engine(tiny)
-            return engine, make_chat(tiny, engine, options)
-
-        return ModelService(options, load=load, metrics=metrics, monotonic=time.monotonic)
-
-    def with_client(work, *, api_keys=(), **changes):
         async def whole():
-            async with client_of(service(**changes), api_keys=api_keys) as client:
+            async with client_of(service, api_keys=api_keys, **limits) as client:
                 return await work(client)
 
         return asyncio.run(whole())
@@ -65,9 +65,9 @@ def ask(tiny, make_engine, make_chat):
 
 
 @pytest.fixture
-def pipeline(tiny):
+def pipeline(tiny, reference):
     """transformers' own pipeline on the same weights."""
-    return transformers.pipeline("text-generation", model=tiny.network, tokenizer=tiny.tokenizer)
+    return transformers.pipeline("text-generation", model=reference, tokenizer=tiny.tokenizer)
 
 
 GREEDY = {"do_sample": False, "max_length": 60}
@@ -83,7 +83,7 @@ def test_the_quick_starts_request_is_answered(ask):
 @pytest.mark.parametrize("full", [True, False, None])
 def test_three_prompts_are_answered_as_by_the_pipeline(ask, pipeline, tiny, full):
     prompts = ["What is a Pod?", "Is a GPU", "<|user|>\nWhat is KAITO?<|end|>\n<|assistant|>\n"]
-    eos = tiny.tokenizer.eos_token_id
+    eos = sorted(tiny.end_tokens)
     expected = [
         pipeline(p, return_full_text=full is not False, eos_token_id=eos, **GREEDY)[0]["generated_text"]
         for p in prompts
@@ -93,7 +93,7 @@ def test_three_prompts_are_answered_as_by_the_pipeline(ask, pipeline, tiny, full
 
 
 def test_a_prefix_is_read_and_not_returned(ask, pipeline, tiny):
-    eos = tiny.tokenizer.eos_token_id
+    eos = sorted(tiny.end_tokens)
     expected = pipeline(" is a GPU?", prefix="What", eos_token_id=eos, **GREEDY)[0]["generated_text"]
     (answer,) = ask({"prompt": " is a GPU?", "prefix": "What", "generate_kwargs": GREEDY})
     assert answer.json()["Result"] == expected
@@ -150,30 +150,43 @@ def test_upstreams_example_body_with_every_neutral_value_is_accepted(ask):
 
 
 def test_several_answers_are_joined_with_nothing_between(ask):
-    many, beams = ask(
-        {"prompt": "Hi", "generate_kwargs": {"num_return_sequences": 3, "max_new_tokens": 4}},
-        {"prompt": "Hi", "generate_kwargs": {"num_return_sequences": 2, "num_beams": 2, "max_new_tokens": 4}},
-    )
+    (many,) = ask({"prompt": "Hi", "generate_kwargs": {"num_return_sequences": 3, "max_new_tokens": 4}})
     assert many.json()["Result"].count("Hi") >= 3
-    assert beams.json()["Result"].count("Hi") >= 2
 
 
 def test_conversations_are_answered_with_the_repr_of_a_message(ask, tiny, greedy):
     messages = [{"role": "user", "content": "What is a node?"}]
     text = tiny.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     ids = tiny.tokenizer(text, add_special_tokens=False)["input_ids"]
-    expected = tiny.tokenizer.decode(greedy(ids, 60, eos=tiny.tokenizer.eos_token_id), skip_special_tokens=True)
+    expected = tiny.tokenizer.decode(greedy(ids, 60, eos=sorted(tiny.end_tokens)), skip_special_tokens=True)
     body = {"messages": messages, "generate_kwargs": {"do_sample": False, "max_new_tokens": 60}}
     (answer,) = ask(body, pipeline="conversational")
     assert ast.literal_eval(answer.json()["Result"]) == {"role": "assistant", "content": expected}
     assert "machine" in expected
 
 
-def test_chat_stop_model_ends_where_the_model_ends_its_turn(ask, tiny):
+def test_an_answer_ends_where_the_model_ends_its_turn_unless_the_tokenizers_end_is_asked_for(ask, tiny):
     body = {"prompt": "<|user|>\nHello<|end|>\n<|assistant|>\n", "return_full_text": False}
-    (answer,) = ask(body | {"generate_kwargs": {"do_sample": False}}, chat_stop="model")
-    assert answer.json()["Result"] == "Hello! Ask me about Kubernetes, GPUs or KAITO."
+    body["generate_kwargs"] = {"do_sample": False}
+    (short,) = ask(body)
+    (long,) = ask(body, chat_stop="tokenizer")
+    assert short.json()["Result"] == "Hello! Ask me about Kubernetes, GPUs or KAITO."
+    assert len(long.json()["Result"]) > len(short.json()["Result"])
     assert len(tiny.end_tokens) == 2
+
+
+def test_a_stop_string_and_a_time_limit_end_an_answer(ask):
+    kwargs = {"do_sample": False, "max_new_tokens": 60, "eos_token_id": None}
+    (whole,) = ask({"prompt": "What is a Pod?", "generate_kwargs": kwargs})
+    text = whole.json()["Result"]
+    string = text[30:36]
+    stopped, timed = ask(
+        {"prompt": "What is a Pod?", "generate_kwargs": kwargs | {"stop_strings": string}},
+        {"prompt": "What is a Pod?", "generate_kwargs": kwargs | {"max_new_tokens": 3000, "max_time": 0.3}},
+    )
+    assert string in stopped.json()["Result"]
+    assert len(stopped.json()["Result"]) < len(text)
+    assert timed.status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -189,6 +202,7 @@ def test_chat_stop_model_ends_where_the_model_ends_its_turn(ask, tiny):
         ({"prompt": "x " * 300, "generate_kwargs": {"max_length": 100}}, "max_length 100 leaves no room"),
         ({"prompt": "x", "generate_kwargs": {"max_new_tokens": 100_000}}, "the context is"),
         ({"prompt": "x", "generate_kwargs": {"top_p": 2.0}}, "top_p cannot be 2.0"),
+        ({"prompt": "x", "generate_kwargs": {"num_beams": 2}}, "num_beams must be 1"),
     ],
     ids=str,
 )
@@ -250,7 +264,7 @@ def test_messages_are_required_in_the_conversational_pipeline(ask):
 
 def test_an_answer_that_takes_too_long_gets_408(ask):
     body = {"prompt": "x", "generate_kwargs": {"max_new_tokens": 3000, "eos_token_id": None}}
-    (answer,) = ask(body, request_timeout_s=0.2)
+    (answer,) = ask(body, request_timeout=0.2)
     assert answer.status_code == 408
 
 
@@ -269,14 +283,13 @@ def test_health_root_and_metrics(ask):
     for text in (series.text, plain.text):
         assert 'kaito_serving_requests_total{code="200",endpoint="/chat",model="tiny"} 1.0' in text
         assert 'kaito_serving_requests_total{code="400",endpoint="/chat",model="tiny"} 1.0' in text
-        assert "kaito_serving_generated_tokens_total" in text
-        assert "kaito_serving_kv_cache_usage_ratio 0.0" in text
+        assert 'vllm:generation_tokens_total{model_name="tiny"}' in text
+        assert 'vllm:kv_cache_usage_perc{model_name="tiny"} 0.0' in text
 
 
 def test_while_the_model_loads_health_says_so_and_chat_answers_503():
     loading = ModelService(
-        Options(),
-        load=lambda options, metrics: time.sleep(0.5),
+        load=lambda metrics: time.sleep(0.5),
         metrics=ServingMetrics(model="m", version="0"),
         monotonic=time.monotonic,
     )

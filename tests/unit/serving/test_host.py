@@ -1,7 +1,9 @@
 """Processors and memory by cgroup, v1 and v2; the JSON of GET /metrics."""
 
 import os
+from types import SimpleNamespace
 
+import pynvml
 import pytest
 
 from kaito_serving.run import host
@@ -38,28 +40,58 @@ def test_memory_follows_the_limit(tmp_path, name):
     assert host.memory_limit(tmp_path) == unlimited
 
 
-def test_without_a_gpu_the_processors_are_reported(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    report = host.as_metrics()
+def test_without_a_gpu_the_processors_are_reported():
+    report = host.Hardware(monotonic=lambda: 0.0)()
     assert report["gpu_info"] is None
     assert set(report["cpu_info"]) == {"load_percentage", "physical_cores", "total_cores", "memory"}
     assert report["cpu_info"]["memory"]["total"].endswith(" GB")
 
 
-def test_a_gpu_is_reported_in_kaitos_form(tmp_path, monkeypatch):
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 'GPU-1, Tesla V100-PCIE-16GB, 25, 55, 1024, 16384'\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    assert host.as_metrics() == {
+@pytest.fixture
+def driver(monkeypatch):
+    """A V100 as NVIDIA's library tells it; how often it was asked."""
+    asked = []
+
+    def temperature(*_):
+        raise pynvml.NVMLError_NotSupported
+
+    answers = {
+        "nvmlInit": lambda: asked.append(1),
+        "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetCount": lambda: 1,
+        "nvmlDeviceGetHandleByIndex": lambda index: index,
+        "nvmlDeviceGetUUID": lambda _: "GPU-1",
+        "nvmlDeviceGetName": lambda _: "Tesla V100-PCIE-16GB",
+        "nvmlDeviceGetMemoryInfo": lambda _: SimpleNamespace(used=1 << 30, total=16 << 30),
+        "nvmlDeviceGetUtilizationRates": lambda _: SimpleNamespace(gpu=25),
+        "nvmlDeviceGetTemperature": temperature,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(pynvml, name, answer)
+    return asked
+
+
+def test_a_gpu_is_reported_in_kaitos_form(driver):
+    assert host.Hardware(monotonic=lambda: 0.0)() == {
         "gpu_info": [
             {
                 "id": "GPU-1",
                 "name": "Tesla V100-PCIE-16GB",
                 "load": "25.00%",
-                "temperature": "55 C",
+                "temperature": "0 C",  # virtual GPUs do not tell it
                 "memory": {"used": "1.00 GB", "total": "16.00 GB"},
             }
         ],
         "cpu_info": None,
     }
+
+
+def test_the_driver_is_asked_once_a_second_however_many_ask_us(driver):
+    now = [100.0]
+    hardware = host.Hardware(monotonic=lambda: now[0])
+    for _ in range(50):
+        hardware()
+    assert len(driver) == 1
+    now[0] += 1.0
+    hardware()
+    assert len(driver) == 2

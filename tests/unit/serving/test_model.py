@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from kaito_serving.errors import OptionError, WeightsError
 from kaito_serving.model.load import choose_dtype, context_limit, load
-from kaito_serving.run.options import Options
+from kaito_serving.options import Options
 
 NOWHERE = Path("/nonexistent")
 
@@ -23,7 +23,7 @@ NOWHERE = Path("/nonexistent")
         ("auto", {"dtype": "bfloat16"}, (7, 0), torch.float16),
         ("bfloat16", {"dtype": "float32"}, (7, 5), torch.float16),
         ("auto", {"dtype": "float16"}, None, torch.bfloat16),
-        ("float16", {"dtype": "float32"}, None, torch.float16),
+        ("float16", {"dtype": "float32"}, None, torch.bfloat16),
         ("auto", {}, None, torch.float32),
     ],
 )
@@ -50,7 +50,7 @@ def test_an_unknown_dtype_is_refused():
             },
             131072,
             0,
-            4096,
+            131072,
         ),
     ],
 )
@@ -64,7 +64,7 @@ def test_a_missing_tensor_is_refused_and_not_made_up(tiny_folder, tmp_path):
     del tensors["model.layers.0.mlp.down_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(WeightsError, match=r"1 tensors are missing.*down_proj"):
-        load(Options(weights=str(folder), adapters_dir=NOWHERE), {})
+        load(Options(weights=str(folder), adapters_dir=NOWHERE))
 
 
 def test_weights_of_another_shape_are_refused(tiny_folder, tmp_path):
@@ -73,24 +73,25 @@ def test_weights_of_another_shape_are_refused(tiny_folder, tmp_path):
     config["intermediate_size"] *= 2
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightsError, match="Phi3ForCausalLM"):
-        load(Options(weights=str(folder), adapters_dir=NOWHERE), {})
+        load(Options(weights=str(folder), adapters_dir=NOWHERE))
 
 
-def test_a_model_that_computes_nan_never_becomes_ready(tiny_folder, tmp_path):
+def test_a_model_that_computes_nan_never_becomes_ready(tiny_folder, tmp_path, make_engine):
     folder = shutil.copytree(tiny_folder, tmp_path / "weights")
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"][0] = float("nan")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    model = load(Options(weights=str(folder)))
     with pytest.raises(WeightsError, match="not finite"):
-        load(Options(weights=str(folder), adapters_dir=NOWHERE), {})
+        make_engine(model)
 
 
 def test_a_chat_template_may_be_text_or_a_file(tiny_folder, tmp_path):
     file = tmp_path / "template.jinja"
     file.write_text("{{ messages[0]['content'] }}")
     for given in (str(file), "{{ messages[0]['content'] }}"):
-        loaded = load(Options(weights=str(tiny_folder), adapters_dir=NOWHERE, chat_template=given), {})
+        loaded = load(Options(weights=str(tiny_folder), adapters_dir=NOWHERE, chat_template=given))
         text = loaded.tokenizer.apply_chat_template([{"role": "user", "content": "x y"}], tokenize=False)
         assert text == "x y"
     with pytest.raises(OptionError, match="cannot be read"):
-        load(Options(weights=str(tiny_folder), adapters_dir=NOWHERE, chat_template="/nonexistent.jinja"), {})
+        load(Options(weights=str(tiny_folder), adapters_dir=NOWHERE, chat_template="/nonexistent.jinja"))

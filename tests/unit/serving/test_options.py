@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from kaito_serving.errors import OptionError
-from kaito_serving.run.options import api_keys, parse
+from kaito_serving.options import api_keys, parse
 
 
 def test_the_command_line_of_a_pod_is_understood():
     options = parse(
         [
             *("--pipeline", "text-generation", "--pretrained_model_name_or_path", "/workspace/tfs/weights"),
-            *("--served_model_name", "phi", "--torch_dtype", "auto", "--adapters_dir", "/mnt/adapter"),
+            *("--served_model_name", "phi", "workspace-phi", "--torch_dtype", "auto", "--adapters_dir", "/mnt/adapter"),
             *("--adapter_strengths", '{"a":0.5}', "--host", "10.0.0.1", "--port", "5000"),
         ],
         {},
@@ -20,7 +20,7 @@ def test_the_command_line_of_a_pod_is_understood():
     assert (options.pipeline, options.weights, options.served_model_name) == (
         "text-generation",
         "/workspace/tfs/weights",
-        "phi",
+        ("phi", "workspace-phi"),
     )
     assert (options.dtype, options.host, options.port) == ("auto", "10.0.0.1", 5000)
     assert (options.adapters_dir, options.adapter_strengths) == (Path("/mnt/adapter"), {"a": 0.5})

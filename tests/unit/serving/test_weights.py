@@ -36,11 +36,12 @@ def test_a_folder_without_weights_is_refused(folder):
         inspect(folder)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "x.PT", "original/params.pkl"])
-def test_a_pickle_anywhere_refuses_the_folder(folder, name):
-    (folder / name).parent.mkdir(exist_ok=True)
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "training_args.bin", "x.PT"])
+def test_a_pickle_beside_safetensors_is_left_alone_and_without_them_the_folder_is_refused(folder, name):
     (folder / name).write_bytes(b"\x80\x04.")
-    with pytest.raises(WeightsError, match="pickled weights"):
+    assert inspect(folder).architecture == "Phi3ForCausalLM"
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(WeightsError, match="pickled weights only"):
         inspect(folder)
 
 

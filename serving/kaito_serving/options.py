@@ -45,7 +45,7 @@ class Options:
     engine: str = "auto"
     host: str = "0.0.0.0"
     port: int = 5000
-    served_model_name: str = ""
+    served_model_name: tuple[str, ...] = ("model",)  # what clients may call the model; the first is its id
     max_context: int = 0  # tokens; 0 = the model's own limit
     kv_cache_tokens: int = 0  # tokens; 0 = what memory allows
     max_batch_tokens: int = 512
@@ -54,7 +54,9 @@ class Options:
     drain_s: float = 5.0
     adapters_dir: Path = Path("/mnt/adapter")
     adapter_strengths: Mapping[str, float] = field(default_factory=dict)
-    chat_stop: str = "tokenizer"
+    allow_runtime_adapters: bool = False
+    max_lora_rank_total: int = 64  # of all adapters together, where they may come at run time
+    chat_stop: str = "model"
     api_keys_file: Path | None = None
     termination_log: Path = Path("/dev/termination-log")
     debug: bool = False
@@ -80,9 +82,17 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         raise OptionError("--allow_remote_files needs --revision with the 40 hex digits of a commit.")
     if known["engine"] == "vllm":
         raise OptionError("--engine vllm is not part of this image; use --engine transformers.")
+    if known["allow_runtime_adapters"] and known["api_keys_file"] is None:
+        raise OptionError("--allow_runtime_adapters needs --api_keys_file: loading adapters is not for everybody.")
     if known["trust_remote_code"]:
         _LOG.warning("--trust_remote_code has no effect: this server never runs code that comes with weights.")
-    for name, least in (("max_context", 0), ("kv_cache_tokens", 0), ("max_batch_tokens", 16), ("max_waiting", 1)):
+    for name, least in (
+        ("max_context", 0),
+        ("kv_cache_tokens", 0),
+        ("max_batch_tokens", 16),
+        ("max_waiting", 1),
+        ("max_lora_rank_total", 1),
+    ):
         if known[name] < least:
             raise OptionError(f"--{name} must be at least {least}, not {known[name]}.")
     if not 0 < known["port"] < 65536:
@@ -104,7 +114,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         engine=known["engine"],
         host=known["host"],
         port=known["port"],
-        served_model_name=known["served_model_name"] or Path(weights).name,
+        served_model_name=tuple(known["served_model_name"] or (Path(weights).name,)),
         max_context=known["max_context"],
         kv_cache_tokens=known["kv_cache_tokens"],
         max_batch_tokens=known["max_batch_tokens"],
@@ -113,6 +123,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         drain_s=max(0.0, known["drain_s"]),
         adapters_dir=known["adapters_dir"],
         adapter_strengths=_strengths(known["adapter_strengths"]),
+        allow_runtime_adapters=known["allow_runtime_adapters"],
+        max_lora_rank_total=known["max_lora_rank_total"],
         chat_stop=known["chat_stop"],
         api_keys_file=known["api_keys_file"],
         termination_log=known["termination_log"],
@@ -194,7 +206,7 @@ def _parser() -> _Parser:
     add("engine", choices=ENGINES, default=defaults.engine, help="what computes the tokens")
     add("host", default=defaults.host, help="address to listen on")
     add("port", type=int, default=defaults.port, help="port to listen on")
-    add("served_model_name", default="", help="the name that clients see")
+    add("served_model_name", nargs="+", help="the name that clients see, and others that mean the same model")
     add("max_context", type=int, default=0, help="most tokens of prompt and answer together; 0 = the model's limit")
     add("kv_cache_tokens", type=int, default=0, help="tokens that all running requests share; 0 = what memory allows")
     add("max_batch_tokens", type=int, default=defaults.max_batch_tokens, help="most tokens of one forward pass")
@@ -203,6 +215,15 @@ def _parser() -> _Parser:
     add("drain_s", type=float, default=defaults.drain_s, help="seconds to go on answering after SIGTERM")
     add("adapters_dir", type=Path, default=defaults.adapters_dir, help="one folder per adapter")
     add("adapter_strengths", default="", help='JSON, for example {"name": 0.5}')
+    switch(
+        "allow_runtime_adapters", "load and unload adapters of --adapters_dir by /v1/load_lora_adapter; needs API keys"
+    )
+    add(
+        "max_lora_rank_total",
+        type=int,
+        default=defaults.max_lora_rank_total,
+        help="sum of the ranks of all adapters that may be loaded at a time",
+    )
     add(
         "chat_stop",
         choices=("tokenizer", "model"),

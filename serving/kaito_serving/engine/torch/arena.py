@@ -1,0 +1,109 @@
+"""The key-value cache: one buffer per layer, of which every running request has a span of its own.
+
+A request gets room for its prompt and its longest answer when it is admitted, so nothing is ever evicted, and no step
+allocates. Each layer's buffers lie on that layer's device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What one attention layer keeps per token: `heads` keys of `key_dim` and values of `value_dim` numbers."""
+
+    heads: int
+    key_dim: int
+    value_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes per token."""
+        return self.heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
+
+
+@dataclass(slots=True, eq=False)
+class Span:
+    """Positions `start` to `start + size` of every layer's buffers. `used` of them, from the start, hold tokens."""
+
+    start: int
+    size: int
+    used: int = 0
+
+
+class Arena:
+    """For each layer, keys [heads, tokens, key_dim] and values [heads, tokens, value_dim]."""
+
+    def __init__(self, layers: Mapping[int, LayerShape], *, tokens: int) -> None:
+        self.tokens = tokens
+        self._spans: list[Span] = []  # by start
+        # Pages that were never written cost no memory.
+        self._buffers = {
+            index: (
+                torch.empty(shape.heads, tokens, shape.key_dim, dtype=shape.dtype, device=shape.device),
+                torch.empty(shape.heads, tokens, shape.value_dim, dtype=shape.dtype, device=shape.device),
+            )
+            for index, shape in layers.items()
+        }
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer."""
+        return self._buffers[index]
+
+    @property
+    def reserved(self) -> int:
+        """Positions that belong to spans."""
+        return sum(span.size for span in self._spans)
+
+    @property
+    def used(self) -> int:
+        """Positions that hold tokens."""
+        return sum(span.used for span in self._spans)
+
+    def allocate(self, size: int) -> Span | None:
+        """A span of `size` positions; None when fewer are free. May move other spans."""
+        if size > self.tokens - self.reserved:
+            return None
+        start = self._gap(size)
+        if start is None:
+            self._compact()
+            start = self.reserved
+        span = Span(start, size)
+        self._spans.append(span)
+        self._spans.sort(key=lambda each: each.start)
+        return span
+
+    def free(self, span: Span) -> None:
+        """Give a span back."""
+        self._spans.remove(span)
+
+    def shrink(self, positions: int) -> None:
+        """Use `positions` fewer from now on, but never fewer than half of them at once."""
+        self.tokens = max(self.tokens // 2, self.tokens - positions)
+
+    def _gap(self, size: int) -> int | None:
+        start = 0
+        for span in self._spans:
+            if span.start - start >= size:
+                return start
+            start = span.start + span.size
+        return start if self.tokens - start >= size else None
+
+    def _compact(self) -> None:
+        """Move all spans to the front, in their order."""
+        start = 0
+        for span in self._spans:
+            if span.start != start:
+                for keys, values in self._buffers.values():
+                    for buffer in (keys, values):
+                        # Source and target may overlap, so the part is copied out first.
+                        buffer[:, start : start + span.used] = buffer[:, span.start : span.start + span.used].clone()
+                span.start = start
+            start += span.size
