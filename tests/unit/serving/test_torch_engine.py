@@ -5,6 +5,7 @@ import dataclasses
 import json
 import random
 import shutil
+import threading
 
 import pytest
 import torch
@@ -44,6 +45,24 @@ def run(engine, work):
             await engine.stop()
 
     return asyncio.run(whole())
+
+
+class Turnstile:
+    """Lets through as many forward passes as the test allows, so that nothing is over before the test has looked."""
+
+    def __init__(self, network) -> None:
+        self._permits = threading.Semaphore(0)
+        self._hook = network.register_forward_pre_hook(self._wait)
+
+    def _wait(self, *_) -> None:
+        assert self._permits.acquire(timeout=PATIENCE)
+
+    def allow(self, passes) -> None:
+        self._permits.release(passes)
+
+    def open(self) -> None:
+        self._hook.remove()
+        self._permits.release()  # for the pass that waits
 
 
 @pytest.fixture
@@ -314,17 +333,24 @@ def test_a_long_prompt_does_not_hold_an_answer_up(tiny, make_engine, ids):
     long = tuple(ids[0] * 1000)[:1900]
 
     async def work(engine):
+        turnstile = Turnstile(tiny.network)
+        turnstile.allow(1)
         neighbour = engine.submit(asked(ids[1], 200))
         await anext(neighbour)
         later = asyncio.create_task(tokens_of(engine, asked(long, 1)))
+        await eventually_here(lambda: engine.stats().waiting + engine.stats().running == 2)
+        turnstile.open()
         count = 0
-        while not later.done():
-            await anext(neighbour)
+        async for _ in neighbour:
             count += 1
+            if later.done():
+                break
         await neighbour.aclose()
-        return count
+        return count, await later
 
-    assert run(make_engine(tiny, max_batch_tokens=65), work) >= 1900 // 64
+    count, answer = run(make_engine(tiny, max_batch_tokens=65), work)
+    assert count >= 1900 // 64
+    assert len(answer) == 1
 
 
 def test_extreme_but_legal_sampling_harms_nobody(engine, ids, greedy):
@@ -388,14 +414,18 @@ def test_closing_a_stream_frees_its_place(engine, ids):
 
 def test_a_request_that_is_cancelled_while_it_waits_never_runs(tiny, make_engine, ids):
     async def work(engine):
+        turnstile = Turnstile(tiny.network)
+        turnstile.allow(1)
         first = engine.submit(asked(ids[0], 400))
         await anext(first)
         waiting = asyncio.create_task(tokens_of(engine, asked(ids[1], 400)))
         await eventually_here(lambda: engine.stats().waiting == 1)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-        await eventually_here(lambda: engine.stats().waiting == 0)
+        assert engine.stats().waiting == 0
+        turnstile.open()
         await first.aclose()
+        await eventually_here(lambda: engine.stats().kv_used == 0)
 
     run(make_engine(tiny, kv_cache_tokens=500), work)
 
@@ -416,9 +446,12 @@ def test_a_deadline_ends_a_request(tiny, make_engine, ids):
     clock = [0.0]
 
     async def work(engine):
+        turnstile = Turnstile(tiny.network)
+        turnstile.allow(1)
         stream = engine.submit(dataclasses.replace(asked(ids[0], 3000), deadline=10.0))
         await anext(stream)
         clock[0] = 11.0
+        turnstile.open()
         with pytest.raises(RequestTimeout):
             async for _ in stream:
                 pass
@@ -448,9 +481,13 @@ def test_a_failed_pass_fails_its_requests_with_503_and_the_next_ones_are_answere
     expected = greedy(ids[0], 10)
 
     async def work(engine):
+        turnstile = Turnstile(tiny.network)
         victims = [asyncio.create_task(tokens_of(engine, asked(ids[0], 1000))) for _ in range(3)]
+        await eventually_here(lambda: engine.stats().waiting + engine.stats().running == 3)
+        turnstile.allow(1)  # the others join after the first pass
         await eventually_here(lambda: engine.stats().running == 3)
         hook = broken_from_now(tiny.network)
+        turnstile.open()
         results = await asyncio.gather(*victims, return_exceptions=True)
         hook.remove()
         engine.check()
@@ -501,9 +538,11 @@ def test_out_of_memory_costs_the_newest_request_alone(engine, tiny, ids, greedy)
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     async def work(engine):
+        turnstile = Turnstile(tiny.network)
         first = asyncio.create_task(tokens_of(engine, asked(ids[0], 60)))
         await eventually_here(lambda: engine.stats().running == 1)
         tiny.network.register_forward_pre_hook(fail, with_kwargs=True)
+        turnstile.open()
         with pytest.raises(EngineUnavailable, match="memory"):
             await tokens_of(engine, asked(late, 60))
         return await first
@@ -521,6 +560,8 @@ def test_the_highest_priority_goes_first_and_clients_share_fairly(tiny, make_eng
                 order.append(name)
 
     async def work(engine):
+        turnstile = Turnstile(tiny.network)
+        turnstile.allow(1)
         blocker = engine.submit(asked(ids[0], 60))
         await anext(blocker)
         tasks = []
@@ -535,6 +576,7 @@ def test_the_highest_priority_goes_first_and_clients_share_fairly(tiny, make_eng
             tasks.append(asyncio.create_task(noted(engine, name, **fields)))
             await eventually_here(lambda count=count: engine.stats().waiting == count)
         await blocker.aclose()
+        turnstile.open()
         await asyncio.gather(*tasks)
 
     room = len(ids[0]) + 30

@@ -235,11 +235,11 @@ class TorchEngine:
                 return
             except Exception:  # whatever a model's code raises: its requests fail, the next ones may not
                 _LOG.exception("A forward pass failed")
-                self._fail_all(EngineUnavailable("The engine could not finish this request; try again."))
                 self._restarts += 1
                 self._failures.append(self._monotonic())
                 if len(self._failures) == 2 and self._failures[1] - self._failures[0] < _FAILURE_WINDOW:
                     self._state = State.FAILED
+                self._fail_all(EngineUnavailable("The engine could not finish this request; try again."))
 
     def _take_in(self, *, wait: bool) -> None:
         """Do what the event loop asks; with `wait`, at least one thing."""
