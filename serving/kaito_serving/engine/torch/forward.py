@@ -109,7 +109,8 @@ class PackedForward:
                     input_ids=torch.tensor([ids], device=device),
                     position_ids=_places([(piece.done, piece.count) for piece in pieces], device),
                     use_cache=False,
-                    logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=device),
+                    # On the CPU: where layers lie on several GPUs, the last one is not the first one's.
+                    logits_to_keep=torch.tensor(wanted, dtype=torch.long),
                 ).logits[0]
         finally:
             self._adapters.scales.active = None
