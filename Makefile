@@ -8,7 +8,7 @@ PYTHON ?= python3
 VARIANTS ?= cpu
 # A folder with wheels that pip may prefer to its index, such as a CPU build of torch. TORCH_INDEX names an index instead.
 KAITO_WHEELS ?= $(wildcard ../shared/wheels)
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 4
 export KAITO_WHEELS := $(if $(KAITO_WHEELS),$(shell realpath -m -- "$(KAITO_WHEELS)"))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 

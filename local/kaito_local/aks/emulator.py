@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import ssl
 from types import TracebackType
 from typing import Any
@@ -157,19 +156,20 @@ def _tls(authority: Authority, settings: Settings) -> ssl.SSLContext:
 
 
 def _ports(settings: Settings) -> tuple[int, int]:
-    """The configured ports, else those of the last run if they are free, else new ones."""
+    """The configured ports, else those of the last run if they are free, else new ones; two different ones."""
     kept: dict[str, Any] = {}
     file = settings.directory / _ENDPOINTS
     if file.exists():
         kept = json.loads(file.read_text())
-    chosen = []
+    chosen: list[int] = []
     for wanted, key, address in (
         (settings.port, "arm", settings.address),
         (settings.control_port, "control", settings.control_address),
     ):
         port = wanted or int(str(kept.get(key, ":0")).rpartition(":")[2])
         if not port or (not wanted and not is_free(port, address=address)):
-            (port,) = free_ports(1, address=address, randomness=random.SystemRandom())
+            # Nobody listens on the first one yet, so it may be found free again.
+            port = next(port for port in free_ports(2, address=address) if port not in chosen)
         chosen.append(port)
     return chosen[0], chosen[1]
 

@@ -9,13 +9,13 @@ import socket
 _RANGE = range(20000, 32000)
 
 
-def free_ports(count: int, *, address: str = "127.0.0.1", randomness: random.Random | None = None) -> list[int]:
+def free_ports(count: int, *, address: str = "127.0.0.1") -> list[int]:
     """``count`` different ports on which nothing listens at the moment.
 
     Nothing reserves them: a caller whose server finds one taken asks again.
     """
     chosen: list[int] = []
-    choose = randomness or random.SystemRandom()
+    choose = random.SystemRandom()
     while len(chosen) < count:
         port = choose.choice(_RANGE)
         if port not in chosen and is_free(port, address=address):

@@ -21,9 +21,10 @@ from azure.mgmt.containerservice import ContainerServiceClient
 from tests.eventually import PATIENCE, eventually
 from tests.unit.aks.sdk import gpu_pool, sdk
 
-from kaito_local.aks import Settings
+from kaito_local.aks import Emulator, Settings
 from kaito_local.aks.settings import load
 from kaito_local.errors import UsageError
+from kaito_local.machine.ports import free_ports, is_free
 
 WHERE = ("kaito", "kaito")
 
@@ -172,3 +173,11 @@ def test_a_configuration_is_read_into_settings(tmp_path: Path) -> None:
     assert (settings.durations.create_gpu, settings.durations.delete) == ((1.0, 2.0), 3.0)
     assert settings.limits.quota == {"regional": 10}
     assert Settings(directory=Path("/somewhere")).machines == "none"
+
+
+def test_its_two_listeners_never_choose_the_same_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = next(port for port in free_ports(200) if is_free(port + 1))
+    monkeypatch.setattr("kaito_local.machine.ports._RANGE", range(first, first + 2))
+    for attempt in range(10):
+        with Emulator(Settings(directory=tmp_path / f"cloud-{attempt}", clock_speed=0)) as emulator:
+            assert emulator.endpoints.arm.rpartition(":")[2] != emulator.endpoints.control.rpartition(":")[2]
