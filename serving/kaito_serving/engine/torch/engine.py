@@ -287,19 +287,8 @@ class TorchEngine:
         if not steps:
             return
         scores = self._forward.run(self._arena, steps)
-        outputs = self._prompt_parts(scores)
-        outputs += self._answers(scores)
-        self._deliver(outputs)
-
-    def _prompt_parts(self, scores: Scores) -> list[tuple[_Ticket, Chunk | RequestError]]:
-        for row, logits in scores.prompts:
-            assert row.request.params.prompt_logprobs is not None
-            first = max(1, len(row.prompt_logprobs))
-            if not row.prompt_logprobs:
-                row.prompt_logprobs.append(None)
-            tokens = row.request.prompt_ids[first : first + len(logits)]
-            row.prompt_logprobs += logprobs(logits, tokens, row.request.params.prompt_logprobs)
-        return []
+        _note_prompts(scores)
+        self._deliver(self._answers(scores))
 
     def _answers(self, scores: Scores) -> list[tuple[_Ticket, Chunk | RequestError]]:
         rows = scores.rows
@@ -367,6 +356,17 @@ class TorchEngine:
 def _hand_out(outputs: Sequence[tuple[_Ticket, Chunk | RequestError]]) -> None:
     for ticket, output in outputs:
         ticket.outputs.put_nowait(output)
+
+
+def _note_prompts(scores: Scores) -> None:
+    """Keep the logprobs of prompts until their first chunk."""
+    for row, logits in scores.prompts:
+        assert row.request.params.prompt_logprobs is not None
+        first = max(1, len(row.prompt_logprobs))
+        if not row.prompt_logprobs:
+            row.prompt_logprobs.append(None)
+        tokens = row.request.prompt_ids[first : first + len(logits)]
+        row.prompt_logprobs += logprobs(logits, tokens, row.request.params.prompt_logprobs)
 
 
 def _advance(row: Row, token: int, told: TokenLogprobs | None) -> Chunk:

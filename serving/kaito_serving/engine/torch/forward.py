@@ -93,12 +93,10 @@ class PackedForward:
             done = row.span.used
             ids += row.tokens[done : done + count]
             pieces.append(Piece(row.span, done, count))
-            asked = 0
-            if row.request.params.prompt_logprobs is not None:
-                asked = max(0, min(count, len(row.request.prompt_ids) - 1 - done))
-                if asked:
-                    wanted += range(len(ids) - count, len(ids) - count + asked)
-                    prompts.append((row, asked))
+            asked = row.prompt_logits(count)
+            if asked:
+                wanted += range(len(ids) - count, len(ids) - count + asked)
+                prompts.append((row, asked))
             if done + count == len(row.tokens):
                 complete.append(row)
                 wanted.append(len(ids) - 1)
@@ -160,9 +158,7 @@ class SeparateForward:
             done = row.span.used
             if row.cache is None:
                 row.cache = DynamicCache()
-            asked = 0
-            if row.request.params.prompt_logprobs is not None:
-                asked = max(0, min(count, len(row.request.prompt_ids) - 1 - done))
+            asked = row.prompt_logits(count)
             self._adapters.scales.active = row.mix
             try:
                 logits = self._network(

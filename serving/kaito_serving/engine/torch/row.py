@@ -42,6 +42,12 @@ class Row:
         """Positions of the cache that the request needs at most."""
         return len(self.request.prompt_ids) + self.request.params.max_tokens
 
+    def prompt_logits(self, count: int) -> int:
+        """How many of its next `count` tokens are followed by a token of the prompt whose logprobs were asked for."""
+        if self.request.params.prompt_logprobs is None or self.span is None:
+            return 0
+        return max(0, min(count, len(self.request.prompt_ids) - 1 - self.span.used))
+
     @property
     def pending(self) -> int:
         """Tokens that passes must take in before the next one can be chosen."""

@@ -61,8 +61,9 @@ class Sampler:
         if params.presence_penalty or params.frequency_penalty:
             self._counts = torch.zeros(vocabulary, device=device)
         self._followers: dict[tuple[int, ...], set[int]] = {}
-        for end in range(1, len(tokens) + 1):
-            self._remember_ngram(end)
+        if params.no_repeat_ngram_size:
+            for end in range(1, len(tokens) + 1):
+                self._remember_ngram(end)
         self._banned = self._index(
             sorted({*params.suppress_tokens, *(w[0] for w in params.bad_words_ids if len(w) == 1)}), device
         )
