@@ -43,6 +43,10 @@ class Options:
     cache_dir: str | None = None
     chat_template: str | None = None
     engine: str = "auto"
+    vllm: Path = Path("/opt/vllm/bin/vllm")
+    nnodes: int = 1
+    node_rank: int = 0
+    master_addr: str = ""
     host: str = "0.0.0.0"
     port: int = 5000
     served_model_name: tuple[str, ...] = ("model",)  # what clients may call the model; the first is its id
@@ -60,6 +64,11 @@ class Options:
     api_keys_file: Path | None = None
     termination_log: Path = Path("/dev/termination-log")
     debug: bool = False
+
+    @property
+    def uses_vllm(self) -> bool:
+        """Whether vLLM computes: "auto" takes it where it is installed."""
+        return self.engine == "vllm" or (self.engine == "auto" and self.vllm.is_file())
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Options:
@@ -80,8 +89,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         raise OptionError("--load_in_4bit and --load_in_8bit exclude each other.")
     if known["allow_remote_files"] and not _COMMIT.fullmatch(known["revision"] or ""):
         raise OptionError("--allow_remote_files needs --revision with the 40 hex digits of a commit.")
-    if known["engine"] == "vllm":
-        raise OptionError("--engine vllm is not part of this image; use --engine transformers.")
+    _check_vllm(known)
     if known["allow_runtime_adapters"] and known["api_keys_file"] is None:
         raise OptionError("--allow_runtime_adapters needs --api_keys_file: loading adapters is not for everybody.")
     if known["trust_remote_code"]:
@@ -112,6 +120,10 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         cache_dir=known["cache_dir"],
         chat_template=known["chat_template"],
         engine=known["engine"],
+        vllm=known["vllm"],
+        nnodes=known["nnodes"],
+        node_rank=known["node_rank"],
+        master_addr=known["master_addr"],
         host=known["host"],
         port=known["port"],
         served_model_name=tuple(known["served_model_name"] or (Path(weights).name,)),
@@ -130,6 +142,25 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         termination_log=known["termination_log"],
         debug=environment.get("DEBUG_MODE", "").lower() in ("1", "true", "yes"),
     )
+
+
+def _check_vllm(known: Mapping[str, Any]) -> None:
+    """OptionError for what only vLLM does, or does not do."""
+    vllm = known["engine"] == "vllm"
+    if vllm and not known["vllm"].is_file():
+        raise OptionError(
+            f"--engine vllm needs the program {known['vllm']}, which the image variant vllm has; "
+            "use that variant or --engine transformers."
+        )
+    if not 0 <= known["node_rank"] < known["nnodes"]:
+        raise OptionError(f"--node_rank {known['node_rank']} is not one of --nnodes {known['nnodes']}, counted from 0.")
+    if known["nnodes"] > 1 and not vllm:
+        raise OptionError("--nnodes above 1 needs --engine vllm: the transformers engine computes on one node.")
+    if known["nnodes"] > 1 and not known["master_addr"]:
+        raise OptionError("--nnodes above 1 needs --master_addr, the name or address of node 0.")
+    for name in ("load_in_8bit", "kv_cache_tokens"):
+        if vllm and known[name]:
+            raise OptionError(f"--{name} is not served by the vllm engine; use --engine transformers.")
 
 
 def strength(text: object, adapter: str) -> float:
@@ -203,7 +234,11 @@ def _parser() -> _Parser:
     add("cache_dir", help="where files of the hub are kept")
     add("chat_template", help="a file, or the Jinja text itself")
 
-    add("engine", choices=ENGINES, default=defaults.engine, help="what computes the tokens")
+    add("engine", choices=ENGINES, default=defaults.engine, help="what computes the tokens; auto: vllm where installed")
+    add("vllm", type=Path, default=defaults.vllm, help="the program vllm, in an environment of its own")
+    add("nnodes", type=int, default=1, help="nodes that compute one copy of the model together; vllm only")
+    add("node_rank", type=int, default=0, help="the number of this node; node 0 answers requests")
+    add("master_addr", default="", help="name or address of node 0")
     add("host", default=defaults.host, help="address to listen on")
     add("port", type=int, default=defaults.port, help="port to listen on")
     add("served_model_name", nargs="+", help="the name that clients see, and others that mean the same model")

@@ -7,10 +7,13 @@ hands it to an `Engine` and reads `Chunk`s. Engines know nothing of HTTP and of 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Protocol
+
+import httpx
 
 
 class State(StrEnum):
@@ -117,6 +120,34 @@ class EngineStats:
     kv_used: int = 0
     kv_total: int = 0
     restarts: int = 0
+
+
+class Upstream(Protocol):
+    """A server of OpenAI's API behind an engine, for surfaces that hand requests on as they are."""
+
+    @property
+    def client(self) -> httpx.AsyncClient:
+        """Builds requests for it."""
+        ...
+
+    async def send(self, request: httpx.Request) -> httpx.Response:
+        """Send one; the answer's body is still to be read. EngineUnavailable when nobody answers."""
+        ...
+
+    def place(self) -> AbstractContextManager[None]:
+        """A request's place; TooManyRequests when all are taken, EngineUnavailable when the server does not run."""
+        ...
+
+    def mix(self, adapters: Mapping[str, float] | None) -> AbstractAsyncContextManager[str]:
+        """What the server calls the model with these adapters, None being the deployment's mix.
+
+        The name holds while the context is open. UnknownModel or InvalidRequest when there is no such mix.
+        """
+        ...
+
+    async def metrics(self) -> str:
+        """The server's exposition text for Prometheus; "" when it does not answer."""
+        ...
 
 
 class Engine(Protocol):

@@ -34,6 +34,9 @@ from kaito_serving.http.openai.contract import (
     UnloadAdapterRequest,
 )
 from kaito_serving.http.openai.endpoints import OpenAI
+from kaito_serving.http.openai.models import Models
+from kaito_serving.http.openai.passthrough import Forwarded, PassThrough
+from kaito_serving.http.openai.tokens import Tokens
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,7 +51,9 @@ class Surfaces:
 
     engine: Engine
     chat: Chat
-    openai: OpenAI
+    models: Models
+    tokens: Tokens
+    openai: OpenAI | PassThrough
 
 
 class Service(Protocol):
@@ -81,12 +86,13 @@ def build(
     request_timeout: float = 600.0,
     body_timeout: float = 30.0,
     runtime_adapters: Path | None = None,
+    passing: bool = False,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> FastAPI:
     """The application. `hardware` gives the JSON of GET /metrics; with `api_keys`, questions need one as bearer token.
 
     An answer takes at most `request_timeout` seconds, sending a body at most `body_timeout`. `runtime_adapters` is the
-    folder whose adapters clients may load and unload, None: they may not.
+    folder whose adapters clients may load and unload, None: they may not. `passing`: the surfaces will hand /v1 on.
     """
 
     @asynccontextmanager
@@ -102,6 +108,7 @@ def build(
     asking = Asking(api_keys=api_keys, timeout=request_timeout, metrics=service.metrics, monotonic=monotonic)
     _serve_state(app, service, hardware)
     _serve_answers(app, service, asking)
+    (_serve_passing if passing else _serve_openai)(app, service, asking)
     if runtime_adapters is not None:
         _serve_adapters(app, service, asking, runtime_adapters)
     openapi.without_422(app)
@@ -153,11 +160,33 @@ def _serve_answers(app: FastAPI, service: Service, asking: Asking) -> None:
 
         return await asking.answered(request, work, body.adapters, model.engine.adapters)
 
+    @app.get("/v1/models", dependencies=guarded, responses=openapi.openai())
+    async def models() -> dict[str, Any]:
+        return service.surfaces().models.list()
+
+    @app.get("/v1/models/{name:path}", dependencies=guarded, responses=openapi.openai())
+    async def model(name: str) -> dict[str, Any]:
+        return service.surfaces().models.find(name)
+
+    @app.post("/tokenize", dependencies=guarded, responses=openapi.openai())
+    async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
+        return await service.surfaces().tokens.tokenize(body)
+
+    @app.post("/detokenize", dependencies=guarded, responses=openapi.openai())
+    async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
+        return service.surfaces().tokens.detokenize(body)
+
+
+def _serve_openai(app: FastAPI, service: Service, asking: Asking) -> None:
+    """OpenAI's API, answered here."""
+    guarded = [Depends(asking.authorize)]
+
     @app.post("/v1/chat/completions", dependencies=guarded, responses=openapi.openai(stream=True))
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
         model = service.surfaces()
 
         async def work() -> Response:
+            assert isinstance(model.openai, OpenAI)
             return await model.openai.chat_completion(body, asking.asker(request))
 
         return await asking.answered(request, work, body.adapters, model.engine.adapters)
@@ -167,25 +196,33 @@ def _serve_answers(app: FastAPI, service: Service, asking: Asking) -> None:
         model = service.surfaces()
 
         async def work() -> Response:
+            assert isinstance(model.openai, OpenAI)
             return await model.openai.completion(body, asking.asker(request))
 
         return await asking.answered(request, work, body.adapters, model.engine.adapters)
 
-    @app.get("/v1/models", dependencies=guarded, responses=openapi.openai())
-    async def models() -> dict[str, Any]:
-        return service.surfaces().openai.models()
 
-    @app.get("/v1/models/{name:path}", dependencies=guarded, responses=openapi.openai())
-    async def model(name: str) -> dict[str, Any]:
-        return service.surfaces().openai.model(name)
+def _serve_passing(app: FastAPI, service: Service, asking: Asking) -> None:
+    """OpenAI's API, answered by the server behind the engine."""
+    document = {"requestBody": {"content": {"application/json": {"schema": Forwarded.model_json_schema()}}}}
 
-    @app.post("/tokenize", dependencies=guarded, responses=openapi.openai())
-    async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
-        return await service.surfaces().openai.tokenize(body)
+    async def forward(request: Request) -> Response:
+        model = service.surfaces()
+        content = await request.body()
 
-    @app.post("/detokenize", dependencies=guarded, responses=openapi.openai())
-    async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
-        return service.surfaces().openai.detokenize(body)
+        async def work() -> Response:
+            assert isinstance(model.openai, PassThrough)
+            return await model.openai.forward(request.url.path, content, asking.asker(request))
+
+        return await asking.answered(request, work, None, ())
+
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        app.post(
+            path,
+            dependencies=[Depends(asking.authorize)],
+            responses=openapi.openai(stream=True),
+            openapi_extra=document,
+        )(forward)
 
 
 def _serve_adapters(app: FastAPI, service: Service, asking: Asking, directory: Path) -> None:

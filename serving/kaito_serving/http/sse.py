@@ -35,7 +35,7 @@ class EventStream(StreamingResponse):
     async def begin(cls, events: AsyncGenerator[bytes, None]) -> Self:
         """Wait for the first event, so that what fails before it is an answer of its own kind."""
         try:
-            return cls(await anext(events), events)
+            return cls(await anext(events, b""), events)
         except BaseException:
             await events.aclose()
             raise

@@ -14,7 +14,6 @@ Nothing is merged into W: sums of merged weights are not exact in 16 or 4 bits.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,10 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kaito_serving.errors import AdapterError, UnknownModel
-from kaito_serving.lora.read import Adapter, find, read
-from kaito_serving.options import strength
-
-_LOG = logging.getLogger(__name__)
+from kaito_serving.lora.deployment import deployment, log_adapters
+from kaito_serving.lora.read import Adapter
 
 _MOST_MIXES = 256  # vectors that are kept
 
@@ -178,23 +175,14 @@ def attach(
 ) -> AdapterSet:
     """The adapters of a folder beside the model's layers; AdapterError or OptionError with a sentence.
 
-    The deployment's mix is made of `strengths`, else of environment variables named like the adapters, else of 1.0.
-    `ranks` is how many columns are kept at least; adapters that are there now always have room.
+    `deployment` says which mix acts by default. `ranks` is how many columns are kept at least; adapters that are there
+    now always have room.
     """
-    found = [read(folder) for folder in find(directory)]
-    unknown = sorted(set(strengths) - {adapter.name for adapter in found})
-    if unknown:
-        raise AdapterError(f"--adapter_strengths names {unknown[0]}, but there is no such adapter.")
-    total = max(ranks, sum(adapter.rank for adapter in found))
+    deployed = deployment(directory, strengths=strengths, environment=environment)
+    total = max(ranks, sum(adapter.rank for adapter in deployed.adapters))
     adapters = AdapterSet(model, ranks=total, dtype=dtype, device=device)
-    for adapter in found:
+    for adapter in deployed.adapters:
         adapters.add(adapter)
-        given = strengths.get(adapter.name)
-        if given is None and adapter.name in environment:
-            given = strength(environment[adapter.name], adapter.name)
-        adapters.default_mix[adapter.name] = 1.0 if given is None else given
-    if adapters.names:
-        _LOG.info("Adapter added: %s", ", ".join(adapters.names))
-    elif directory.is_dir():
-        _LOG.warning("No adapter found in %s; the base model answers alone.", directory)
+    adapters.default_mix |= deployed.mix
+    log_adapters(adapters.names, directory)
     return adapters

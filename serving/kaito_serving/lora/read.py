@@ -21,8 +21,8 @@ from torch import Tensor
 from kaito_serving.errors import AdapterError, WeightsError
 from kaito_serving.model.folder import refuse_pickles_alone, tensor_bytes
 
-_PREFIX = "base_model.model."
-_WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+WEIGHTS = "adapter_model.safetensors"
 _EXPRESSIBLE: Mapping[str, Any] = json.loads((Path(__file__).parent / "expressible.json").read_text(encoding="utf-8"))
 
 
@@ -58,7 +58,7 @@ def read(folder: Path, name: str | None = None) -> Adapter:
     for key, value in config.items():
         if not _is_expressible(key, value):
             raise AdapterError(f"The adapter {name} uses {key}={json.dumps(value)}, which cannot be served exactly.")
-    file = folder / _WEIGHTS
+    file = folder / WEIGHTS
     try:
         tensor_bytes(file)
         tensors = load_file(file)
@@ -101,8 +101,8 @@ def _pairs(name: str, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, 
         outside = [part for part in key.split(".") if part in _EXPRESSIBLE["never"]]
         if outside:
             raise AdapterError(f"The adapter {name} changes {outside[0]}, which is served as it is in the base model.")
-        module, _, kind = key.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".lora_")
-        if not key.startswith(_PREFIX) or not key.endswith(".weight") or kind not in ("A", "B") or tensor.ndim != 2:
+        module, _, kind = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".lora_")
+        if not key.startswith(PREFIX) or not key.endswith(".weight") or kind not in ("A", "B") or tensor.ndim != 2:
             raise AdapterError(f"The adapter {name} holds {key}, which is no LoRA matrix of a linear layer.")
         if not torch.isfinite(tensor).all():
             raise AdapterError(f"The adapter {name} holds numbers that are not finite in {key}.")

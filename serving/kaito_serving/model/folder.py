@@ -10,7 +10,7 @@ the last byte, so that an interrupted download is told from a wrong model.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,18 @@ def inspect(path: Path) -> ModelFolder:
     if not path.is_dir():
         raise WeightsError(f"There is no folder {path}: the weights of the model are missing.")
     refuse_pickles_alone(path, WeightsError)
-    config = _json(path / "config.json")
+    config = read_json(path / "config.json")
     architecture = _architecture(path, config)
     files = list(_tensor_files(path))
     size = sum(tensor_bytes(file) for file in files)
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise WeightsError(f"The folder {path} holds no tokenizer (tokenizer.json).")
     return ModelFolder(path=path, architecture=architecture, config=config, tensor_bytes=size)
+
+
+def fits_one_gpu(folder: ModelFolder, memory: Sequence[int]) -> bool:
+    """Whether the weights, and half as much for their cache, fit into the smallest of GPUs with `memory` bytes each."""
+    return 1.5 * folder.tensor_bytes < min(memory, default=0)
 
 
 def refuse_pickles_alone(path: Path, error: type[StartupError]) -> None:
@@ -93,7 +98,7 @@ def tensor_bytes(file: Path) -> int:
 def _tensor_files(path: Path) -> Iterator[Path]:
     index = path / _INDEX
     if index.is_file():
-        shards = _json(index).get("weight_map")
+        shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise WeightsError(f"{index} has no weight_map.")
         for name in sorted(set(shards.values())):
@@ -120,7 +125,8 @@ def _architecture(path: Path, config: Mapping[str, Any]) -> str:
     return named[0]
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model's folder; WeightsError when there is none."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

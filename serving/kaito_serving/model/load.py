@@ -65,7 +65,7 @@ def load(options: Options) -> LoadedModel:
             bnb_4bit_compute_dtype=dtype,
         )
     transformers.utils.logging.disable_progress_bar()
-    tokenizer = _tokenizer(folder, options.chat_template)
+    tokenizer = load_tokenizer(folder, options.chat_template)
     context = context_limit(folder.config, tokenizer.model_max_length, asked=options.max_context)
     network = _network(folder, settings, context=context)
     network.requires_grad_(False)
@@ -159,7 +159,8 @@ def _network(folder: ModelFolder, settings: Mapping[str, Any], *, context: int) 
     return network
 
 
-def _tokenizer(folder: ModelFolder, chat_template: str | None) -> Any:
+def load_tokenizer(folder: ModelFolder, chat_template: str | None) -> Any:
+    """The tokenizer of a folder, with another chat template (a file or the text itself) if one is given."""
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder.path, local_files_only=True, trust_remote_code=False

@@ -15,6 +15,8 @@ from kaito_serving.http.chat import Chat
 from kaito_serving.http.generate_kwargs import ModelSettings
 from kaito_serving.http.metrics import MeteredEngine, ServingMetrics
 from kaito_serving.http.openai.endpoints import OpenAI
+from kaito_serving.http.openai.models import Models
+from kaito_serving.http.openai.tokens import Tokens
 from kaito_serving.http.text import Text
 from kaito_serving.lora.layer import attach
 from kaito_serving.model.load import load
@@ -65,15 +67,9 @@ def surfaces(tokenizer: Any, engine: Engine, settings: ModelSettings, options: O
         conversational=options.pipeline == "conversational",
         all_ends=options.chat_stop == "model",
     )
-    openai = OpenAI(
-        engine=engine,
-        text=text,
-        settings=settings,
-        names=options.served_model_name,
-        now=time.time,
-        monotonic=time.monotonic,
-    )
-    return Surfaces(engine, chat, openai)
+    models = Models(engine, options.served_model_name, created=int(time.time()))
+    openai = OpenAI(engine=engine, text=text, settings=settings, models=models, now=time.time, monotonic=time.monotonic)
+    return Surfaces(engine=engine, chat=chat, models=models, tokens=Tokens(text, engine.limits), openai=openai)
 
 
 def _die(reason: str) -> None:

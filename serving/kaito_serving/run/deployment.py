@@ -49,6 +49,7 @@ class ModelServer:
             hardware=host.Hardware(monotonic=time.monotonic),
             request_timeout=options.request_timeout_s,
             runtime_adapters=options.adapters_dir if options.allow_runtime_adapters else None,
+            passing=options.uses_vllm,
         )
 
     async def check_health(self) -> None:
@@ -84,6 +85,10 @@ def _version() -> str:
 
 
 def _assemble(options: Options, metrics: ServingMetrics) -> Surfaces:
+    if options.uses_vllm:
+        from kaito_serving.run import vllm
+
+        return vllm.assemble(options)
     from kaito_serving.run.assembly import assemble  # torch: only where the model is, some 300 MiB less elsewhere
 
     return assemble(options, metrics)

@@ -28,8 +28,9 @@ from typing import Any
 
 import psutil
 
+from kaito_serving.engine.vllm.flags import CHILD_MARK
 from kaito_serving.errors import ServingError, StartupError
-from kaito_serving.model.folder import inspect
+from kaito_serving.model.folder import fits_one_gpu, inspect
 from kaito_serving.options import Options
 from kaito_serving.run import host
 from kaito_serving.run.startup import read
@@ -231,9 +232,10 @@ def _replicas(options: Options, gpus: int) -> int:
     """One replica per GPU when the weights, and half as much for their cache, fit into one; else one over all."""
     if gpus < 2:
         return 1
-    smallest = min((gpu.memory_total for gpu in host.gpus()), default=0)
-    needed = 1.5 * inspect(Path(options.weights)).tensor_bytes if not options.allow_remote_files else float("inf")
-    return gpus if needed < smallest else 1
+    if options.allow_remote_files or options.uses_vllm:  # one vLLM serves all GPUs
+        return 1
+    memory = [gpu.memory_total for gpu in host.gpus()]
+    return gpus if fits_one_gpu(inspect(Path(options.weights)), memory) else 1
 
 
 def _watch(
@@ -285,9 +287,18 @@ def _adopt_orphans() -> None:
 
 
 def _bury_orphans(started: Sequence[psutil.Process]) -> None:
-    """Collect adopted processes that have ended; those that Ray started here are Ray's to collect."""
+    """Collect adopted processes that have ended; those that Ray started here are Ray's to collect.
+
+    A vLLM whose replica has died is ended: the next one needs its GPUs.
+    """
     for child in psutil.Process().children():
-        if child not in started and not _alive(child):
+        if child in started:
+            continue
+        if _alive(child):
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if CHILD_MARK in child.environ():
+                    child.kill()
+        else:
             with suppress(ChildProcessError):
                 os.waitpid(child.pid, os.WNOHANG)
 

@@ -1,5 +1,7 @@
 """One tiny trained model, loaded once, and engines over it."""
 
+import os
+import sys
 import time
 from pathlib import Path
 
@@ -7,12 +9,20 @@ import pytest
 import torch
 from tests.tiny_model import tiny_model
 
+from kaito_serving.engine.base import Limits
 from kaito_serving.engine.torch.engine import TorchEngine
+from kaito_serving.engine.vllm.engine import VllmEngine
+from kaito_serving.engine.vllm.flags import Settings
 from kaito_serving.http.generate_kwargs import ModelSettings
 from kaito_serving.lora.layer import AdapterSet
+from kaito_serving.model.folder import inspect
 from kaito_serving.model.load import load
 from kaito_serving.options import Options
 from kaito_serving.run.assembly import surfaces
+from kaito_serving.run.vllm import model_settings, start
+from kaito_serving.run.vllm import surfaces as vllm_surfaces
+
+ROOT = Path(__file__).parents[3]
 
 torch.set_num_threads(1)  # a matrix of 128 gains nothing from two, and loses much on a busy machine
 
@@ -81,3 +91,66 @@ def greedy(reference):
         return rows[0, ids.shape[1] :].tolist()
 
     return answer
+
+
+@pytest.fixture(scope="session")
+def vllm(tmp_path_factory) -> Path:
+    """The program vllm: our own engine plays it, unless KAITO_TEST_VLLM names the real one."""
+    real = os.environ.get("KAITO_TEST_VLLM")
+    if real:
+        return Path(real)
+    program = tmp_path_factory.mktemp("vllm") / "vllm"
+    program.write_text(f'#!/bin/sh\ncd "{ROOT}" && exec "{sys.executable}" -m tests.stand_ins.vllm "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+class KeptChild:
+    """A child that outlives the engines over it."""
+
+    def __init__(self, child):
+        self.failure = child.failure
+
+    def stop(self):
+        """Not yet."""
+
+
+@pytest.fixture(scope="session")
+def running_vllm(vllm, tiny_folder):
+    """One vLLM with the tiny model for all tests that only ask: its process and its address."""
+    settings = Settings(
+        executable=vllm,
+        model=str(tiny_folder),
+        names=("tiny", "workspace-tiny"),
+        dtype="float32",
+        max_context=2048,
+        lora_rank=16,
+    )
+    child, url = start(settings)
+    try:
+        child.wait_until_ready(url, "tiny")
+        yield child, url
+    finally:
+        child.stop()
+
+
+@pytest.fixture
+def over_vllm(running_vllm):
+    """What answers over that vLLM: `make(options, tokenizer, adapters)`."""
+    child, url = running_vllm
+
+    def make(options, tokenizer, adapters=(), strengths=()):
+        engine = VllmEngine(
+            KeptChild(child),
+            url=url,
+            model="tiny",
+            limits=Limits(vocabulary=len(tokenizer), context=2048),
+            adapters={adapter.name: adapter for adapter in adapters},
+            strengths=dict(strengths),
+            lora_rank=16,
+            max_waiting=8,
+            monotonic=time.monotonic,
+        )
+        return vllm_surfaces(tokenizer, engine, model_settings(inspect(Path(options.weights)), tokenizer), options)
+
+    return make

@@ -1,4 +1,7 @@
-"""OpenAI's API: by its official client where that can say it, by plain HTTP where a client must be wrong."""
+"""OpenAI's API: by its official client where that can say it, by plain HTTP where a client must be wrong.
+
+Tests marked `both` are one conformance suite for two engines: ours, and vLLM as a child to which /v1 is handed on.
+"""
 
 import asyncio
 import json
@@ -21,6 +24,8 @@ HELLO = [{"role": "user", "content": "Hello"}]
 GREETING = "Hello! Ask me about Kubernetes, GPUs or KAITO."  # the tiny model was trained to answer so
 GREEDY = {"model": "tiny", "temperature": 0}
 
+both = pytest.mark.parametrize("served", ["transformers", "vllm"], indirect=True)
+
 
 @pytest.fixture
 def engine(tiny, make_engine):
@@ -30,20 +35,25 @@ def engine(tiny, make_engine):
 
 
 @pytest.fixture
-def served(tiny, engine, make_surfaces):
-    """Run `work(http, client)`: plain HTTP and the official client, both of one server."""
-
-    def serve(work, *, api_keys=(), **limits):
-        options = Options(served_model_name=("tiny", "workspace-tiny"))
-        metrics = ServingMetrics(model="tiny", version="0")
-        service = ModelService(
-            load=lambda metrics: make_surfaces(tiny, MeteredEngine(engine, metrics, monotonic=lambda: 0.0), options),
-            metrics=metrics,
-            monotonic=lambda: 0.0,
+def served(request, tiny, tiny_folder):
+    """Run `work(http, client)`: plain HTTP and the official client, both of one server with the engine named."""
+    named = getattr(request, "param", "transformers")
+    options = Options(weights=str(tiny_folder), served_model_name=("tiny", "workspace-tiny"))
+    if named == "vllm":
+        over_vllm = request.getfixturevalue("over_vllm")
+        load = lambda metrics: over_vllm(options, tiny.tokenizer)  # noqa: E731
+    else:
+        make_surfaces, engine = request.getfixturevalue("make_surfaces"), request.getfixturevalue("engine")
+        load = lambda metrics: make_surfaces(  # noqa: E731
+            tiny, MeteredEngine(engine, metrics, monotonic=lambda: 0.0), options
         )
 
+    def serve(work, *, api_keys=(), **limits):
+        metrics = ServingMetrics(model="tiny", version="0")
+        service = ModelService(load=load, metrics=metrics, monotonic=lambda: 0.0)
+
         async def whole():
-            app = build(service, hardware=dict, api_keys=api_keys, **limits)
+            app = build(service, hardware=dict, api_keys=api_keys, passing=named == "vllm", **limits)
             server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
             serving = asyncio.create_task(server.serve())
             try:
@@ -62,6 +72,7 @@ def served(tiny, engine, make_surfaces):
     return serve
 
 
+@both
 def test_a_chat_completion_has_openais_shape_and_the_models_answer(served, tiny):
     answer = served(lambda http, client: client.chat.completions.create(messages=HELLO, **GREEDY))
     (choice,) = answer.choices
@@ -76,6 +87,7 @@ def test_a_chat_completion_has_openais_shape_and_the_models_answer(served, tiny)
     assert answer.usage.completion_tokens > 5
 
 
+@both
 def test_a_stream_brings_the_same_answer_in_pieces(served):
     async def work(http, client):
         whole = await client.chat.completions.create(messages=HELLO, **GREEDY)
@@ -96,6 +108,7 @@ def test_a_stream_brings_the_same_answer_in_pieces(served):
     assert usage.usage == whole.usage
 
 
+@both
 def test_the_events_of_a_stream_are_what_the_standard_and_the_api_say(served):
     async def work(http, client):
         body = {**GREEDY, "messages": HELLO, "stream": True}
@@ -109,6 +122,7 @@ def test_the_events_of_a_stream_are_what_the_standard_and_the_api_say(served):
     assert "usage" not in json.loads(events[0].removeprefix("data: "))
 
 
+@both
 def test_completions_continue_a_text_a_list_and_token_ids(served, tiny, greedy):
     prompts = ["What is a Pod?", "Is a GPU"]
     ids = [tiny.tokenizer(prompt)["input_ids"] for prompt in prompts]
@@ -136,6 +150,7 @@ def test_completions_continue_a_text_a_list_and_token_ids(served, tiny, greedy):
     assert both.usage.prompt_tokens == sum(map(len, ids))
 
 
+@both
 def test_completions_have_sixteen_tokens_unless_told_and_chats_end_by_themselves(served):
     async def work(http, client):
         return await client.completions.create(prompt="x", model="tiny", temperature=0, extra_body={"ignore_eos": True})
@@ -145,6 +160,7 @@ def test_completions_have_sixteen_tokens_unless_told_and_chats_end_by_themselves
     assert answer.choices[0].finish_reason == "length"
 
 
+@both
 def test_several_answers_to_a_seed_differ_and_come_again(served):
     async def work(http, client):
         settings = {"messages": HELLO, "model": "tiny", "n": 3, "seed": 5, "temperature": 1.5, "max_tokens": 20}
@@ -155,6 +171,7 @@ def test_several_answers_to_a_seed_differ_and_come_again(served):
     assert len(set(first)) == 3
 
 
+@both
 def test_a_stop_string_is_not_part_of_the_answer_streamed_or_not(served):
     async def work(http, client):
         settings = {**GREEDY, "messages": HELLO, "stop": ["GPUs", "never"]}
@@ -167,6 +184,7 @@ def test_a_stop_string_is_not_part_of_the_answer_streamed_or_not(served):
     assert choice.finish_reason == "stop"
 
 
+@both
 def test_what_might_begin_a_stop_string_comes_late_but_comes(served):
     async def work(http, client):
         stream = await client.chat.completions.create(stream=True, messages=HELLO, stop=["KAITO. Or not"], **GREEDY)
@@ -175,6 +193,7 @@ def test_what_might_begin_a_stop_string_comes_late_but_comes(served):
     assert served(work) == GREETING
 
 
+@both
 def test_logprobs_of_a_chat(served):
     async def work(http, client):
         settings = {**GREEDY, "messages": HELLO, "logprobs": True, "top_logprobs": 2, "max_tokens": 5}
@@ -197,6 +216,7 @@ def test_logprobs_of_a_chat(served):
     assert streamed == content
 
 
+@both
 def test_an_echo_brings_the_logprobs_of_the_prompt(served, tiny):
     prompt = "What is a Pod?"
     ids = tiny.tokenizer(prompt)["input_ids"]
@@ -213,6 +233,7 @@ def test_an_echo_brings_the_logprobs_of_the_prompt(served, tiny):
     assert [prompt[a:b] for a, b in zip(offsets, [*offsets[1:], len(prompt)], strict=True)] == choice.logprobs.tokens
 
 
+@both
 def test_a_schema_and_any_object_shape_the_answer(served):
     schema = {
         "type": "object",
@@ -234,6 +255,7 @@ def test_a_schema_and_any_object_shape_the_answer(served):
     assert free.choices[0].message.content.lstrip().startswith("{")
 
 
+@both
 def test_models_are_listed_and_found(served):
     async def work(http, client):
         listed = [model async for model in client.models.list()]
@@ -249,6 +271,7 @@ def test_models_are_listed_and_found(served):
     assert failure.code == "model_not_found"
 
 
+@both
 def test_tokens_there_and_back(served, tiny):
     async def work(http, client):
         text = await http.post("/tokenize", json={"prompt": "What is a Pod?"})
@@ -351,6 +374,7 @@ def test_unknown_paths_and_methods_are_refused_in_openais_shape(served):
     assert "error" in method.json()
 
 
+@both
 def test_keys_are_asked_for_on_every_question(served):
     async def work(http, client):
         answers = [await client.chat.completions.create(messages=HELLO, **GREEDY)]
@@ -377,6 +401,7 @@ def test_a_vanished_client_of_a_stream_frees_its_place(served, engine):
     served(work)
 
 
+@both
 def test_an_answer_that_takes_too_long_gets_408_whole_and_an_error_event_in_a_stream(served):
     # The server's clock stands still here; the engine's does not.
     body = {**COMPLETION, "max_tokens": 3000, "ignore_eos": True}
@@ -392,6 +417,7 @@ def test_an_answer_that_takes_too_long_gets_408_whole_and_an_error_event_in_a_st
     assert stream.status_code == 408 or '"error"' in stream.text
 
 
+@both
 def test_langchains_client_works_unmodified(served):
     langchain = pytest.importorskip("langchain_openai")
 
@@ -415,6 +441,7 @@ def test_langchains_client_works_unmodified(served):
     assert isinstance(typed["ready"], bool)
 
 
+@both
 def test_a_body_that_drips_is_given_up(served):
     async def work(http, client):
         reader, writer = await asyncio.open_connection(http.base_url.host, http.base_url.port)
@@ -428,6 +455,7 @@ def test_a_body_that_drips_is_given_up(served):
     assert b"The body did not come within 0.5 seconds" in answer
 
 
+@both
 def test_adapters_are_models_of_their_own_that_come_and_go(served, tiny, tmp_path):
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")

@@ -49,7 +49,13 @@ def test_defaults_are_those_of_kaito():
         ('--adapter_strengths {"a":2}', "not between 0 and 1"),
         ('--adapter_strengths {"a":"x"}', "is not a number"),
         ('--adapter_strengths {"a":NaN}', "not between 0 and 1"),
-        ("--engine vllm", "not part of this image"),
+        ("--engine vllm --vllm /nowhere/vllm", "--engine vllm needs the program /nowhere/vllm"),
+        ("--nnodes 2 --master_addr a", "--nnodes above 1 needs --engine vllm"),
+        ("--engine vllm --vllm /bin/sh --nnodes 2", "--nnodes above 1 needs --master_addr"),
+        ("--engine vllm --vllm /bin/sh --nnodes 2 --node_rank 2 --master_addr a", "--node_rank 2 is not one of"),
+        ("--nnodes 0", "is not one of --nnodes 0"),
+        ("--engine vllm --vllm /bin/sh --load_in_8bit", "--load_in_8bit is not served by the vllm engine"),
+        ("--engine vllm --vllm /bin/sh --kv_cache_tokens 9", "--kv_cache_tokens is not served by the vllm engine"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(line, sentence):
@@ -77,3 +83,16 @@ def test_api_keys_are_lines_of_a_file(tmp_path):
     file.write_text("\n")
     with pytest.raises(OptionError, match="holds no key"):
         api_keys(parse(["--api_keys_file", str(file)], {}))
+
+
+@pytest.mark.parametrize(
+    ("line", "uses"),
+    [
+        ("--engine vllm --vllm /bin/sh", True),
+        ("--engine auto --vllm /bin/sh", True),
+        ("--engine auto --vllm /nowhere/vllm", False),
+        ("--engine transformers --vllm /bin/sh", False),
+    ],
+)
+def test_auto_takes_vllm_where_it_is_installed(line, uses):
+    assert parse(line.split(), {}).uses_vllm is uses

@@ -62,6 +62,7 @@ class Generation(BaseModel):
     ignore_eos: bool = False
     stop_token_ids: Annotated[list[Token], Field(max_length=1024)] | None = None
     response_format: ResponseFormat | None = None
+    return_token_ids: bool | None = None
     # ours
     adapters: dict[str, Strength] | None = None
 
@@ -102,6 +103,7 @@ class CompletionRequest(Generation):
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
+    add_special_tokens: bool = True
 
 
 class TokenizeRequest(BaseModel):

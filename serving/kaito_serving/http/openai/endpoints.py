@@ -15,13 +15,10 @@ from kaito_serving.http import sse
 from kaito_serving.http.generate_kwargs import ModelSettings
 from kaito_serving.http.openai import params
 from kaito_serving.http.openai.answers import Answer, Piece, chat_logprobs, completion_logprobs
-from kaito_serving.http.openai.contract import (
-    ChatCompletionRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    TokenizeRequest,
-)
+from kaito_serving.http.openai.contract import ChatCompletionRequest, CompletionRequest
 from kaito_serving.http.openai.errors import body as error_body
+from kaito_serving.http.openai.models import Models
+from kaito_serving.http.openai.tokens import check_ids
 from kaito_serving.http.running import Asker, Running
 from kaito_serving.http.text import Text
 
@@ -41,7 +38,7 @@ class _Job:
 
 
 class OpenAI:
-    """The endpoints over one engine. `names` are what clients may call the base model, the first being its id.
+    """The endpoints over one engine, whose `models` clients may name.
 
     `now` gives seconds since the epoch, `monotonic` those of a clock that never goes back.
     """
@@ -52,82 +49,45 @@ class OpenAI:
         engine: Engine,
         text: Text,
         settings: ModelSettings,
-        names: Sequence[str],
+        models: Models,
         now: Callable[[], float],
         monotonic: Callable[[], float],
     ) -> None:
         self._engine = engine
         self._text = text
         self._settings = settings
-        self._names = names
+        self._models = models
         self._now = now
         self._monotonic = monotonic
-        self._created = int(now())
 
-    # ---------------------------------------------------------------- models
-    def models(self) -> dict[str, Any]:
-        """GET /v1/models."""
-        ids = [*self._names, *(f"{self._names[0]}:{name}" for name in self._engine.adapters)]
-        return {"object": "list", "data": [self._card(each) for each in ids]}
-
-    def model(self, name: str) -> dict[str, Any]:
-        """GET /v1/models/{id}."""
-        params.adapters(ChatCompletionRequest.model_construct(model=name), self._names, self._engine.adapters)
-        return self._card(name)
-
-    def _card(self, name: str) -> dict[str, Any]:
-        base = self._names[0]
-        return {
-            "id": name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "kaito",
-            "root": base,
-            "parent": None if name in self._names else base,
-            "max_model_len": self._engine.limits.context,
-        }
-
-    # ---------------------------------------------------------------- tokens
-    async def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
-        """POST /tokenize."""
-        if (request.prompt is None) == (request.messages is None):
-            raise InvalidRequest("Give either prompt or messages.", param="prompt")
-        if request.messages is not None:
-            text, special = self._text.render(params.plain(request.messages)), False
-        else:
-            text, special = request.prompt or "", True
-        if request.add_special_tokens is not None:
-            special = request.add_special_tokens
-        ids = await self._text.encode(text, special=special)
-        return {"count": len(ids), "max_model_len": self._engine.limits.context, "tokens": ids}
-
-    def detokenize(self, request: DetokenizeRequest) -> dict[str, Any]:
-        """POST /detokenize."""
-        self._check_ids(request.tokens, "tokens")
-        return {"prompt": self._text.decode(request.tokens, special=True)}
-
-    # ---------------------------------------------------------------- answers
     async def chat_completion(self, request: ChatCompletionRequest, asker: Asker) -> Response:
         """POST /v1/chat/completions."""
         params.refuse_unsupported(request)
         ids = await self._text.encode(self._text.render(params.plain(request.messages)), special=False)
         job = _Job(ids, self._sampling(request, len(ids)))
-        return await self._respond(request, [job], asker, _ChatShape(self._text))
+        return await self._respond(
+            request, [job], asker, _ChatShape(self._text, token_ids=bool(request.return_token_ids))
+        )
 
     async def completion(self, request: CompletionRequest, asker: Asker) -> Response:
         """POST /v1/completions."""
         params.refuse_unsupported(request)
         jobs = []
         for prompt in self._prompts(request):
-            ids = await self._text.encode(prompt) if isinstance(prompt, str) else prompt
+            ids = (
+                await self._text.encode(prompt, special=request.add_special_tokens)
+                if isinstance(prompt, str)
+                else prompt
+            )
             if not ids:
                 raise InvalidRequest("The prompt is empty.", param="prompt")
-            self._check_ids(ids, "prompt")
+            check_ids(ids, self._engine.limits, field="prompt")
             echo = ""
             if request.echo:
                 echo = prompt if isinstance(prompt, str) else self._text.decode(prompt, special=True)
             jobs.append(_Job(ids, self._sampling(request, len(ids)), echo))
-        return await self._respond(request, jobs, asker, _CompletionShape(self._text, nothing=request.max_tokens == 0))
+        shape = _CompletionShape(self._text, token_ids=bool(request.return_token_ids), nothing=request.max_tokens == 0)
+        return await self._respond(request, jobs, asker, shape)
 
     def _sampling(self, request: ChatCompletionRequest | CompletionRequest, prompt_tokens: int) -> SamplingParams:
         return params.sampling(request, prompt_tokens=prompt_tokens, limits=self._engine.limits, model=self._settings)
@@ -140,19 +100,13 @@ class OpenAI:
             return [prompt]
         return cast(list[str] | list[list[int]], prompt)
 
-    def _check_ids(self, ids: Sequence[int], field: str) -> None:
-        vocabulary = self._engine.limits.vocabulary
-        beyond = [token for token in ids if token >= vocabulary]
-        if beyond:
-            raise InvalidRequest(f"{field} holds token {beyond[0]}; the model has {vocabulary}.", param=field)
-
     async def _respond(
         self, request: ChatCompletionRequest | CompletionRequest, jobs: Sequence[_Job], asker: Asker, shape: _Shape
     ) -> Response:
         n = request.n or 1
         if not 0 < len(jobs) * n <= _MOST_CHOICES:
             raise InvalidRequest(f"{len(jobs) * n} answers were asked for; 1 to {_MOST_CHOICES} are given at once.")
-        mix = params.adapters(request, self._names, self._engine.adapters)
+        mix = self._models.mix(request.model, request.adapters)
         asked = [
             Request(
                 prompt_ids=tuple(job.prompt_ids),
@@ -169,7 +123,7 @@ class OpenAI:
             "id": f"{shape.prefix}-{secrets.token_hex(16)}",
             "object": shape.object,
             "created": int(self._now()),
-            "model": request.model or self._names[0],
+            "model": request.model or self._models.names[0],
         }
         prompt_tokens = sum(len(job.prompt_ids) for job in jobs)
         if request.stream:
@@ -233,9 +187,9 @@ class OpenAI:
                     at_once = taken is not None and (taken[0] not in begun or taken[1].finish_reason is not None)
                     if pending and (taken is None or at_once or now - sent >= _COALESCE):
                         for at, part in pending.items():
-                            begun.add(at)
-                            for delta in shape.deltas(at, asked[at], part):
+                            for delta in shape.deltas(at, asked[at], part, first=at not in begun):
                                 yield sse.event({**head, "choices": [delta]})
+                            begun.add(at)
                         pending.clear()
                         sent = now
                     if running.finished:
@@ -285,20 +239,27 @@ class _Shape:
     object: str
     chunk_object: str
 
-    def __init__(self, text: Text) -> None:
+    def __init__(self, text: Text, *, token_ids: bool) -> None:
         self._text = text
+        self._token_ids = token_ids  # vLLM's return_token_ids
 
     def opening(self, at: int, echo: str) -> list[dict[str, Any]]:
         """What a stream says of a choice before its first token."""
         raise NotImplementedError
 
-    def deltas(self, at: int, asked: Request, part: _Whole) -> list[dict[str, Any]]:
-        """What a stream says of new tokens."""
+    def deltas(self, at: int, asked: Request, part: _Whole, *, first: bool) -> list[dict[str, Any]]:
+        """What a stream says of new tokens; `first`: of the first ones of a choice."""
         raise NotImplementedError
 
     def choice(self, at: int, asked: Request, whole: _Whole, echo: str) -> dict[str, Any]:
         """A whole choice."""
         raise NotImplementedError
+
+    def ids(self, asked: Request, part: _Whole, *, first: bool) -> dict[str, Any]:
+        """The fields of token ids, if they are wanted."""
+        if not self._token_ids:
+            return {}
+        return {"token_ids": part.ids, "prompt_token_ids": list(asked.prompt_ids) if first else None}
 
     def usage(self, prompt_tokens: int, answers: Sequence[Answer]) -> dict[str, int]:
         """Tokens of all prompts and all answers."""
@@ -318,13 +279,14 @@ class _ChatShape(_Shape):
     def opening(self, at: int, echo: str) -> list[dict[str, Any]]:
         return [{"index": at, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}]
 
-    def deltas(self, at: int, asked: Request, part: _Whole) -> list[dict[str, Any]]:
-        delta = {"index": at, "delta": {}, "logprobs": None, "finish_reason": part.finish_reason}
+    def deltas(self, at: int, asked: Request, part: _Whole, *, first: bool) -> list[dict[str, Any]]:
+        ended = {"finish_reason": part.finish_reason, "stop_reason": part.stop_reason}
+        delta = {"index": at, "delta": {}, "logprobs": None, **ended, **self.ids(asked, part, first=first)}
         if part.text or part.logprobs:
             delta["delta"] = {"content": part.text}
         if part.logprobs:
             delta["logprobs"] = chat_logprobs(self._text, part.logprobs)
-        return [delta] if delta["delta"] or part.finish_reason else []
+        return [delta] if delta["delta"] or delta.get("token_ids") or part.finish_reason else []
 
     def choice(self, at: int, asked: Request, whole: _Whole, echo: str) -> dict[str, Any]:
         return {
@@ -333,6 +295,7 @@ class _ChatShape(_Shape):
             "logprobs": None if asked.params.logprobs is None else chat_logprobs(self._text, whole.logprobs),
             "finish_reason": whole.finish_reason,
             "stop_reason": whole.stop_reason,
+            **self.ids(asked, whole, first=True),
         }
 
 
@@ -341,21 +304,23 @@ class _CompletionShape(_Shape):
     object = "text_completion"
     chunk_object = "text_completion"
 
-    def __init__(self, text: Text, *, nothing: bool) -> None:
-        super().__init__(text)
+    def __init__(self, text: Text, *, token_ids: bool, nothing: bool) -> None:
+        super().__init__(text, token_ids=token_ids)
         self._nothing = nothing  # max_tokens 0: the prompt's logprobs are wanted, and no answer
 
     def opening(self, at: int, echo: str) -> list[dict[str, Any]]:
         return [{"index": at, "text": echo, "logprobs": None, "finish_reason": None}] if echo else []
 
-    def deltas(self, at: int, asked: Request, part: _Whole) -> list[dict[str, Any]]:
-        if not (part.text or part.logprobs or part.finish_reason):
+    def deltas(self, at: int, asked: Request, part: _Whole, *, first: bool) -> list[dict[str, Any]]:
+        ids = self.ids(asked, part, first=first)
+        if not (part.text or part.logprobs or part.finish_reason or ids.get("token_ids")):
             return []
         logprobs = None
         if part.logprobs:
             logprobs = completion_logprobs(self._text, part.logprobs, part.ids, start=part.start)
         text = "" if self._nothing else part.text
-        return [{"index": at, "text": text, "logprobs": logprobs, "finish_reason": part.finish_reason}]
+        ended = {"finish_reason": part.finish_reason, "stop_reason": part.stop_reason}
+        return [{"index": at, "text": text, "logprobs": logprobs, **ended, **ids}]
 
     def choice(self, at: int, asked: Request, whole: _Whole, echo: str) -> dict[str, Any]:
         logprobs = None
@@ -372,6 +337,7 @@ class _CompletionShape(_Shape):
             "logprobs": logprobs,
             "finish_reason": "length" if self._nothing else whole.finish_reason,
             "stop_reason": whole.stop_reason,
+            **self.ids(asked, whole, first=True),
         }
 
     def usage(self, prompt_tokens: int, answers: Sequence[Answer]) -> dict[str, int]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from kaito_serving.engine.base import Limits, SamplingParams
-from kaito_serving.errors import InvalidRequest, UnknownModel
+from kaito_serving.errors import InvalidRequest
 from kaito_serving.http.generate_kwargs import COLDEST, ModelSettings
 from kaito_serving.http.openai.contract import ChatCompletionRequest, CompletionRequest, Generation, Message
 
@@ -82,22 +82,6 @@ def refuse_unsupported(request: ChatCompletionRequest | CompletionRequest) -> No
         raise InvalidRequest("modalities can only be text.", param="modalities")
     if request.top_logprobs is not None and not request.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs true.", param="top_logprobs")
-
-
-def adapters(request: Generation, names: Sequence[str], loaded: Sequence[str]) -> Mapping[str, float] | None:
-    """The mix that a request asks for: None is the deployment's. UnknownModel: no model of that name.
-
-    `names` are those of the base model; `name:adapter` is that adapter at strength 1; the field adapters wins.
-    """
-    model = request.model
-    base, _, adapter = (model or "").partition(":")
-    if model is None or model in names:
-        mix = None
-    elif base in names and adapter in loaded:
-        mix = {adapter: 1.0}
-    else:
-        raise UnknownModel(f"The model {model!r} does not exist; GET /v1/models lists those that do.")
-    return mix if request.adapters is None else request.adapters
 
 
 def plain(messages: Sequence[Message]) -> list[dict[str, str]]:

@@ -1,0 +1,1 @@
+"""Programs that stand in for what needs GPUs or money."""
