@@ -14,7 +14,7 @@ from typing import Any
 from kaito_hooks.api import labels
 from kaito_hooks.api.workspace import ResourceSpec, Workspace
 from kaito_hooks.runtime import format_time
-from kaito_hooks.workspace import inference, status, supply, validate
+from kaito_hooks.workspace import changes, inference, status, supply, validate
 from kaito_hooks.workspace.actions import Action, Adopt, CreateChild, Delete, Note, Outcome
 from kaito_hooks.workspace.deletion import dismantle
 from kaito_hooks.workspace.nodes import name_of
@@ -215,7 +215,7 @@ def _forbidden_change(s: Snapshot, revision: Revision) -> Outcome | None:
     )
     if recorded is None:
         return None
-    broken = validate.check_change(Workspace.read(recorded.get("data") or {}), s.workspace)
+    broken = changes.check_change(Workspace.read(recorded.get("data") or {}), s.workspace)
     return Outcome("failed", str(broken[0])) if broken else None
 
 

@@ -10,7 +10,8 @@ from tests.cluster.admission.rules_table import Case, catalog_values, creations,
 
 from kaito_hooks.api.catalog import Catalog
 from kaito_hooks.api.workspace import Workspace
-from kaito_hooks.workspace.validate import check, check_change
+from kaito_hooks.workspace.changes import check_change
+from kaito_hooks.workspace.validate import check
 
 PRESETS = Path(__file__).parents[3] / "presets"
 
