@@ -12,6 +12,7 @@ NODE_IMAGE_FAMILY = "kaito.sh/node-image-family"
 FITTING_INSTANCE_TYPES = "kaito.sh/fitting-instance-types"
 POOL_SUCCEEDED_AT = "kaito.sh/pool-succeeded-at"
 ENABLE_LOAD_BALANCER = "kaito.sh/enablelb"
+RUNTIME = "kaito.sh/runtime"
 
 REVISION_HASH = "workspace.kaito.io/hash"
 REVISION = "workspace.kaito.io/revision"

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kaito_hooks.api import labels
-from kaito_hooks.api.catalog import Catalog, InstanceType, Preset, fits, fits_tuning
+from kaito_hooks.api.catalog import ENGINES, Catalog, Engine, InstanceType, Preset, fits, fits_tuning
 from kaito_hooks.api.workspace import Adapter, DataDestination, DataSource, PresetSpec, Workspace
+from kaito_hooks.workspace.engines import engine_of, serves
 
 MAX_NAME = 52
 MAX_ADAPTERS = 10
@@ -68,6 +69,15 @@ def _shape(ws: Workspace) -> Iterator[Problem]:
             f"{ws.name} must start with a letter, hold only a-z, 0-9 and -, not end with -, and have at most "
             f"{MAX_NAME} characters: a Service gets this name",
         )
+    if not _knows_runtime(ws):
+        value = ws.annotations[labels.RUNTIME]
+        yield Problem(
+            "C36", "metadata.annotations", f"The annotation {labels.RUNTIME} is '{value}'; use {' or '.join(ENGINES)}"
+        )
+
+
+def _knows_runtime(ws: Workspace) -> bool:
+    return ws.annotations.get(labels.RUNTIME) in (None, *ENGINES)
 
 
 def _resource(ws: Workspace) -> Iterator[Problem]:
@@ -216,10 +226,35 @@ def _presets(ws: Workspace, catalog: Catalog) -> Iterator[Problem]:
             "This preset only supports private AccessMode, AccessMode must be private to continue",
         )
     listed = catalog.find_instance_type(ws.resource.instance_type) if ws.resource else None
+    engine = engine_of(ws, catalog)
+    checks_engine = serves(ws) and _knows_runtime(ws)
+    if checks_engine and engine not in preset.engines:
+        yield Problem(
+            "C34",
+            "tuning.presetName" if ws.tuning else "inference.presetName",
+            f"Preset {preset.name} is not served by the engine {engine}; "
+            f"set the annotation {labels.RUNTIME} to {preset.engines[0]}",
+        )
     if ws.tuning is not None:
         yield from _fits_tuning(ws, preset, listed)
     elif listed is not None and ws.resource is not None:
         yield from _fits_inference(preset, listed, count=ws.resource.count)
+    if checks_engine and listed is not None:
+        yield from _runs_on(listed, engine, preset)
+
+
+def _runs_on(listed: InstanceType, engine: Engine, preset: Preset) -> Iterator[Problem]:
+    if listed.runs(engine):
+        return
+    others = [other for other in preset.engines if listed.runs(other)]
+    instead = f"set the annotation {labels.RUNTIME} to {others[0]}, or " if others else ""
+    yield Problem(
+        "C35",
+        "resource",
+        f"Preset {preset.name} cannot be served by the engine {engine} on {listed.name}: "
+        f"the compute capability of its {listed.gpu_model} is below 7.5; "
+        f"{instead}choose an instance type with a newer GPU",
+    )
 
 
 def _fits_inference(preset: Preset, listed: InstanceType, *, count: int) -> Iterator[Problem]:
