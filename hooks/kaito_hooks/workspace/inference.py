@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kaito_hooks.api import labels
-from kaito_hooks.api.catalog import Preset
+from kaito_hooks.api.catalog import ENGINES, Preset
 from kaito_hooks.api.conditions import find
 from kaito_hooks.api.workspace import Adapter, ResourceSpec
 from kaito_hooks.runtime import Obj
 from kaito_hooks.workspace import children, images, network, nodes, pods, server, service, workload
 from kaito_hooks.workspace.actions import Action, CreateChild, Note, Outcome
+from kaito_hooks.workspace.engines import engine_of
 from kaito_hooks.workspace.snapshot import Snapshot
 
 
@@ -35,9 +36,20 @@ def live_workload(s: Snapshot) -> Obj | None:
 
 def is_of_revision(s: Snapshot, revision: int) -> bool:
     """Whether the existing workload is what that revision wants."""
+    return _annotation(s, labels.REVISION) == str(revision)
+
+
+def is_of_engine(s: Snapshot) -> bool:
+    """Whether the existing workload runs the engine that is asked for; a template of the user's own has none."""
+    running, asked = _annotation(s, labels.RUNTIME), s.workspace.annotations.get(labels.RUNTIME)
+    if asked is None and s.catalog is not None:
+        asked = s.catalog.default_engine
+    return asked in (None, *ENGINES) and (running is None or asked in (None, running))
+
+
+def _annotation(s: Snapshot, name: str) -> str | None:
     found = live_workload(s)
-    annotations = (found["metadata"].get("annotations") or {}) if found is not None else {}
-    return annotations.get(labels.REVISION) == str(revision)
+    return (found["metadata"].get("annotations") or {}).get(name) if found is not None else None
 
 
 def infer(s: Snapshot, wanted: Sequence[Obj]) -> Inference:
@@ -126,13 +138,16 @@ def preset_children(
     """Services, NetworkPolicy and workload of a preset that is served with these adapters."""
     ws = s.workspace
     assert ws.preset is not None
+    assert s.catalog is not None
+    engine = engine_of(ws, s.catalog)
     template = server.pod_template(
         ws,
         resource,
         wanted=ws.preset,
         preset=preset,
         adapters=adapters,
-        image=images.serving_image(resource.instance_type, s.catalog, s.settings),
+        engine=engine,
+        image=images.serving_image(engine, resource.instance_type, s.catalog, s.settings),
         gpus=gpus_per_node(s, resource, preset, chosen),
         settings=s.settings,
     )
@@ -142,10 +157,18 @@ def preset_children(
     if preset.distributed:
         headless = workload.metadata(ws, name=service.headless_name(ws))
         wanted.append(service.headless_service(ws, metadata=headless))
-        wanted.append(workload.stateful_set(ws, resource, template=template, revision=revision))
+        wanted.append(workload.stateful_set(ws, resource, template=template, revision=revision, engine=engine))
     else:
-        deadline = preset.readiness_timeout
-        wanted.append(workload.deployment(ws, resource, template=template, deadline=deadline, revision=revision))
+        wanted.append(
+            workload.deployment(
+                ws,
+                resource,
+                template=template,
+                deadline=preset.readiness_timeout,
+                revision=revision,
+                engine=engine,
+            )
+        )
     return wanted
 
 
