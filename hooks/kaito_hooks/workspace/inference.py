@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from kaito_hooks.api import labels
 from kaito_hooks.api.catalog import ENGINES, Preset
 from kaito_hooks.api.conditions import find
 from kaito_hooks.api.workspace import Adapter, ResourceSpec
 from kaito_hooks.runtime import Obj
-from kaito_hooks.workspace import children, images, network, nodes, pods, server, service, workload
+from kaito_hooks.workspace import children, images, network, nodes, pods, server, server_state, service, workload
 from kaito_hooks.workspace.actions import Action, CreateChild, Note, Outcome
 from kaito_hooks.workspace.engines import engine_of
 from kaito_hooks.workspace.snapshot import Snapshot
@@ -71,6 +72,11 @@ def infer(s: Snapshot, wanted: Sequence[Obj]) -> Inference:
     )
 
 
+def look_at(s: Snapshot) -> datetime | None:
+    """When to ask the servers again that are not ready."""
+    return min((answer.stale_at for answer in s.servers.values()), default=None)
+
+
 def progress(s: Snapshot) -> Outcome:
     """How far the existing workload is."""
     found = live_workload(s)
@@ -82,7 +88,7 @@ def progress(s: Snapshot) -> Outcome:
     if seen and ready >= replicas and int(status.get("updatedReplicas") or 0) >= replicas:
         return Outcome("ready")
     serving = [pod for pod in s.pods if not pods.owned_by_job(pod)]
-    told = pods.explain(serving, s.pod_warnings, said=s.said)
+    told = pods.explain(serving, s.pod_warnings, said=s.said, servers=server_state.outcomes(s.servers))
     if told is not None and told.state == "failed":
         return told
     stuck = find(status.get("conditions"), "Progressing")

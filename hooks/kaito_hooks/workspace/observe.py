@@ -11,7 +11,7 @@ from kaito_hooks.api.catalog import Catalog
 from kaito_hooks.api.claim import Claim
 from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.runtime import BadRequest, Client, Clock, Invalid, Key, NotFound, Obj
-from kaito_hooks.workspace import progress
+from kaito_hooks.workspace import progress, server_state
 from kaito_hooks.workspace import world as caches
 from kaito_hooks.workspace.memory import Memories
 from kaito_hooks.workspace.resources import CLAIM_RESOURCES, CONFIG_MAP, WORKSPACE
@@ -30,7 +30,7 @@ class Observer:
     """Makes Snapshots.
 
     ``client`` is asked only about claims of a Workspace that goes or has gone, and for the ConfigMap of a tuning Job
-    that is to be made.
+    that is to be made. Pods are asked for their progress: a trainer, or servers that are not ready.
     """
 
     def __init__(
@@ -79,7 +79,17 @@ class Observer:
             pod_warnings=self._warnings(pods),
             memory=self._remember(workspace, claims, self._claim_warnings(workspace)),
         )
-        return self._tuned(found) if workspace.tuning is not None and not workspace.deleting else found
+        if workspace.deleting:
+            return found
+        found = self._asked(found)
+        return self._tuned(found) if workspace.tuning is not None else found
+
+    def _asked(self, s: Snapshot) -> Snapshot:
+        """With what model servers say that run and are not ready."""
+        pods = server_state.pods_to_ask(s.workspace, s.pods)
+        servers = server_state.ask(pods, s.memory.servers, now=s.now)
+        memory = self._memories.change(s.workspace.uid, lambda memory: replace(memory, servers=servers))
+        return replace(s, servers=servers, memory=memory)
 
     def _tuned(self, s: Snapshot) -> Snapshot:
         """With what only a tuning Workspace needs."""

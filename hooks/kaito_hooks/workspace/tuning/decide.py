@@ -149,6 +149,8 @@ def _serve(s: Snapshot, resource: ResourceSpec, record: Record, *, revision: Rev
         found.actions += serving.actions
         found.notes += serving.notes
         found.served = serving.outcome
+        if (look_at := inference.look_at(s)) is not None:
+            found.look_at.append(look_at)
     else:
         found.served = Outcome("waiting", "waiting for the nodes")
     return found
