@@ -42,10 +42,10 @@ def is_of_revision(s: Snapshot, revision: int) -> bool:
 
 def is_of_engine(s: Snapshot) -> bool:
     """Whether the existing workload runs the engine that is asked for; a template of the user's own has none."""
-    running, asked = _annotation(s, labels.RUNTIME), s.workspace.annotations.get(labels.RUNTIME)
-    if asked is None and s.catalog is not None:
-        asked = s.catalog.default_engine
-    return asked in (None, *ENGINES) and (running is None or asked in (None, running))
+    asked = s.workspace.annotations.get(labels.RUNTIME, s.catalog.default_engine if s.catalog is not None else None)
+    if asked not in (None, *ENGINES):
+        return False
+    return s.workspace.preset is None or asked in (None, _annotation(s, labels.RUNTIME))
 
 
 def _annotation(s: Snapshot, name: str) -> str | None:

@@ -204,6 +204,16 @@ def test_a_choice_that_cannot_be_served_is_told_and_what_runs_stays(
     assert said(world) == ("True", "workspace is ready")
 
 
+def test_a_workload_from_before_there_were_engines_is_held_to_the_rule_and_left_alone() -> None:
+    world = served(spread_object())
+    annotate(world, None)
+    del world.children["StatefulSet/phi"]["metadata"]["annotations"][RUNTIME]
+    before = server(world, "StatefulSet")
+    world.settle()
+    assert "is not served by the engine transformers" in said(world)[1]
+    assert (server(world, "StatefulSet"), world.deleted) == (before, [])
+
+
 def test_a_catalog_that_takes_the_engine_from_a_preset_later_is_no_reason_to_neglect_what_runs() -> None:
     world = served(on_an_a100("vllm"))
     preset = replace(CATALOG.presets["phi-3-mini-4k-instruct"], engines=("transformers",))
