@@ -14,6 +14,11 @@ from typing import Any, Literal
 NAME = "kaito"
 """The one Catalog of a cluster."""
 
+Engine = Literal["transformers", "vllm"]
+ENGINES: tuple[Engine, ...] = ("transformers", "vllm")
+_TOO_OLD_FOR_VLLM = frozenset({"K80", "M60", "P40", "P100", "V100"})
+"""GPU models of compute capability below 7.5, for which vLLM has no kernels: https://developer.nvidia.com/cuda-gpus"""
+
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|s)")
 _UNIT_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 DEFAULT_READINESS_TIMEOUT = 1800.0
@@ -62,6 +67,7 @@ class Preset:
     context_length: int = 0
     dtype: str = "auto"
     distributed: bool = False
+    engines: tuple[Engine, ...] = ENGINES
     access_mode: Literal["public", "private"] = "public"
     readiness_timeout: float = DEFAULT_READINESS_TIMEOUT
     weights: Weights | None = None
@@ -91,15 +97,23 @@ class InstanceType:
         """Memory of one GPU, rounded down; 0 without GPUs."""
         return self.total_gpu_memory_gib // self.gpu_count if self.gpu_count else 0
 
+    def runs(self, engine: Engine) -> bool:
+        """Whether the engine has kernels for this model of GPU; one that is not known is taken to be new enough."""
+        return engine != "vllm" or self.gpu_model not in _TOO_OLD_FOR_VLLM
+
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """The mapping of presets to GPUs that admission and the controller share."""
+    """The mapping of presets to GPUs that admission and the controller share.
+
+    ``default_engine``: what serves a Workspace that does not choose.
+    """
 
     cloud: str
     unchecked_instance_type_prefixes: tuple[str, ...]
     presets: Mapping[str, Preset]
     instance_types: Mapping[str, InstanceType]
+    default_engine: Engine = "transformers"
 
     @classmethod
     def read(cls, obj: Mapping[str, Any]) -> Catalog:
@@ -121,6 +135,7 @@ class Catalog:
                 name: _instance_type(name, _mapping(entry, f"spec.instanceTypes.{name}"))
                 for name, entry in sorted(_mapping(spec.get("instanceTypes"), "spec.instanceTypes").items())
             },
+            default_engine=_default_engine(spec.get("defaultEngine")),
         )
 
     def find_instance_type(self, name: str) -> InstanceType | None:
@@ -180,6 +195,7 @@ def _preset(name: str, entry: Mapping[str, Any]) -> Preset:
         context_length=_whole(entry, "contextLength", where),
         dtype=str(entry.get("dtype") or "auto"),
         distributed=bool(entry.get("distributed", False)),
+        engines=_engines(entry.get("engines"), f"{where}.engines", distributed=bool(entry.get("distributed", False))),
         access_mode="private" if entry.get("accessMode") == "private" else "public",
         readiness_timeout=_seconds(entry.get("readinessTimeout"), f"{where}.readinessTimeout"),
         weights=_weights(_mapping(entry.get("weights"), f"{where}.weights"), f"{where}.weights"),
@@ -231,6 +247,24 @@ def _strings(value: Any, where: str) -> tuple[str, ...]:
         return ()
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise ValueError(f"Catalog: {where} is {value!r}, not a list of strings")
+    return tuple(value)
+
+
+def _default_engine(value: Any) -> Engine:
+    found = next((engine for engine in ENGINES if value in (None, engine)), None)
+    if found is None:
+        raise ValueError(f"Catalog: spec.defaultEngine is {value!r}, not {' or '.join(ENGINES)}")
+    return found
+
+
+def _engines(value: Any, where: str, *, distributed: bool) -> tuple[Engine, ...]:
+    """Without the field all engines; a preset that spans nodes is served by vllm alone."""
+    if value is None:
+        return ("vllm",) if distributed else ENGINES
+    if not isinstance(value, list) or not value or not all(item in ENGINES for item in value):
+        raise ValueError(f"Catalog: {where} is {value!r}, not a list of {' and '.join(ENGINES)}")
+    if distributed and value != ["vllm"]:
+        raise ValueError(f"Catalog: {where} is {value!r}, but a distributed preset is served by vllm alone")
     return tuple(value)
 
 

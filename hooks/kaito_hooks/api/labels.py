@@ -12,6 +12,7 @@ NODE_IMAGE_FAMILY = "kaito.sh/node-image-family"
 FITTING_INSTANCE_TYPES = "kaito.sh/fitting-instance-types"
 POOL_SUCCEEDED_AT = "kaito.sh/pool-succeeded-at"
 ENABLE_LOAD_BALANCER = "kaito.sh/enablelb"
+RUNTIME = "kaito.sh/runtime"
 
 REVISION_HASH = "workspace.kaito.io/hash"
 REVISION = "workspace.kaito.io/revision"
@@ -38,6 +39,8 @@ DO_NOT_SYNC_TAINTS = "karpenter.sh/do-not-sync-taints"
 TERMINATION_TIMESTAMP = "karpenter.sh/nodeclaim-termination-timestamp"
 UNREGISTERED_TAINT = "karpenter.sh/unregistered"
 DISRUPTED_TAINT = "karpenter.sh/disrupted"
+
+POD_INDEX = "apps.kubernetes.io/pod-index"
 
 INSTANCE_TYPE = "node.kubernetes.io/instance-type"
 ARCHITECTURE = "kubernetes.io/arch"

@@ -10,6 +10,7 @@ import re
 
 from kaito_hooks.api.catalog import Catalog, InstanceType, fits, fits_tuning
 from kaito_hooks.api.workspace import Workspace
+from kaito_hooks.workspace.engines import engine_of, serves
 
 MOST = 5
 """How many are named."""
@@ -42,6 +43,8 @@ def _holds(workspace: Workspace, catalog: Catalog, other: InstanceType) -> bool:
     """Whether the rules of admission would let the Workspace have that type."""
     preset = catalog.presets.get(workspace.preset.name) if workspace.preset else None
     if preset is None or workspace.resource is None:
+        return False
+    if serves(workspace) and not other.runs(engine_of(workspace, catalog)):
         return False
     if workspace.tuning is not None:
         needs = preset.tuning.get(workspace.tuning.method)

@@ -9,7 +9,7 @@ from typing import Any
 
 from kaito_hooks.runtime import Obj, parse_quantity
 from kaito_hooks.workspace import pods
-from kaito_hooks.workspace.actions import Action, ApplyChild, CreateChild, Outcome
+from kaito_hooks.workspace.actions import Action, ApplyChild, CreateChild, Delete, Outcome
 from kaito_hooks.workspace.snapshot import Snapshot
 
 FINGERPRINT = "workspace.kaito.io/fingerprint"
@@ -98,6 +98,12 @@ def keep(s: Snapshot, child: Obj) -> tuple[Action | None, Outcome | None]:
     current = seals[0] == seals[1] and (settled or contains(_body(live), _body(wanted)))
     if current and (settled or contains(live["metadata"], wanted["metadata"])):
         return None, None
+    if wanted["kind"] == "StatefulSet" and seals[0] is not None and seals[0] != seals[1]:
+        # A rolling update would wait for one changed Pod to be ready among unchanged ones.
+        metadata = live["metadata"]
+        deletion = Delete("StatefulSet", metadata["namespace"], metadata["name"], metadata["uid"], foreground=True)
+        why = "its Pods only work together, so all of them start anew"
+        return deletion, Outcome("waiting", f"{name} is being replaced: {why}")
     # What its controller reports of a workload is about the old one, until it has seen the new one.
     rolls_out = not current and wanted["kind"] in WORKLOADS
     outcome = Outcome("waiting", f"{name} is being brought up to date") if rolls_out else None

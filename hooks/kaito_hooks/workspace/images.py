@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kaito_hooks.api.catalog import Catalog, ImageWeights, Preset
+from kaito_hooks.api.catalog import Catalog, Engine, ImageWeights, Preset
 from kaito_hooks.api.workspace import PresetSpec
 from kaito_hooks.workspace.settings import Settings
 
@@ -22,9 +22,9 @@ def variant(instance_type: str, catalog: Catalog | None, settings: Settings) -> 
     return "cu126"
 
 
-def serving_image(instance_type: str, catalog: Catalog | None, settings: Settings) -> str:
-    """The server's image."""
-    return settings.images.serving[variant(instance_type, catalog, settings)]
+def serving_image(engine: Engine, instance_type: str, catalog: Catalog | None, settings: Settings) -> str:
+    """The server's image: vLLM has one of its own, which holds the other engine too."""
+    return settings.images.serving["vllm" if engine == "vllm" else variant(instance_type, catalog, settings)]
 
 
 def tuning_image(instance_type: str, catalog: Catalog | None, settings: Settings) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from kaito_hooks.api import labels
-from kaito_hooks.api.catalog import Preset
+from kaito_hooks.api.catalog import ENGINES, Preset
 from kaito_hooks.api.conditions import find
 from kaito_hooks.api.workspace import Adapter, ResourceSpec
 from kaito_hooks.runtime import Obj
-from kaito_hooks.workspace import children, images, network, nodes, pods, server, service, workload
+from kaito_hooks.workspace import children, images, network, nodes, pods, server, server_state, service, workload
 from kaito_hooks.workspace.actions import Action, CreateChild, Note, Outcome
+from kaito_hooks.workspace.engines import engine_of
 from kaito_hooks.workspace.snapshot import Snapshot
 
 
@@ -35,9 +37,20 @@ def live_workload(s: Snapshot) -> Obj | None:
 
 def is_of_revision(s: Snapshot, revision: int) -> bool:
     """Whether the existing workload is what that revision wants."""
+    return _annotation(s, labels.REVISION) == str(revision)
+
+
+def is_of_engine(s: Snapshot) -> bool:
+    """Whether the existing workload runs the engine that is asked for; a template of the user's own has none."""
+    asked = s.workspace.annotations.get(labels.RUNTIME, s.catalog.default_engine if s.catalog is not None else None)
+    if asked not in (None, *ENGINES):
+        return False
+    return s.workspace.preset is None or asked in (None, _annotation(s, labels.RUNTIME))
+
+
+def _annotation(s: Snapshot, name: str) -> str | None:
     found = live_workload(s)
-    annotations = (found["metadata"].get("annotations") or {}) if found is not None else {}
-    return annotations.get(labels.REVISION) == str(revision)
+    return (found["metadata"].get("annotations") or {}).get(name) if found is not None else None
 
 
 def infer(s: Snapshot, wanted: Sequence[Obj]) -> Inference:
@@ -59,6 +72,11 @@ def infer(s: Snapshot, wanted: Sequence[Obj]) -> Inference:
     )
 
 
+def look_at(s: Snapshot) -> datetime | None:
+    """When to ask the servers again that are not ready."""
+    return min((answer.stale_at for answer in s.servers.values()), default=None)
+
+
 def progress(s: Snapshot) -> Outcome:
     """How far the existing workload is."""
     found = live_workload(s)
@@ -70,7 +88,7 @@ def progress(s: Snapshot) -> Outcome:
     if seen and ready >= replicas and int(status.get("updatedReplicas") or 0) >= replicas:
         return Outcome("ready")
     serving = [pod for pod in s.pods if not pods.owned_by_job(pod)]
-    told = pods.explain(serving, s.pod_warnings, said=s.said)
+    told = pods.explain(serving, s.pod_warnings, said=s.said, servers=server_state.outcomes(s.servers))
     if told is not None and told.state == "failed":
         return told
     stuck = find(status.get("conditions"), "Progressing")
@@ -126,13 +144,16 @@ def preset_children(
     """Services, NetworkPolicy and workload of a preset that is served with these adapters."""
     ws = s.workspace
     assert ws.preset is not None
+    assert s.catalog is not None
+    engine = engine_of(ws, s.catalog)
     template = server.pod_template(
         ws,
         resource,
         wanted=ws.preset,
         preset=preset,
         adapters=adapters,
-        image=images.serving_image(resource.instance_type, s.catalog, s.settings),
+        engine=engine,
+        image=images.serving_image(engine, resource.instance_type, s.catalog, s.settings),
         gpus=gpus_per_node(s, resource, preset, chosen),
         settings=s.settings,
     )
@@ -142,10 +163,18 @@ def preset_children(
     if preset.distributed:
         headless = workload.metadata(ws, name=service.headless_name(ws))
         wanted.append(service.headless_service(ws, metadata=headless))
-        wanted.append(workload.stateful_set(ws, resource, template=template, revision=revision))
+        wanted.append(workload.stateful_set(ws, resource, template=template, revision=revision, engine=engine))
     else:
-        deadline = preset.readiness_timeout
-        wanted.append(workload.deployment(ws, resource, template=template, deadline=deadline, revision=revision))
+        wanted.append(
+            workload.deployment(
+                ws,
+                resource,
+                template=template,
+                deadline=preset.readiness_timeout,
+                revision=revision,
+                engine=engine,
+            )
+        )
     return wanted
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from kaito_hooks.api import labels
 from kaito_hooks.api.catalog import NAME as CATALOG_NAME
@@ -12,6 +11,7 @@ from kaito_hooks.api.catalog import Catalog
 from kaito_hooks.api.claim import Claim
 from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.runtime import BadRequest, Client, Clock, Invalid, Key, NotFound, Obj
+from kaito_hooks.workspace import progress, server_state
 from kaito_hooks.workspace import world as caches
 from kaito_hooks.workspace.memory import Memories
 from kaito_hooks.workspace.resources import CLAIM_RESOURCES, CONFIG_MAP, WORKSPACE
@@ -19,7 +19,6 @@ from kaito_hooks.workspace.revision import revise
 from kaito_hooks.workspace.service import headless_name
 from kaito_hooks.workspace.settings import Settings
 from kaito_hooks.workspace.snapshot import Memory, Snapshot, Tenant, TuningConfig
-from kaito_hooks.workspace.tuning import progress
 from kaito_hooks.workspace.tuning.config import name_of
 from kaito_hooks.workspace.tuning.decide import needs_config
 from kaito_hooks.workspace.tuning.state import progress_address
@@ -31,7 +30,7 @@ class Observer:
     """Makes Snapshots.
 
     ``client`` is asked only about claims of a Workspace that goes or has gone, and for the ConfigMap of a tuning Job
-    that is to be made; ``fetch_progress`` asks a tuning Pod at an address and port.
+    that is to be made. Pods are asked for their progress: a trainer, or servers that are not ready.
     """
 
     def __init__(
@@ -42,10 +41,8 @@ class Observer:
         memories: Memories,
         settings: Settings,
         clock: Clock,
-        fetch_progress: Callable[[str, int], Mapping[str, Any] | None] = progress.fetch,
     ) -> None:
         self._world, self._client, self._memories = world, client, memories
-        self._fetch_progress = fetch_progress
         self._settings, self._clock = settings, clock
 
     def observe(self, key: Key) -> Snapshot | None:
@@ -82,7 +79,17 @@ class Observer:
             pod_warnings=self._warnings(pods),
             memory=self._remember(workspace, claims, self._claim_warnings(workspace)),
         )
-        return self._tuned(found) if workspace.tuning is not None and not workspace.deleting else found
+        if workspace.deleting:
+            return found
+        found = self._asked(found)
+        return self._tuned(found) if workspace.tuning is not None else found
+
+    def _asked(self, s: Snapshot) -> Snapshot:
+        """With what model servers say that run and are not ready."""
+        pods = server_state.pods_to_ask(s.workspace, s.pods)
+        servers = server_state.ask(pods, s.memory.servers, now=s.now)
+        memory = self._memories.change(s.workspace.uid, lambda memory: replace(memory, servers=servers))
+        return replace(s, servers=servers, memory=memory)
 
     def _tuned(self, s: Snapshot) -> Snapshot:
         """With what only a tuning Workspace needs."""
@@ -90,7 +97,7 @@ class Observer:
         assert ws.tuning is not None
         job = s.children.get(f"Job/{ws.name}")
         if job is not None and (address := progress_address(s.pods, job)) is not None:
-            s = replace(s, tuning_progress=self._fetch_progress(*address))
+            s = replace(s, tuning_progress=progress.fetch(*address))
         if not needs_config(s, revise(ws, s.revisions, owner_reference(ws))):
             return s
         name, release = name_of(ws.tuning), self._settings.release_namespace

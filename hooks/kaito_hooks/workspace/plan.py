@@ -14,7 +14,7 @@ from typing import Any
 from kaito_hooks.api import labels
 from kaito_hooks.api.workspace import ResourceSpec, Workspace
 from kaito_hooks.runtime import format_time
-from kaito_hooks.workspace import inference, status, supply, validate
+from kaito_hooks.workspace import changes, inference, status, supply, validate
 from kaito_hooks.workspace.actions import Action, Adopt, CreateChild, Delete, Note, Outcome
 from kaito_hooks.workspace.deletion import dismantle
 from kaito_hooks.workspace.nodes import name_of
@@ -28,6 +28,8 @@ from kaito_hooks.workspace.workload import owner_reference
 
 RULES_OF_THE_START = frozenset({"C3", "C4", "C5", "C6", "C7", "C9", "C13", "C25"})
 """Whether something may begin: a Catalog or a release that says otherwise later is no reason to neglect what runs."""
+RULES_OF_THE_ENGINE = frozenset({"C34", "C35"})
+"""Whether an engine may begin; as long as the one that runs is the one that is asked for, the same holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,8 @@ def _plan_inference(
     resource_outcome = supplied.outcome
     if problem is not None:
         # Its preset or its rules changed under a running Workspace: what runs is left alone.
-        served = inference.progress(s) if inference.is_of_revision(s, revision.number) else problem
+        untouched = inference.is_of_revision(s, revision.number) and inference.is_of_engine(s)
+        served = inference.progress(s) if untouched else problem
         if not resource_outcome.ready:
             resource_outcome = problem
     elif supplied.outcome.ready or exists:
@@ -95,7 +98,7 @@ def _plan_inference(
         actions,
         deeds=deeds,
         outcomes=_Outcomes(resource_outcome, served=served, supplied=supplied),
-        look_at=supplied.look_at,
+        look_at=min((m for m in (supplied.look_at, inference.look_at(s)) if m is not None), default=None),
     )
 
 
@@ -191,8 +194,10 @@ def _plan_deletion(s: Snapshot) -> Plan:
 def _problem(s: Snapshot, revision: Revision) -> Outcome | None:
     """The first broken rule, or why the rules cannot be checked or the revision not recorded."""
     broken = validate.check(s.workspace, s.catalog)
-    if _was_taken_up(s):
-        broken = [problem for problem in broken if problem.rule not in RULES_OF_THE_START]
+    begun = RULES_OF_THE_START if _was_taken_up(s) else frozenset()
+    if inference.live_workload(s) is not None and inference.is_of_engine(s):
+        begun |= RULES_OF_THE_ENGINE
+    broken = [problem for problem in broken if problem.rule not in begun]
     if broken:
         return Outcome("failed", str(broken[0]))
     if s.catalog is None:
@@ -215,7 +220,7 @@ def _forbidden_change(s: Snapshot, revision: Revision) -> Outcome | None:
     )
     if recorded is None:
         return None
-    broken = validate.check_change(Workspace.read(recorded.get("data") or {}), s.workspace)
+    broken = changes.check_change(Workspace.read(recorded.get("data") or {}), s.workspace)
     return Outcome("failed", str(broken[0])) if broken else None
 
 

@@ -33,12 +33,20 @@ _NOT_A_CAUSE = re.compile(r" (no new claims to deallocate, )?preemption: .*", re
 _SOURCE_PORT = re.compile(r"(?<=[\d\]]):\d+(?=->)")
 
 
-def explain(pods: Iterable[Obj], warnings: Mapping[str, str], *, said: Collection[str] = ()) -> Outcome | None:
+def explain(
+    pods: Iterable[Obj],
+    warnings: Mapping[str, str],
+    *,
+    said: Collection[str] = (),
+    servers: Mapping[str, Outcome] | None = None,
+) -> Outcome | None:
     """The worst that is true of these Pods: a failure before a wait; None if there is nothing to say.
 
-    ``said``: messages of before; a kubelet that waits before it pulls again may not say any more why.
+    ``said``: messages of before; a kubelet that waits before it pulls again may not say any more why. ``servers``: by
+    Pod uid, what servers that run say of themselves.
     """
-    found = [outcome for pod in sorted(pods, key=_name) if (outcome := _explain_one(pod, warnings, said)) is not None]
+    told = [_explain_one(pod, warnings, said, (servers or {}).get(_uid(pod))) for pod in sorted(pods, key=_name)]
+    found = [outcome for outcome in told if outcome is not None]
     return next((o for o in found if o.state == "failed"), found[0] if found else None)
 
 
@@ -53,7 +61,9 @@ def owned_by_job(pod: Obj) -> bool:
     return any(owner.get("kind") == "Job" for owner in pod["metadata"].get("ownerReferences") or ())
 
 
-def _explain_one(pod: Obj, warnings: Mapping[str, str], said: Collection[str]) -> Outcome | None:
+def _explain_one(
+    pod: Obj, warnings: Mapping[str, str], said: Collection[str], server: Outcome | None
+) -> Outcome | None:
     if pod["metadata"].get("deletionTimestamp") or is_ready(pod):
         return None
     status = pod.get("status") or {}
@@ -64,12 +74,14 @@ def _explain_one(pod: Obj, warnings: Mapping[str, str], said: Collection[str]) -
                 return Outcome("failed", who + problem)
     if status.get("phase") == "Failed":
         return Outcome("failed", f"Pod {_name(pod)}: {status.get('reason', 'Failed')}: {status.get('message', '')}")
-    if warning := warnings.get(pod["metadata"].get("uid", "")):
-        return Outcome("failed", f"Pod {_name(pod)}: {_short(warning)}")
+    if warning := warnings.get(_uid(pod)):
+        return Outcome("failed", f"Pod {_name(pod)}: {short(warning)}")
     scheduled = find(status.get("conditions"), "PodScheduled")
     if scheduled is not None and scheduled.get("status") == "False":
         cause = _NOT_A_CAUSE.sub("", str(scheduled.get("message", "")))
-        return Outcome("waiting", f"Pod {_name(pod)} cannot be scheduled: {_short(cause)}")
+        return Outcome("waiting", f"Pod {_name(pod)} cannot be scheduled: {short(cause)}")
+    if server is not None:
+        return Outcome(server.state, f"Pod {_name(pod)}: {server.message}")
     stage = _stage(status)
     return Outcome("waiting", f"Pod {_name(pod)}: {stage}" if stage else WAITING)
 
@@ -84,7 +96,7 @@ def _pull_problem(container: Mapping[str, Any], who: str, said: Collection[str])
     while (bare := _WRAPPING.sub("", cause)) != cause:
         cause = bare
     if cause:
-        return f"{head}: {_short(_SOURCE_PORT.sub('', cause))}"
+        return f"{head}: {short(_SOURCE_PORT.sub('', cause))}"
     earlier = [message[start + len(who) :] for message in said if (start := message.find(f"{who}{head}: ")) >= 0]
     return earlier[0] if earlier else head
 
@@ -94,7 +106,7 @@ def _container_problem(container: Mapping[str, Any]) -> str | None:
     waiting, ended = state.get("waiting") or {}, state.get("terminated") or last.get("terminated") or {}
     reason = waiting.get("reason", "")
     if reason in CONFIG_REASONS:
-        return f"{reason}: {_short(waiting.get('message', ''))}"
+        return f"{reason}: {short(waiting.get('message', ''))}"
     if not ended or ended.get("exitCode", 0) == 0 or container.get("ready"):
         return None
     if state.get("running") is not None and not ended.get("message"):
@@ -130,13 +142,18 @@ def _stage(status: Mapping[str, Any]) -> str:
 def sentence(text: str) -> str:
     """Termination messages of ours are one sentence; one taken from a log ends with what matters."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return _short(lines[-1]) if lines else ""
+    return short(lines[-1]) if lines else ""
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """The text on one line, cut where it is longer than a condition can bear."""
     text = " ".join(text.split())
     return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
 
 
 def _name(pod: Obj) -> str:
     return str(pod["metadata"]["name"])
+
+
+def _uid(pod: Obj) -> str:
+    return str(pod["metadata"].get("uid", ""))

@@ -8,10 +8,11 @@ import math
 from collections.abc import Sequence
 
 from kaito_hooks.api import labels
-from kaito_hooks.api.catalog import HubWeights, Preset, VolumeWeights
+from kaito_hooks.api.catalog import Engine, HubWeights, Preset, VolumeWeights
 from kaito_hooks.api.workspace import Adapter, PresetSpec, ResourceSpec, Workspace
 from kaito_hooks.runtime import Obj
 from kaito_hooks.workspace import containers, images, placement
+from kaito_hooks.workspace.service import first_pod_host
 from kaito_hooks.workspace.settings import Settings
 
 WEIGHTS_PATH = "/workspace/tfs/weights"
@@ -35,6 +36,7 @@ def pod_template(
     wanted: PresetSpec,
     preset: Preset,
     adapters: Sequence[Adapter],
+    engine: Engine,
     image: str,
     gpus: int,
     settings: Settings,
@@ -69,6 +71,8 @@ def pod_template(
                 wanted=wanted,
                 preset=preset,
                 adapters=adapters,
+                engine=engine,
+                nodes=resource.count if preset.distributed else 1,
                 image=image,
                 gpus=gpus,
                 settings=settings,
@@ -162,12 +166,22 @@ def _server(
     wanted: PresetSpec,
     preset: Preset,
     adapters: Sequence[Adapter],
+    engine: Engine,
+    nodes: int,
     image: str,
     gpus: int,
     settings: Settings,
 ) -> Obj:
+    """``nodes``: over how many the model is spread."""
     args = ["--pipeline", "text-generation", "--pretrained_model_name_or_path", WEIGHTS_PATH]
     args += ["--served_model_name", preset.name, workspace.name, "--torch_dtype", preset.dtype]
+    args += ["--engine", engine]
+    rank: list[Obj] = []
+    if nodes > 1:
+        args += ["--nnodes", str(nodes), "--node_rank", "$(NODE_RANK)", "--master_addr", first_pod_host(workspace)]
+        rank = [
+            {"name": "NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{labels.POD_INDEX}']"}}}
+        ]
     if adapters:
         args += ["--adapters_dir", ADAPTERS_PATH, "--adapter_strengths", strengths(adapters)]
     # HAProxy reaches the replicas of its own node at the loopback address, so the Pod's address alone would not do.
@@ -189,6 +203,7 @@ def _server(
             {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
             {"name": "HOME", "value": containers.TMP},
             {"name": "RAY_TMPDIR", "value": containers.TMP},
+            *rank,
             *settings.serving.extra_env,
         ],
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],

@@ -17,6 +17,11 @@ def headless_name(workspace: Workspace) -> str:
     return f"{workspace.name}-headless"
 
 
+def first_pod_host(workspace: Workspace) -> str:
+    """DNS name of a StatefulSet's first Pod; the resolver adds the cluster's domain."""
+    return f"{workspace.name}-0.{headless_name(workspace)}.{workspace.namespace}.svc"
+
+
 def service(workspace: Workspace, *, metadata: Obj, distributed: bool) -> Obj:
     """The Service that users talk to: 80 to the server, ready Pods only; of a StatefulSet the first Pod answers."""
     balanced = workspace.annotations.get(labels.ENABLE_LOAD_BALANCER) == "True"

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kaito_hooks.api import labels
-from kaito_hooks.api.catalog import Catalog, InstanceType, Preset, fits, fits_tuning
+from kaito_hooks.api.catalog import ENGINES, Catalog, Engine, InstanceType, Preset, fits, fits_tuning
 from kaito_hooks.api.workspace import Adapter, DataDestination, DataSource, PresetSpec, Workspace
+from kaito_hooks.workspace.engines import engine_of, serves
 
 MAX_NAME = 52
 MAX_ADAPTERS = 10
 MAX_ADAPTER_NAME = 55
 METHODS = ("lora", "qlora")
-IMMUTABLE = "field is immutable"
 RESERVED_LABELS = frozenset(
     {
         labels.WORKSPACE,
@@ -57,69 +57,6 @@ def check(workspace: Workspace, catalog: Catalog | None) -> list[Problem]:
     return problems
 
 
-def check_change(old: Workspace, new: Workspace) -> list[Problem]:
-    """Every rule on changes (U0-U7, U9-U11) that ``new`` breaks; U8 and the like are rules of ``check``."""
-    return [
-        *_toggled(old, new),
-        *_changed_resource(old, new),
-        *_changed_inference(old, new),
-        *_changed_tuning(old, new),
-    ]
-
-
-def _toggled(old: Workspace, new: Workspace) -> Iterator[Problem]:
-    if (old.resource is None) != (new.resource is None):
-        yield Problem("U0", "resource", IMMUTABLE)
-    if (old.inference is None) != (new.inference is None):
-        yield Problem("U1", "inference", "Inference field cannot be toggled once set")
-    if (old.tuning is None) != (new.tuning is None):
-        yield Problem("U2", "tuning", "Tuning field cannot be toggled once set")
-
-
-def _changed_resource(old: Workspace, new: Workspace) -> Iterator[Problem]:
-    before, after = old.resource, new.resource
-    if before is None or after is None:
-        return
-    if before.count != after.count:
-        yield Problem("U3", "resource.count", IMMUTABLE)
-    if before.instance_type != after.instance_type:
-        yield Problem("U4", "resource.instanceType", IMMUTABLE)
-    selectors = [(w.raw.get("resource") or {}).get("labelSelector") for w in (old, new)]
-    if selectors[0] != selectors[1]:
-        yield Problem("U5", "resource.labelSelector", IMMUTABLE)
-
-
-def _changed_inference(old: Workspace, new: Workspace) -> Iterator[Problem]:
-    before, after = old.inference, new.inference
-    if before is None or after is None:
-        return
-    if before.preset != after.preset:
-        rule = "U0" if before.preset is None or after.preset is None else "U6"
-        yield Problem(rule, "inference.preset", IMMUTABLE)
-    if (before.template is None) != (after.template is None):
-        yield Problem("U7", "inference.template", "field cannot be unset/set if it was set/unset")
-
-
-def _changed_tuning(old: Workspace, new: Workspace) -> Iterator[Problem]:
-    before, after = old.tuning, new.tuning
-    if before is None or after is None:
-        return
-    for field, had, has in (
-        ("preset", before.preset, after.preset),
-        ("method", before.method or None, after.method or None),
-        ("input", before.input, after.input),
-        ("output", before.output, after.output),
-    ):
-        if (had is None) != (has is None):
-            yield Problem("U0", f"tuning.{field}", IMMUTABLE)
-    if before.preset and after.preset and before.preset != after.preset:
-        yield Problem("U9", "tuning", "Preset cannot be changed")
-    if before.method and after.method and before.method != after.method:
-        yield Problem("U10", "tuning", "Method cannot be changed")
-    if before.input and after.input and before.input.name != after.input.name:
-        yield Problem("U11", "tuning.input", "During tuning Name field cannot be changed once set")
-
-
 def _shape(ws: Workspace) -> Iterator[Problem]:
     if ws.inference is None and ws.tuning is None:
         yield Problem("C1", "spec", "Either Inference or Tuning must be specified, not neither")
@@ -132,6 +69,15 @@ def _shape(ws: Workspace) -> Iterator[Problem]:
             f"{ws.name} must start with a letter, hold only a-z, 0-9 and -, not end with -, and have at most "
             f"{MAX_NAME} characters: a Service gets this name",
         )
+    if not _knows_runtime(ws):
+        value = ws.annotations[labels.RUNTIME]
+        yield Problem(
+            "C36", "metadata.annotations", f"The annotation {labels.RUNTIME} is '{value}'; use {' or '.join(ENGINES)}"
+        )
+
+
+def _knows_runtime(ws: Workspace) -> bool:
+    return ws.annotations.get(labels.RUNTIME) in (None, *ENGINES)
 
 
 def _resource(ws: Workspace) -> Iterator[Problem]:
@@ -280,10 +226,35 @@ def _presets(ws: Workspace, catalog: Catalog) -> Iterator[Problem]:
             "This preset only supports private AccessMode, AccessMode must be private to continue",
         )
     listed = catalog.find_instance_type(ws.resource.instance_type) if ws.resource else None
+    engine = engine_of(ws, catalog)
+    checks_engine = serves(ws) and _knows_runtime(ws)
+    if checks_engine and engine not in preset.engines:
+        yield Problem(
+            "C34",
+            "tuning.presetName" if ws.tuning else "inference.presetName",
+            f"Preset {preset.name} is not served by the engine {engine}; "
+            f"set the annotation {labels.RUNTIME} to {preset.engines[0]}",
+        )
     if ws.tuning is not None:
         yield from _fits_tuning(ws, preset, listed)
     elif listed is not None and ws.resource is not None:
         yield from _fits_inference(preset, listed, count=ws.resource.count)
+    if checks_engine and listed is not None:
+        yield from _runs_on(listed, engine, preset)
+
+
+def _runs_on(listed: InstanceType, engine: Engine, preset: Preset) -> Iterator[Problem]:
+    if listed.runs(engine):
+        return
+    others = [other for other in preset.engines if listed.runs(other)]
+    instead = f"set the annotation {labels.RUNTIME} to {others[0]}, or " if others else ""
+    yield Problem(
+        "C35",
+        "resource",
+        f"Preset {preset.name} cannot be served by the engine {engine} on {listed.name}: "
+        f"the compute capability of its {listed.gpu_model} is below 7.5; "
+        f"{instead}choose an instance type with a newer GPU",
+    )
 
 
 def _fits_inference(preset: Preset, listed: InstanceType, *, count: int) -> Iterator[Problem]:

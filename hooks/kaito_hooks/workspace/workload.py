@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 from kaito_hooks.api import labels
+from kaito_hooks.api.catalog import Engine
 from kaito_hooks.api.workspace import ResourceSpec, Workspace
 from kaito_hooks.runtime import Obj
 from kaito_hooks.workspace import placement
@@ -23,28 +24,41 @@ def owner_reference(workspace: Workspace) -> Obj:
     }
 
 
-def metadata(workspace: Workspace, *, name: str = "", revision: int | None = None) -> Obj:
-    """Metadata of a child: its name (the Workspace's by default), label, revision annotation, owner."""
-    found: Obj = {
+def metadata(workspace: Workspace, *, name: str = "") -> Obj:
+    """Metadata of a child: its name (the Workspace's by default), label, owner."""
+    return {
         "name": name or workspace.name,
         "namespace": workspace.namespace,
         "labels": {labels.WORKSPACE: workspace.name},
         "ownerReferences": [owner_reference(workspace)],
     }
-    if revision is not None:
-        found["annotations"] = {labels.REVISION: str(revision)}
-    return found
 
 
-def deployment(workspace: Workspace, resource: ResourceSpec, *, template: Obj, deadline: float, revision: int) -> Obj:
+def _workload_metadata(workspace: Workspace, *, revision: int, engine: Engine | None) -> Obj:
+    """Metadata of a workload: what it was made for is in its annotations."""
+    annotations = {labels.REVISION: str(revision)} | ({labels.RUNTIME: engine} if engine else {})
+    return {**metadata(workspace), "annotations": annotations}
+
+
+def deployment(
+    workspace: Workspace,
+    resource: ResourceSpec,
+    *,
+    template: Obj,
+    deadline: float,
+    revision: int,
+    engine: Engine | None = None,
+) -> Obj:
     """A Deployment with one replica per node; ``deadline``: seconds until it counts as stuck.
+
+    ``engine``: of a preset's server; a template of the user's own has none.
 
     GPUs cannot be had twice: an old Pod goes before its successor comes.
     """
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": metadata(workspace, revision=revision),
+        "metadata": _workload_metadata(workspace, revision=revision, engine=engine),
         "spec": {
             "replicas": resource.count,
             "progressDeadlineSeconds": max(1, int(deadline)),
@@ -56,12 +70,12 @@ def deployment(workspace: Workspace, resource: ResourceSpec, *, template: Obj, d
     }
 
 
-def stateful_set(workspace: Workspace, resource: ResourceSpec, *, template: Obj, revision: int) -> Obj:
+def stateful_set(workspace: Workspace, resource: ResourceSpec, *, template: Obj, revision: int, engine: Engine) -> Obj:
     """A StatefulSet for a preset that spans nodes: all Pods start together and find each other by name."""
     return {
         "apiVersion": "apps/v1",
         "kind": "StatefulSet",
-        "metadata": metadata(workspace, revision=revision),
+        "metadata": _workload_metadata(workspace, revision=revision, engine=engine),
         "spec": {
             "replicas": resource.count,
             "podManagementPolicy": "Parallel",

@@ -26,6 +26,7 @@ class Case:
     path: str
     schema: str
     python: bool
+    default_engine: str
 
     @property
     def expected(self) -> str:
@@ -75,6 +76,7 @@ def _case(entry: Mapping[str, Any], bases: Mapping[str, Manifest], *, old: Manif
         path=entry.get("path", ""),
         schema=entry.get("schema", ""),
         python=entry.get("python", True),
+        default_engine=entry.get("defaultEngine", "transformers"),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -14,6 +14,7 @@ from kaito_hooks.runtime import Client, Invalid, NotFound, Obj, Resource
 from kaito_local.cluster.controlplane import ControlPlane
 
 WORKSPACE = Resource("kaito.sh", "v1alpha1", "workspaces", "Workspace", True)
+CATALOG = Resource("kaito.sh", "v1alpha1", "catalogs", "Catalog", False)
 POLICY = Resource(
     "admissionregistration.k8s.io", "v1", "validatingadmissionpolicies", "ValidatingAdmissionPolicy", False
 )
@@ -28,7 +29,11 @@ def _policies_in_force(admin: Client) -> None:
         eventually(partial(_refusal, admin, write), every=0.2, what=f"{name} is still admitted")
 
 
-@pytest.mark.parametrize("case", creations(), ids=lambda case: case.id)
+def _with_default(engine: str) -> list[Case]:
+    return [case for case in creations() if case.default_engine == engine]
+
+
+@pytest.mark.parametrize("case", _with_default("transformers"), ids=lambda case: case.id)
 def test_a_new_workspace(admin: Client, case: Case) -> None:
     _assert_as_expected(case, _refusal(admin, lambda: _create(admin, case.new)))
 
@@ -43,6 +48,34 @@ def test_a_changed_workspace(admin: Client, case: Case) -> None:
         return admin.update(WORKSPACE, {**case.new, "metadata": {**case.new["metadata"], **kept}})
 
     _assert_as_expected(case, _refusal(admin, change))
+
+
+@pytest.fixture(scope="class")
+def _vllm_is_the_default(admin: Client) -> Iterator[None]:
+    """The Catalog of a chart with serving.variant: vllm."""
+    on_a_v100 = next(case for case in _with_default("vllm") if case.id == "C35 vllm by default on V100")
+    write = partial(_create, admin, on_a_v100.new)
+    admin.patch(CATALOG, "kaito", {"spec": {"defaultEngine": "vllm"}})
+    eventually(partial(_refusal, admin, write), every=0.2, what="vllm is not the default")
+    yield
+    admin.patch(CATALOG, "kaito", {"spec": {"defaultEngine": "transformers"}})
+    eventually(lambda: not _refusal(admin, write), every=0.2, what="vllm still is the default")
+
+
+@pytest.mark.usefixtures("_vllm_is_the_default")
+class TestWhereVLLMIsTheDefault:
+    @pytest.mark.parametrize("case", _with_default("vllm"), ids=lambda case: case.id)
+    def test_a_new_workspace(self, admin: Client, case: Case) -> None:
+        _assert_as_expected(case, _refusal(admin, lambda: _create(admin, case.new)))
+
+
+def test_a_catalog_whose_spread_preset_has_another_engine_is_refused(admin: Client) -> None:
+    for changes in ({"engines": ["transformers", "vllm"]}, {"engines": ["transformers"]}):
+        with pytest.raises(Invalid, match="a distributed preset is served by vllm alone"):
+            admin.patch(CATALOG, "kaito", {"spec": {"presets": {"spread": changes}}})
+    for wrong in ([], ["onnx"], ["vllm", "vllm"]):
+        with pytest.raises(Invalid, match=r"spec\.presets.+engines"):
+            admin.patch(CATALOG, "kaito", {"spec": {"presets": {"phi-2": {"engines": wrong}}}})
 
 
 def test_the_policies_have_no_type_errors(admin: Client) -> None:

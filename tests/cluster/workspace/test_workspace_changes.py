@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from tests.cluster.workspace.conftest import Controllers, submit, until, workspace
 from tests.cluster.workspace.stand_ins.following import Obj
 from tests.cluster.workspace.stand_ins.kubelet import Kubelet
@@ -16,6 +17,7 @@ from kaito_hooks.workspace.resources import (
     CONTROLLER_REVISION,
     DEPLOYMENT,
     NETWORK_POLICY,
+    POD,
     SERVICE,
     STATEFUL_SET,
     WORKSPACE,
@@ -36,12 +38,13 @@ def annotation(admin: Client, obj: Obj, key: str) -> str:
     return str(found["metadata"]["annotations"].get(key))
 
 
-def spread(name: str, namespace: str) -> Obj:
-    """A Workspace whose preset spans nodes, on one."""
+def spread(name: str, namespace: str, *, count: int = 1) -> Obj:
+    """A Workspace whose preset spans nodes, on so many."""
     image = {"image": "r.io/x/llama:1"}
     preset = {"name": "llama-2-13b", "accessMode": "private", "presetOptions": image}
     found = workspace(name, namespace, inference={"preset": preset})
-    found["resource"]["instanceType"] = "Standard_NC12s_v3"
+    found["metadata"]["annotations"] = {"kaito.sh/runtime": "vllm"}
+    found["resource"] |= {"instanceType": "Standard_NC48ads_A100_v4", "count": count}
     return found
 
 
@@ -103,17 +106,28 @@ def test_twelve_changes_leave_ten_revisions_and_old_content_keeps_its_number(
 def test_a_preset_that_spans_nodes_is_kept_as_it_should_be(
     admin: Client, place: str, controller: Controllers, provisioner: Provisioner, kubelet: Kubelet
 ) -> None:
-    ws = submit(admin, spread("wide", place))
+    ws = submit(admin, spread("wide", place, count=2))
     until(admin, ws, "WorkspaceReady")
 
     def get(resource: Resource, name: str = "wide") -> Obj:
         return admin.get(resource, name, namespace=place)
+
+    def ranks() -> dict[str, str]:
+        """The uid of each Pod by the number that it is given as its rank."""
+        found = admin.list(POD, namespace=place).items
+        return {pod["metadata"]["labels"]["apps.kubernetes.io/pod-index"]: pod["metadata"]["uid"] for pod in found}
 
     pods = {"kaito.sh/workspace": "wide"}
     found = get(STATEFUL_SET)
     assert (found["spec"]["serviceName"], found["spec"]["podManagementPolicy"]) == ("wide-headless", "Parallel")
     [container] = found["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == {"nvidia.com/gpu": "2"}
+    args = container["args"]
+    assert args[args.index("--master_addr") + 1] == f"wide-0.wide-headless.{place}.svc"
+    first_pod = admin.get(POD, "wide-0", namespace=place)["spec"]
+    assert (first_pod["hostname"], first_pod["subdomain"]) == ("wide-0", "wide-headless")
+    before = ranks()
+    assert sorted(before) == ["0", "1"]
     first = {**pods, "statefulset.kubernetes.io/pod-name": "wide-0"}
     assert get(SERVICE)["spec"]["selector"] == first
     headless = get(SERVICE, "wide-headless")["spec"]
@@ -122,12 +136,50 @@ def test_a_preset_that_spans_nodes_is_kept_as_it_should_be(
     admin.patch(STATEFUL_SET, "wide", {"spec": {"replicas": 0}}, namespace=place)
     admin.patch(SERVICE, "wide-headless", {"spec": {"publishNotReadyAddresses": False}}, namespace=place)
     admin.patch(NETWORK_POLICY, "wide", {"spec": {"ingress": []}}, namespace=place)
-    eventually(lambda: get(STATEFUL_SET)["spec"]["replicas"] == 1)
+    eventually(lambda: get(STATEFUL_SET)["spec"]["replicas"] == 2)
     eventually(lambda: get(SERVICE, "wide-headless")["spec"].get("publishNotReadyAddresses"))
     eventually(lambda: get(NETWORK_POLICY)["spec"].get("ingress"))
     admin.patch(WORKSPACE, "wide", adapters("one"), namespace=place)
-    eventually(lambda: len(get(STATEFUL_SET)["spec"]["template"]["spec"]["initContainers"]) == 2)
+    eventually(lambda: len(get(STATEFUL_SET)["spec"]["template"]["spec"]["initContainers"]) == 2, despite=NotFound)
     until(admin, ws, "WorkspaceReady")
+    # They started anew together, and not one by one.
+    assert sorted(ranks()) == ["0", "1"]
+    assert not set(ranks().values()) & set(before.values())
+
+
+def test_another_engine_is_rolled_out_and_one_that_cannot_be_had_is_refused_or_told(
+    admin: Client, place: str, controller: Controllers, provisioner: Provisioner, kubelet: Kubelet
+) -> None:
+    obj = workspace("choice", place)
+    obj["resource"]["instanceType"] = "Standard_NC24ads_A100_v4"
+    ws = submit(admin, obj)
+    until(admin, ws, "WorkspaceReady")
+
+    def choose(runtime: str | None) -> None:
+        admin.patch(WORKSPACE, "choice", {"metadata": {"annotations": {"kaito.sh/runtime": runtime}}}, namespace=place)
+
+    def engine() -> str:
+        [container] = admin.get(DEPLOYMENT, "choice", namespace=place)["spec"]["template"]["spec"]["containers"]
+        return f"{container['args'][container['args'].index('--engine') + 1]} in {container['image'].split('-')[-1]}"
+
+    assert engine() == "transformers in cu126"
+    with pytest.raises(Invalid, match="is 'onnx'; use transformers or vllm"):
+        choose("onnx")
+    choose("vllm")
+    eventually(lambda: engine() == "vllm in vllm", what=engine)
+    until(admin, ws, "WorkspaceReady")
+    choose(None)
+    eventually(lambda: engine() == "transformers in cu126", what=engine)
+    until(admin, ws, "WorkspaceReady")
+
+    old = submit(admin, workspace("old", place))
+    until(admin, old, "WorkspaceReady")
+    admin.patch(WORKSPACE, "old", {"metadata": {"annotations": {"kaito.sh/runtime": "vllm"}}}, namespace=place)
+    until(admin, old, "InferenceReady", status="False", words="the compute capability of its V100 is below 7.5")
+    generation = admin.get(DEPLOYMENT, "old", namespace=place)["metadata"]["generation"]
+    admin.patch(WORKSPACE, "old", {"metadata": {"annotations": {"kaito.sh/runtime": None}}}, namespace=place)
+    until(admin, old, "WorkspaceReady")
+    assert admin.get(DEPLOYMENT, "old", namespace=place)["metadata"]["generation"] == generation
 
 
 def _policy(name: str) -> Obj:

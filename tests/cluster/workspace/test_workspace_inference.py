@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from tests.answering import answering
 from tests.cluster.workspace.conftest import Controllers, conditions, submit, until, workspace
 from tests.cluster.workspace.stand_ins.following import Obj
-from tests.cluster.workspace.stand_ins.kubelet import Kubelet
+from tests.cluster.workspace.stand_ins.kubelet import Kubelet, running, starting
 from tests.cluster.workspace.stand_ins.provisioner import Provisioner
-from tests.eventually import eventually
+from tests.eventually import eventually, never
 
 from kaito_hooks.runtime import Client, NotFound
+from kaito_hooks.workspace.progress import PERIOD
 from kaito_hooks.workspace.resources import (
     CONTROLLER_REVISION,
     DEPLOYMENT,
@@ -63,6 +65,27 @@ def test_a_preset_is_served_and_its_node_given_back(
     admin.delete(WORKSPACE, "phi", namespace=place)
     eventually(lambda: gone(admin, ws))
     assert claims_of(admin, ws) == []
+
+
+def test_a_server_that_is_not_ready_says_why_in_the_workspace(
+    admin: Client, place: str, controller: Controllers, provisioner: Provisioner, kubelet: Kubelet
+) -> None:
+    said = {"state": "loading", "progress": 0.42, "message": "loading weights"}
+    with answering(said) as server:
+        kubelet.report(place, starting(server.address))
+        ws = submit(admin, workspace("slow", place))
+        until(admin, ws, "InferenceReady", status="False", words=": loading weights, 42 %")
+        server.said = {"state": "restarting", "progress": None, "message": "the engine has died"}
+        until(admin, ws, "WorkspaceReady", status="False", words=": restarting: the engine has died")
+        server.said = {"state": "failed", "progress": None, "message": "the weights hold no config.json"}
+        found = until(admin, ws, "InferenceReady", status="False", words=": the weights hold no config.json")
+        assert found["reason"] == "WorkspaceInferenceStatusFailed"
+        assert set(server.asked) == {"/progress"}
+        kubelet.report(place, running)
+        until(admin, ws, "WorkspaceReady")
+        asked = len(server.asked)
+        # Who is ready is not asked any more.
+        never(lambda: len(server.asked) > asked, within=1.2 * PERIOD)
 
 
 def test_an_unchanged_workspace_is_never_written_again(

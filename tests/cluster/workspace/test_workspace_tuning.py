@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import secrets
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from tests.answering import answering
 from tests.cluster.workspace.conftest import Controllers, conditions, submit, until, workspace
 from tests.cluster.workspace.stand_ins.following import Obj
 from tests.cluster.workspace.stand_ins.kubelet import Kubelet, at_step
@@ -53,21 +51,8 @@ def templates(admin: Client, installed: dict[str, Obj]) -> None:
 def trainer() -> Iterator[str]:
     """An address at whose port 5000 a training tells how far it is."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps(SAID).encode())
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    address = f"127.{secrets.randbelow(250) + 1}.{secrets.randbelow(250) + 1}.{secrets.randbelow(250) + 1}"
-    server = ThreadingHTTPServer((address, 5000), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    yield address
-    server.shutdown()
-    server.server_close()
+    with answering(SAID) as found:
+        yield found.address
 
 
 def tuning(name: str, namespace: str, **changes: Any) -> Obj:

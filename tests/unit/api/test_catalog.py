@@ -54,6 +54,45 @@ def test_hub_weights_are_read() -> None:
     assert Catalog.read({"spec": spec}).presets["own"].weights == HubWeights("a/b", "f" * 40, "")
 
 
+@pytest.mark.parametrize(
+    ("written", "engines"),
+    [
+        ({}, ("transformers", "vllm")),
+        ({"distributed": True}, ("vllm",)),
+        ({"engines": ["vllm"]}, ("vllm",)),
+        ({"engines": ["vllm", "transformers"]}, ("vllm", "transformers")),
+        ({"distributed": True, "engines": ["vllm"]}, ("vllm",)),
+    ],
+)
+def test_a_preset_names_its_engines_and_one_that_spans_nodes_has_vllm_alone(
+    written: dict[str, object], engines: tuple[str, ...]
+) -> None:
+    assert Catalog.read({"spec": {"presets": {"p": written}}}).presets["p"].engines == engines
+
+
+@pytest.mark.parametrize(("written", "engine"), [({}, "transformers"), ({"defaultEngine": "vllm"}, "vllm")])
+def test_the_default_engine_is_read(written: dict[str, object], engine: str) -> None:
+    assert Catalog.read({"spec": written}).default_engine == engine
+
+
+# Compute capabilities as in https://developer.nvidia.com/cuda-gpus and /cuda-legacy-gpus.
+@pytest.mark.parametrize(
+    ("model", "capability"),
+    [
+        *(("K80", 3.7), ("M60", 5.2), ("P100", 6.0), ("P40", 6.1), ("V100", 7.0), ("T4", 7.5), ("A100", 8.0)),
+        *(("A10", 8.6), ("A10G", 8.6), ("L4", 8.9), ("H100", 9.0), ("H200", 9.0)),
+    ],
+)
+def test_vllm_runs_on_compute_capability_7_5_and_newer(model: str, capability: float) -> None:
+    found = InstanceType("t", 1, 80, gpu_model=model)
+    assert found.runs("vllm") is (capability >= 7.5)
+    assert found.runs("transformers")
+
+
+def test_a_gpu_whose_model_is_not_known_may_run_vllm() -> None:
+    assert InstanceType("t", 1, 80).runs("vllm")
+
+
 @pytest.mark.parametrize("name", ["Standard_NC6s_v3", "standard_nc6s_V3", "STANDARD_NC6S_V3"])
 def test_case_does_not_matter_for_an_instance_type(catalog: Catalog, name: str) -> None:
     found = catalog.find_instance_type(name)
@@ -111,6 +150,15 @@ def test_a_preset_fits_or_says_what_is_short(
         ({"presets": {"p": {"gpuCount": -1}}}, "spec.presets.p.gpuCount is -1"),
         ({"presets": ["p"]}, "spec.presets is"),
         ({"presets": {"p": {"readinessTimeout": "soon"}}}, "not a duration"),
+        ({"presets": {"p": {"engines": ["onnx"]}}}, "spec.presets.p.engines is ['onnx'], not a list of transformers"),
+        ({"presets": {"p": {"engines": []}}}, "spec.presets.p.engines is []"),
+        ({"presets": {"p": {"engines": "vllm"}}}, "spec.presets.p.engines is 'vllm'"),
+        ({"presets": {"p": {"engines": [{}]}}}, "spec.presets.p.engines is [{}]"),
+        (
+            {"presets": {"p": {"distributed": True, "engines": ["transformers", "vllm"]}}},
+            "spec.presets.p.engines is ['transformers', 'vllm'], but a distributed preset is served by vllm alone",
+        ),
+        ({"defaultEngine": "onnx"}, "spec.defaultEngine is 'onnx', not transformers or vllm"),
         ({"instanceTypes": {"t": {"pricePerHour": "dear"}}}, "spec.instanceTypes.t.pricePerHour is 'dear'"),
         ({"instanceTypes": {"t": {"pricePerHour": -1}}}, "not a number of 0 or more"),
     ],
@@ -123,6 +171,7 @@ def test_nonsense_is_an_error_that_names_the_field(spec: dict[str, object], word
 
 FIELDS = (
     *("presets", "instanceTypes", "uncheckedInstanceTypePrefixes", "cloud", "gpuCount", "weights", "image"),
+    *("engines", "defaultEngine", "distributed"),
     *("huggingFace", "volume", "readinessTimeout", "tuning", "qlora", "gpuMemoryGiB", "pricePerHour"),
 )
 LEAF = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)

@@ -98,6 +98,21 @@ def test_only_models_over_several_nodes_are_distributed() -> None:
     }
 
 
+def test_every_preset_names_its_engines_and_one_that_spans_nodes_vllm_alone() -> None:
+    for name, entry in models().items():
+        assert entry["engines"] == (["vllm"] if entry["distributed"] else ["transformers", "vllm"]), name
+
+
+def test_every_nvidia_gpu_of_the_files_is_one_whose_compute_capability_is_known() -> None:
+    """Rules about vLLM go by the model: one that is not in these lists must be looked up first."""
+    found = {entry.gpu_model for cloud in ("azure", "aws") for entry in catalog(cloud).instance_types.values()
+             if entry.gpu_vendor == "nvidia"}  # fmt: skip
+    assert found == {
+        *("K80", "M60", "P40", "P100", "V100"),  # below 7.5
+        *("T4", "A10", "A10G", "A100", "L4", "H100", "H200"),
+    }
+
+
 def test_qlora_needs_less_than_lora() -> None:
     tunable = {name: preset.tuning for name, preset in catalog("azure").presets.items() if preset.tuning}
     assert sorted(tunable) == [

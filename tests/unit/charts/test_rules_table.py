@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from tests.cluster.admission.rules_table import Case, catalog_values, creations, updates
 
-from kaito_hooks.api.catalog import Catalog
+from kaito_hooks.api.catalog import ENGINES, Catalog
 from kaito_hooks.api.workspace import Workspace
-from kaito_hooks.workspace.validate import check, check_change
+from kaito_hooks.workspace.changes import check_change
+from kaito_hooks.workspace.validate import check
 
 PRESETS = Path(__file__).parents[3] / "presets"
 
@@ -37,7 +39,8 @@ def catalog() -> Catalog:
 
 @pytest.mark.parametrize("case", [case for case in creations() if case.python], ids=lambda case: case.id)
 def test_the_controller_decides_as_the_table_says(catalog: Catalog, case: Case) -> None:
-    problems = check(Workspace.read(case.new), catalog)
+    [engine] = [engine for engine in ENGINES if engine == case.default_engine]
+    problems = check(Workspace.read(case.new), replace(catalog, default_engine=engine))
     if not case.refused:
         assert problems == []
         return

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.unit.workspace.worlds import CATALOG, Obj, SmallWorld, tuning_object, workspace_object
 
-from kaito_hooks.api.catalog import Catalog, InstanceType
+from kaito_hooks.api.catalog import Catalog, Engine, InstanceType
 from kaito_hooks.api.claim import NodeAPI
 from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.workspace.alternatives import alternatives
@@ -34,6 +34,27 @@ def served(preset: str, **resource: Any) -> Obj:
 def test_every_other_type_that_fits_is_offered_the_smallest_first() -> None:
     # Not its own type, not the 8 GiB of NV6, and not the AMD GPU of NV32as_v4.
     assert offered(workspace_object()) == ("Standard_NC24ads_A100_v4", "Standard_NC12s_v3")
+
+
+@pytest.mark.parametrize(
+    ("annotations", "default", "names"),
+    [
+        ({"kaito.sh/runtime": "vllm"}, "transformers", ("Standard_NC24ads_A100_v4",)),
+        ({}, "vllm", ("Standard_NC24ads_A100_v4",)),
+        ({"kaito.sh/runtime": "transformers"}, "vllm", ("Standard_NC24ads_A100_v4", "Standard_NC12s_v3")),
+    ],
+)
+def test_no_type_is_offered_that_the_engine_cannot_use(
+    annotations: dict[str, str], default: Engine, names: tuple[str, ...]
+) -> None:
+    obj = workspace_object(metadata={"annotations": annotations})
+    assert offered(obj, replace(CATALOG, default_engine=default)) == names
+
+
+def test_a_tuning_whose_model_is_served_counts_what_the_engine_can_use() -> None:
+    vllm = {"annotations": {"kaito.sh/runtime": "vllm"}}
+    assert offered(tuning_object(metadata=vllm)) == ("Standard_NC24ads_A100_v4",)
+    assert "Standard_NC12s_v3" in offered(tuning_object(metadata=vllm, tuning={"serveResult": False}))
 
 
 def test_the_cheapest_comes_first_and_what_has_no_price_last() -> None:

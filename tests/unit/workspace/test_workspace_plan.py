@@ -10,6 +10,7 @@ from tests.unit.workspace.worlds import (
     conditions,
     node_object,
     snapshot,
+    spread_object,
     workspace_object,
 )
 
@@ -26,12 +27,7 @@ SLOT_1 = claim_name(Workspace.read(workspace_object()), 1)
 ADOPTED = {"finalizers": ["workspace.finalizer.kaito.sh"]}
 LATER = START + timedelta(hours=1)
 ADAPTER = {"source": {"name": "a", "image": "r.io/x/a:1"}, "strength": "0.5"}
-DISTRIBUTED = workspace_object(
-    resource=workspace_object()["resource"] | {"count": 2, "instanceType": "Standard_NC12s_v3"},
-    inference={
-        "preset": {"name": "llama-2-13b", "accessMode": "private", "presetOptions": {"image": "r.io/x/llama:1"}}
-    },
-)
+DISTRIBUTED = spread_object()
 
 
 def resource(**changes: Any) -> dict[str, Any]:
@@ -513,14 +509,8 @@ def test_a_template_gets_a_deployment_and_a_service() -> None:
 
 
 def test_a_distributed_preset_is_a_stateful_set_with_a_headless_service() -> None:
-    preset = {"name": "llama-2-13b", "accessMode": "private", "presetOptions": {"image": "r.io/x/llama:1"}}
-    marks = {"node.kubernetes.io/instance-type": "Standard_NC12s_v3"}
-    decided = plan(
-        snapshot(
-            workspace_object(resource=resource(instanceType="Standard_NC12s_v3"), inference={"preset": preset}),
-            nodes=(node_object("mine", gpus=2, labels=marks),),
-        )
-    )
+    marks = {"node.kubernetes.io/instance-type": "Standard_NC24ads_A100_v4"}
+    decided = plan(snapshot(DISTRIBUTED, nodes=tuple(node_object(name, labels=marks) for name in ("one", "two"))))
     children = {
         f"{a.child['kind']}/{a.child['metadata']['name']}": a.child
         for a in decided.actions

@@ -50,6 +50,7 @@ def test_the_server_is_started_as_its_contract_says() -> None:
         "--pretrained_model_name_or_path", "/workspace/tfs/weights",
         "--served_model_name", "phi-3-mini-4k-instruct", "phi",
         "--torch_dtype", "auto",
+        "--engine", "transformers",
         "--host", "0.0.0.0",
         "--port", "5000",
     ]  # fmt: skip

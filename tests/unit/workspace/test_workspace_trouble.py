@@ -13,6 +13,7 @@ from tests.unit.workspace.worlds import (
     conditions,
     node_object,
     snapshot,
+    spread_object,
     tuning_object,
     workspace_object,
 )
@@ -25,12 +26,7 @@ from kaito_hooks.workspace.settings import Settings
 
 Obj = dict[str, Any]
 OURS = {"kaito.sh/workspace": "phi", "kaito.sh/workspacenamespace": "models", "accelerator": "nvidia"}
-SPREAD = workspace_object(
-    resource=workspace_object()["resource"] | {"count": 2, "instanceType": "Standard_NC12s_v3"},
-    inference={
-        "preset": {"name": "llama-2-13b", "accessMode": "private", "presetOptions": {"image": "r.io/x/llama:1"}}
-    },
-)
+SPREAD = spread_object()
 
 
 def told(world: SmallWorld) -> dict[str, tuple[str, str]]:

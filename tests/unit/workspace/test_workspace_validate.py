@@ -57,6 +57,7 @@ def problems(**changes: Any) -> list[str]:
         ),
         (
             {
+                "metadata": {"annotations": {"kaito.sh/runtime": "vllm"}},
                 "resource": resource("Standard_NV6", 2),
                 "inference": preset("llama-2-13b", accessMode="private", presetOptions={"image": "r/l:1"}),
             },

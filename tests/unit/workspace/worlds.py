@@ -111,6 +111,16 @@ def workspace_object(**changes: Any) -> Obj:
     return {key: value for key, value in found.items() if value is not None}
 
 
+def spread_object(*, count: int = 2, runtime: str | None = "vllm", **changes: Any) -> Obj:
+    """A Workspace whose preset spans nodes, by default two that vLLM can use."""
+    preset = {"name": "llama-2-13b", "accessMode": "private", "presetOptions": {"image": "r.io/x/llama:1"}}
+    nodes = {"count": count, "instanceType": "Standard_NC24ads_A100_v4"}
+    metadata = {"annotations": {"kaito.sh/runtime": runtime}} if runtime else {}
+    return workspace_object(
+        metadata=metadata, resource=workspace_object()["resource"] | nodes, inference={"preset": preset}, **changes
+    )
+
+
 DIGEST = "sha256:" + "d" * 64
 TEMPLATE = {
     "training_config.yaml": """

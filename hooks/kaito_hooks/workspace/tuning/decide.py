@@ -18,6 +18,7 @@ from kaito_hooks.api.workspace import Adapter, DataSource, ResourceSpec
 from kaito_hooks.runtime import Obj
 from kaito_hooks.workspace import children, images, inference, network, service, status, supply, workload
 from kaito_hooks.workspace.actions import Action, CopyConfigMap, CreateChild, Delete, Note, Outcome
+from kaito_hooks.workspace.progress import PERIOD
 from kaito_hooks.workspace.revision import Revision, tuning_hash_of
 from kaito_hooks.workspace.snapshot import Snapshot
 from kaito_hooks.workspace.tuning import config, progress, state
@@ -26,8 +27,6 @@ from kaito_hooks.workspace.tuning.state import Record, revision_of
 
 ADAPTER = "tuned"
 """The adapter's name in the server."""
-PROGRESS_PERIOD = 5.0
-"""Seconds between two looks at /progress."""
 CONFIG_PERIOD = 10.0
 """Seconds between two looks at a ConfigMap that is missing or wrong: no event tells when it is put right."""
 
@@ -150,6 +149,8 @@ def _serve(s: Snapshot, resource: ResourceSpec, record: Record, *, revision: Rev
         found.actions += serving.actions
         found.notes += serving.notes
         found.served = serving.outcome
+        if (look_at := inference.look_at(s)) is not None:
+            found.look_at.append(look_at)
     else:
         found.served = Outcome("waiting", "waiting for the nodes")
     return found
@@ -254,7 +255,7 @@ def _follow(s: Snapshot, found: Tuning, live: Obj, *, wanted: str) -> None:
         found.fields["progress"] = ""
     else:
         found.job = Outcome("ready")
-        found.look_at.append(s.now + timedelta(seconds=PROGRESS_PERIOD))
+        found.look_at.append(s.now + timedelta(seconds=PERIOD))
         if said is not None:
             found.fields["progress"] = progress.describe(said)
         counts = f"tuning job has {at.active} active pod, {at.ready} ready pod"

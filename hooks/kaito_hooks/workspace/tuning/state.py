@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 from kaito_hooks.api import labels
 from kaito_hooks.api.conditions import find, is_true
@@ -14,6 +13,7 @@ from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.runtime import Obj
 from kaito_hooks.workspace import pods
 from kaito_hooks.workspace.actions import Outcome
+from kaito_hooks.workspace.progress import is_number
 from kaito_hooks.workspace.revision import Revision, tuning_hash_of
 from kaito_hooks.workspace.snapshot import Snapshot
 from kaito_hooks.workspace.status import JOB_STARTED
@@ -189,11 +189,6 @@ def _result(message: str) -> tuple[str, dict[str, float]]:
     metrics = said.get("metrics")
     found = {k: metrics[k] for k in METRICS if is_number(metrics.get(k))} if isinstance(metrics, Mapping) else {}
     return str(said.get("digest") or ""), found
-
-
-def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether the API server would store it as a number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _used_up(s: Snapshot, job: Obj, told: Outcome | None) -> str:

@@ -69,6 +69,26 @@ def running(pod: Obj) -> Obj:
     }
 
 
+def starting(ip: str) -> State:
+    """The weights are there; the server runs at that address and is not ready."""
+
+    def state(pod: Obj) -> Obj:
+        def of(container: Obj, **more: Obj) -> Obj:
+            kept = {"name": container["name"], "image": container["image"], "imageID": "", "restartCount": 0}
+            return {**kept, "ready": False, "state": more}
+
+        return {
+            "phase": "Running",
+            "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "False"}],
+            "podIP": ip,
+            "podIPs": [{"ip": ip}],
+            "initContainerStatuses": [of(c, terminated={"exitCode": 0}) for c in pod["spec"]["initContainers"]],
+            "containerStatuses": [of(c, running={}) for c in pod["spec"]["containers"]],
+        }
+
+    return state
+
+
 def failing_weights(message: str) -> State:
     """The init container ``weights`` ended with that sentence and is waiting to be restarted."""
 

@@ -14,7 +14,7 @@ STEPS = {
     "Machine": ("MachineLaunched", "MachineRegistered", "MachineInitialized"),
     "NodeClaim": ("Launched", "Registered", "Initialized"),
 }
-GPUS = {"Standard_NC12s_v3": 2}
+GPUS = {"Standard_NC12s_v3": 2, "Standard_NC48ads_A100_v4": 2}
 """Of instance types that have more than one."""
 QUOTA = "ErrCode_InsufficientVCPUQuota: 6 more cores of standardNCSv3Family are needed in westus2"
 _RESOURCES = {"Machine": MACHINE, "NodeClaim": NODE_CLAIM}
