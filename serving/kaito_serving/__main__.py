@@ -24,7 +24,12 @@ def main(arguments: list[str]) -> int:
     try:
         options = parse(arguments)
         termination_log = options.termination_log
-        run(options, die=die)
+        if options.node_rank > 0:
+            from kaito_serving.run import worker  # torch: not where Ray has processes of its own for it
+
+            worker.run(options)
+        else:
+            run(options, die=die)
     except ServingError as error:
         _explain(str(error), termination_log)
         return 2 if isinstance(error, StartupError) else 1

@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 
 from kaito_serving.engine.vllm.flags import CHILD_MARK
-from kaito_serving.errors import ServingError, StartupError
+from kaito_serving.errors import ServerFailed, StartupError
 from kaito_serving.model.folder import fits_one_gpu, inspect
 from kaito_serving.options import Options
 from kaito_serving.run import host
@@ -44,10 +44,6 @@ _KEEP_ALIVE = 75  # seconds; load balancers give idle connections up after 60, a
 _RAY_STARTS = 3
 _LOOK_EVERY = 0.5  # seconds
 _ASK_SERVE = 20  # looks; Serve itself says when replicas cannot be placed at all
-
-
-class ServerFailed(ServingError):
-    """The server ended by itself; a new start may help."""
 
 
 def environment(given: Mapping[str, str], *, drain: float, longest: float) -> dict[str, str]:

@@ -24,7 +24,7 @@ from kaito_serving.http.openai.models import Models
 from kaito_serving.http.openai.passthrough import PassThrough
 from kaito_serving.http.openai.tokens import Tokens
 from kaito_serving.http.text import Text
-from kaito_serving.lora.deployment import deployment, log_adapters
+from kaito_serving.lora.deployment import Deployment, deployment, log_adapters
 from kaito_serving.model.folder import ModelFolder, fits_one_gpu, inspect, read_json
 from kaito_serving.model.load import load_tokenizer
 from kaito_serving.options import Options
@@ -52,17 +52,25 @@ def settings(options: Options, folder: ModelFolder, *, gpus: list[host.Gpu], lor
     )
 
 
+def lora_rank(options: Options) -> int:
+    """The largest rank of a mix: that of all adapters together, or what may come at run time; 0: there are none."""
+    rank = sum(adapter.rank for adapter in _deployment(options).adapters)
+    return max(rank, options.max_lora_rank_total) if options.allow_runtime_adapters else rank
+
+
+def _deployment(options: Options) -> Deployment:
+    return deployment(options.adapters_dir, strengths=options.adapter_strengths, environment=os.environ)
+
+
 def assemble(options: Options) -> Surfaces:
     """Start vLLM and wait until it computes; takes minutes. EngineUnavailable with its last words when it ends."""
     if options.allow_remote_files:
         raise OptionError("--allow_remote_files is not served by the vllm engine; fetch the weights first.")
     folder = inspect(Path(options.weights))
     tokenizer = load_tokenizer(folder, options.chat_template)
-    deployed = deployment(options.adapters_dir, strengths=options.adapter_strengths, environment=os.environ)
-    lora_rank = sum(adapter.rank for adapter in deployed.adapters)
-    if options.allow_runtime_adapters:
-        lora_rank = max(lora_rank, options.max_lora_rank_total)
-    child, url = start(settings(options, folder, gpus=host.gpus(), lora_rank=lora_rank))
+    deployed = _deployment(options)
+    rank = lora_rank(options)
+    child, url = start(settings(options, folder, gpus=host.gpus(), lora_rank=rank))
     model = options.served_model_name[0]
     try:
         child.wait_until_ready(url, model)
@@ -77,7 +85,7 @@ def assemble(options: Options) -> Surfaces:
         limits=limits,
         adapters={adapter.name: adapter for adapter in deployed.adapters},
         strengths=deployed.mix,
-        lora_rank=lora_rank,
+        lora_rank=rank,
         max_waiting=options.max_waiting,
         monotonic=time.monotonic,
     )

@@ -381,9 +381,9 @@ def test_a_request_that_names_no_adapters_gets_the_deployments_mix(served, tiny)
 
     async def work(surfaces):
         engine = surfaces.engine
-        return [await tokens_of(engine, ids, adapters=each) for each in (None, {"two": 1.0}, {})]
+        return [await tokens_of(engine, ids, adapters=each) for each in (None, {"one": 1.0, "two": 1.0}, {})]
 
-    strengths = {"one": 0.0, "two": 1.0, "three": 0.0}
+    strengths = {"one": 1.0, "two": 1.0, "three": 0.0}
     silent, named, base = served(work, with_adapters=True, strengths=strengths)
     assert silent == named != base
 
@@ -491,23 +491,25 @@ def test_a_vllm_that_dies_is_told_and_leaves_nothing(vllm, tiny_folder):
     async def whole():
         surfaces = await asyncio.to_thread(assemble, options)
         engine = surfaces.engine
-        await engine.start()
-        assert engine.state() is State.READY
-        (child,) = (each for each in psutil.Process().children() if each not in before)
-        assert CHILD_MARK in child.environ()
-        answer = engine.submit(Request(prompt_ids=(5,), params=SamplingParams(max_tokens=1000)))
-        await anext(answer)
-        child.kill()
-        with pytest.raises(EngineUnavailable):
-            async for _ in answer:
-                pass
-        await eventually_here(lambda: engine.state() is State.FAILED)
-        with pytest.raises(EngineUnavailable, match="was killed by SIGKILL"):
-            engine.check()
-        with pytest.raises(EngineUnavailable):
-            await anext(engine.submit(Request(prompt_ids=(5,), params=SamplingParams(max_tokens=1))))
-        await engine.stop()
-        return child
+        try:
+            await engine.start()
+            assert engine.state() is State.READY
+            (child,) = (each for each in psutil.Process().children() if each not in before)
+            assert CHILD_MARK in child.environ()
+            answer = engine.submit(Request(prompt_ids=(5,), params=SamplingParams(max_tokens=1000)))
+            await anext(answer)
+            child.kill()
+            with pytest.raises(EngineUnavailable):
+                async for _ in answer:
+                    pass
+            await eventually_here(lambda: engine.state() is State.FAILED)
+            with pytest.raises(EngineUnavailable, match="was killed by SIGKILL"):
+                engine.check()
+            with pytest.raises(EngineUnavailable):
+                await anext(engine.submit(Request(prompt_ids=(5,), params=SamplingParams(max_tokens=1))))
+            return child
+        finally:
+            await engine.stop()
 
     child = asyncio.run(whole())
     assert not child.is_running()
