@@ -47,6 +47,7 @@ class Options:
     nnodes: int = 1
     node_rank: int = 0
     master_addr: str = ""
+    master_port: int = 29500
     host: str = "0.0.0.0"
     port: int = 5000
     served_model_name: tuple[str, ...] = ("model",)  # what clients may call the model; the first is its id
@@ -103,8 +104,9 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     ):
         if known[name] < least:
             raise OptionError(f"--{name} must be at least {least}, not {known[name]}.")
-    if not 0 < known["port"] < 65536:
-        raise OptionError(f"--port must be between 1 and 65535, not {known['port']}.")
+    for name in ("port", "master_port"):
+        if not 0 < known[name] < 65536:
+            raise OptionError(f"--{name} must be between 1 and 65535, not {known[name]}.")
     if not (math.isfinite(known["request_timeout_s"]) and known["request_timeout_s"] > 0):
         raise OptionError(f"--request_timeout_s must be above 0, not {known['request_timeout_s']}.")
     weights = known["pretrained_model_name_or_path"]
@@ -124,6 +126,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         nnodes=known["nnodes"],
         node_rank=known["node_rank"],
         master_addr=known["master_addr"],
+        master_port=known["master_port"],
         host=known["host"],
         port=known["port"],
         served_model_name=tuple(known["served_model_name"] or (Path(weights).name,)),
@@ -239,6 +242,7 @@ def _parser() -> _Parser:
     add("nnodes", type=int, default=1, help="nodes that compute one copy of the model together; vllm only")
     add("node_rank", type=int, default=0, help="the number of this node; node 0 answers requests")
     add("master_addr", default="", help="name or address of node 0")
+    add("master_port", type=int, default=defaults.master_port, help="port of node 0 at which the nodes meet")
     add("host", default=defaults.host, help="address to listen on")
     add("port", type=int, default=defaults.port, help="port to listen on")
     add("served_model_name", nargs="+", help="the name that clients see, and others that mean the same model")

@@ -15,11 +15,8 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from kaito_serving.engine.base import Engine
-from kaito_serving.errors import (
-    AdapterError,
-    InvalidRequest,
-)
-from kaito_serving.http import openapi, refusals
+from kaito_serving.errors import AdapterError, EngineUnavailable, InvalidRequest
+from kaito_serving.http import exposition, openapi, refusals
 from kaito_serving.http.asking import Asking
 from kaito_serving.http.body import BodyLimit
 from kaito_serving.http.chat import Chat
@@ -106,7 +103,7 @@ def build(
 
     refusals.install(app)
     asking = Asking(api_keys=api_keys, timeout=request_timeout, metrics=service.metrics, monotonic=monotonic)
-    _serve_state(app, service, hardware)
+    _serve_state(app, service, hardware, passing=passing)
     _serve_answers(app, service, asking)
     (_serve_passing if passing else _serve_openai)(app, service, asking)
     if runtime_adapters is not None:
@@ -115,7 +112,7 @@ def build(
     return app
 
 
-def _serve_state(app: FastAPI, service: Service, hardware: Callable[[], dict[str, Any]]) -> None:
+def _serve_state(app: FastAPI, service: Service, hardware: Callable[[], dict[str, Any]], *, passing: bool) -> None:
     """What anybody may ask: health and metrics."""
 
     @app.get("/")
@@ -134,7 +131,10 @@ def _serve_state(app: FastAPI, service: Service, hardware: Callable[[], dict[str
 
     @app.get("/metrics/prometheus", response_class=PlainTextResponse)
     async def prometheus() -> Response:
-        return PlainTextResponse(service.metrics.text(), media_type=_PROMETHEUS)
+        text = service.metrics.text()
+        if passing:
+            text = exposition.only(text.decode(), "kaito_serving_").encode() + await _upstream_metrics(service)
+        return PlainTextResponse(text, media_type=_PROMETHEUS)
 
     @app.get("/metrics", responses={**unhealthy, 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})
     async def metrics(request: Request) -> Response:
@@ -145,6 +145,16 @@ def _serve_state(app: FastAPI, service: Service, hardware: Callable[[], dict[str
             return JSONResponse(await asyncio.to_thread(hardware))
         except (OSError, RuntimeError) as error:
             raise HTTPException(status_code=500, detail=str(error)) from error
+
+
+async def _upstream_metrics(service: Service) -> bytes:
+    """vLLM's own series; nothing while it loads."""
+    try:
+        surface = service.surfaces().openai
+    except EngineUnavailable:
+        return b""
+    assert isinstance(surface, PassThrough)
+    return exposition.only(await surface.metrics(), "vllm:").encode()
 
 
 def _serve_answers(app: FastAPI, service: Service, asking: Asking) -> None:

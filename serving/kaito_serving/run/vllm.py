@@ -49,6 +49,7 @@ def settings(options: Options, folder: ModelFolder, *, gpus: list[host.Gpu], lor
         nodes=options.nnodes,
         node=options.node_rank,
         master=options.master_addr,
+        master_port=options.master_port,
     )
 
 

@@ -224,7 +224,7 @@ class VllmEngine:
     async def metrics(self) -> str:
         """vLLM's exposition text for Prometheus; "" when it does not answer."""
         try:
-            answer = await self._client.get("/metrics", timeout=_CONNECT_WITHIN)
+            answer = await self._client.get("/metrics", headers={"Accept": "text/plain"}, timeout=_CONNECT_WITHIN)
         except httpx.HTTPError:
             return ""
         return answer.text if answer.status_code == 200 else ""

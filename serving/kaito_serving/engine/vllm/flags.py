@@ -11,7 +11,6 @@ MAX_NUM_SEQS = 256
 """Requests in a batch; vLLM lets others wait."""
 CHILD_MARK = "KAITO_SERVING_CHILD"
 """Variable in the environment of every process of vLLM, by which one is known when its parent has died."""
-_MASTER_PORT = 29500
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for --max-lora-rank
 _NOT_FOR_IT = ("RAY_", "PYTHON", "OMP_", "KAITO_", "PROMETHEUS_", "VIRTUAL_ENV")
 
@@ -24,7 +23,8 @@ class Settings:
     """What vLLM is told. Sizes in tokens; 0 lets vLLM choose. `gpus` are those of one node.
 
     `lora_rank` is the largest sum of ranks of a mix of adapters, 0: there are none; `loras` mixes fit into one batch.
-    With several `nodes`, `node` is this one's number and node 0, at `master`, has the HTTP server.
+    With several `nodes`, `node` is this one's number and node 0, at `master`, has the HTTP server;
+    they meet at its `master_port`.
     """
 
     executable: Path
@@ -41,6 +41,7 @@ class Settings:
     nodes: int = 1
     node: int = 0
     master: str = ""
+    master_port: int = 29500
 
 
 def command(settings: Settings, *, port: int) -> list[str]:
@@ -91,7 +92,7 @@ def _parallel(settings: Settings) -> Flags:
             "--nnodes": settings.nodes,
             "--node-rank": settings.node,
             "--master-addr": settings.master,
-            "--master-port": _MASTER_PORT,
+            "--master-port": settings.master_port,
         }
     if settings.gpus < 2:
         return {}

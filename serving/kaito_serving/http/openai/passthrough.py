@@ -44,6 +44,10 @@ class PassThrough:
         self._models = models
         self._monotonic = monotonic
 
+    async def metrics(self) -> str:
+        """The exposition text of the server behind."""
+        return await self._upstream.metrics()
+
     async def forward(self, path: str, content: bytes, asker: Asker) -> Response:
         """The answer to POST `path`, whole or in events."""
         body = _read(content)
