@@ -45,6 +45,7 @@ class Options:
     engine: str = "auto"
     host: str = "0.0.0.0"
     port: int = 5000
+    replicas: int = 0  # copies of the model, each a process of its own; 0 = one per GPU that holds the whole model
     served_model_name: tuple[str, ...] = ("model",)  # what clients may call the model; the first is its id
     max_context: int = 0  # tokens; 0 = the model's own limit
     kv_cache_tokens: int = 0  # tokens; 0 = what memory allows
@@ -92,6 +93,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         ("max_batch_tokens", 16),
         ("max_waiting", 1),
         ("max_lora_rank_total", 1),
+        ("replicas", 0),
     ):
         if known[name] < least:
             raise OptionError(f"--{name} must be at least {least}, not {known[name]}.")
@@ -114,6 +116,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         engine=known["engine"],
         host=known["host"],
         port=known["port"],
+        replicas=known["replicas"],
         served_model_name=tuple(known["served_model_name"] or (Path(weights).name,)),
         max_context=known["max_context"],
         kv_cache_tokens=known["kv_cache_tokens"],
@@ -206,6 +209,13 @@ def _parser() -> _Parser:
     add("engine", choices=ENGINES, default=defaults.engine, help="what computes the tokens")
     add("host", default=defaults.host, help="address to listen on")
     add("port", type=int, default=defaults.port, help="port to listen on")
+    add(
+        "replicas",
+        type=int,
+        default=0,
+        help="copies of the model that share GPUs, processors and memory; 0 = one per GPU if the model fits into one, "
+        "else one over all GPUs",
+    )
     add("served_model_name", nargs="+", help="the name that clients see, and others that mean the same model")
     add("max_context", type=int, default=0, help="most tokens of prompt and answer together; 0 = the model's limit")
     add("kv_cache_tokens", type=int, default=0, help="tokens that all running requests share; 0 = what memory allows")
