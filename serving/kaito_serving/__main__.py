@@ -9,12 +9,13 @@ from pathlib import Path
 
 from kaito_serving.errors import ServingError, StartupError
 from kaito_serving.options import Options, parse
+from kaito_serving.run import log
 from kaito_serving.run.server import run
 
 
 def main(arguments: list[str]) -> int:
     """Serve; a failure is one sentence on stderr and in the termination log, where Kubernetes shows it."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    log.configure()
     termination_log = Options().termination_log
 
     def die(sentence: str) -> None:
@@ -24,8 +25,9 @@ def main(arguments: list[str]) -> int:
     try:
         options = parse(arguments)
         termination_log = options.termination_log
+        log.show_details(options.debug)
         if options.node_rank > 0:
-            from kaito_serving.run import worker  # torch: not where Ray has processes of its own for it
+            from kaito_serving.run import worker  # torch: not where a replica has it
 
             worker.run(options)
         else:

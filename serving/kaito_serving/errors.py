@@ -5,7 +5,7 @@ ServingError
 │   ├── OptionError          the command line
 │   ├── WeightsError         the folder of the base model
 │   └── AdapterError         a folder of an adapter
-├── ServerFailed             the server ended by itself; a new start may help: exit code 1
+├── ServerFailed             the server ended by itself; a new start may help, exit code 1
 └── RequestError             one request fails; carries the HTTP status
     ├── InvalidRequest       400, the request is at fault
     │   └── UnknownModel     404, it names a model or an adapter that is not there
@@ -39,7 +39,7 @@ class AdapterError(StartupError):
 
 
 class ServerFailed(ServingError):
-    """The server ended by itself; a new start may help."""
+    """The server ended by itself; starting it again may help."""
 
 
 class RequestError(ServingError):

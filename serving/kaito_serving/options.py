@@ -50,6 +50,7 @@ class Options:
     master_port: int = 29500
     host: str = "0.0.0.0"
     port: int = 5000
+    replicas: int = 0  # copies of the model, each a process of its own; 0 = one per GPU that holds the whole model
     served_model_name: tuple[str, ...] = ("model",)  # what clients may call the model; the first is its id
     max_context: int = 0  # tokens; 0 = the model's own limit
     kv_cache_tokens: int = 0  # tokens; 0 = what memory allows
@@ -101,6 +102,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         ("max_batch_tokens", 16),
         ("max_waiting", 1),
         ("max_lora_rank_total", 1),
+        ("replicas", 0),
     ):
         if known[name] < least:
             raise OptionError(f"--{name} must be at least {least}, not {known[name]}.")
@@ -129,6 +131,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         master_port=known["master_port"],
         host=known["host"],
         port=known["port"],
+        replicas=known["replicas"],
         served_model_name=tuple(known["served_model_name"] or (Path(weights).name,)),
         max_context=known["max_context"],
         kv_cache_tokens=known["kv_cache_tokens"],
@@ -164,6 +167,8 @@ def _check_vllm(known: Mapping[str, Any]) -> None:
     for name in ("load_in_8bit", "kv_cache_tokens"):
         if vllm and known[name]:
             raise OptionError(f"--{name} is not served by the vllm engine; use --engine transformers.")
+    if vllm and known["replicas"] > 1:
+        raise OptionError(f"--replicas {known['replicas']} is not served by the vllm engine: one vLLM uses all GPUs.")
 
 
 def strength(text: object, adapter: str) -> float:
@@ -245,6 +250,13 @@ def _parser() -> _Parser:
     add("master_port", type=int, default=defaults.master_port, help="port of node 0 at which the nodes meet")
     add("host", default=defaults.host, help="address to listen on")
     add("port", type=int, default=defaults.port, help="port to listen on")
+    add(
+        "replicas",
+        type=int,
+        default=0,
+        help="copies of the model that share GPUs, processors and memory; 0 = one per GPU if the model fits into one, "
+        "else one over all GPUs",
+    )
     add("served_model_name", nargs="+", help="the name that clients see, and others that mean the same model")
     add("max_context", type=int, default=0, help="most tokens of prompt and answer together; 0 = the model's limit")
     add("kv_cache_tokens", type=int, default=0, help="tokens that all running requests share; 0 = what memory allows")

@@ -191,7 +191,7 @@ def serve_without_ray(port: int, arguments: list[str]) -> None:
     options = parse(arguments)
     torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # as under Ray
     service = ModelService(
-        load=lambda metrics: assemble(options, metrics),
+        load=lambda metrics: assemble(options, metrics, lambda name, part: None),
         metrics=ServingMetrics(model="m", version="0"),
         monotonic=time.monotonic,
     )

@@ -20,7 +20,7 @@ from kaito_serving.http import exposition, openapi, refusals
 from kaito_serving.http.asking import Asking
 from kaito_serving.http.body import BodyLimit
 from kaito_serving.http.chat import Chat
-from kaito_serving.http.contract import ChatAnswer, ChatRequest
+from kaito_serving.http.contract import ChatAnswer, ChatRequest, Progress
 from kaito_serving.http.metrics import ServingMetrics
 from kaito_serving.http.openai.contract import (
     ChatCompletionRequest,
@@ -54,7 +54,7 @@ class Surfaces:
 
 
 class Service(Protocol):
-    """What the application asks; `run.service.ModelService` is the real one."""
+    """What the application asks: one model's process (`run.service`), or whoever speaks for several (`run.pod`)."""
 
     metrics: ServingMetrics
 
@@ -68,6 +68,10 @@ class Service(Protocol):
 
     def unready(self) -> str | None:
         """Why the model does not answer, in the words of KAITO's /health; None when it does."""
+        ...
+
+    def progress(self) -> Progress:
+        """How far the start is, or what became of it."""
         ...
 
     def surfaces(self) -> Surfaces:
@@ -113,7 +117,7 @@ def build(
 
 
 def _serve_state(app: FastAPI, service: Service, hardware: Callable[[], dict[str, Any]], *, passing: bool) -> None:
-    """What anybody may ask: health and metrics."""
+    """What anybody may ask: health, progress and metrics."""
 
     @app.get("/")
     async def root() -> dict[str, str]:
@@ -129,9 +133,13 @@ def _serve_state(app: FastAPI, service: Service, hardware: Callable[[], dict[str
             raise HTTPException(status_code=500, detail=reason)
         return {"status": "Healthy"}
 
+    @app.get("/progress")
+    async def progress() -> Progress:
+        return service.progress()
+
     @app.get("/metrics/prometheus", response_class=PlainTextResponse)
     async def prometheus() -> Response:
-        text = service.metrics.text()
+        text = await asyncio.to_thread(service.metrics.text)
         if passing:
             text = exposition.only(text.decode(), "kaito_serving_").encode() + await _upstream_metrics(service)
         return PlainTextResponse(text, media_type=_PROMETHEUS)

@@ -1,10 +1,12 @@
-"""What clients send to `/chat`: KAITO's request body, field by field, with the defaults of its inference server."""
+"""KAITO's endpoints: the body of `/chat` with the fields and defaults of its inference server, and the answers."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from kaito_serving.engine.base import State
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -55,3 +57,14 @@ class ChatAnswer(BaseModel):
     """The answer of POST /chat."""
 
     Result: str
+
+
+class Progress(BaseModel):
+    """The answer of GET /progress: how the server is, and while it loads, which part is done (0 to 1, null: unknown).
+
+    `message` says what it does, or why it does not answer.
+    """
+
+    state: State
+    progress: float | None = None
+    message: str = ""

@@ -1,16 +1,21 @@
-"""The Prometheus series of one model process.
+"""The Prometheus series of the server.
 
 Those that any inference server has bear vLLM's names (https://docs.vllm.ai, Production Metrics), so that scalers,
 gateways and dashboards made for it work unmodified; ours begin with kaito_serving_.
+
+Several replicas are told as one: where PROMETHEUS_MULTIPROC_DIR names a folder before this module is imported, every
+process keeps its values in files there (prometheus_client's multiprocess mode), and any of them gives the sums of all.
+Counters keep what replicas counted that have died; gauges forget them once `process_died` was called.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Callable, Iterable
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from kaito_serving.engine.base import Chunk, Engine, EngineStats, Limits, Request, State
 
@@ -18,6 +23,12 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0)
 _P = "kaito_serving_"
 _V = "vllm:"
+_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+
+
+def process_died(pid: int) -> None:
+    """Forget the gauges of a process that shared this one's folder."""
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 class ServingMetrics:
@@ -48,10 +59,28 @@ class ServingMetrics:
             ["model_name", "finished_reason"],
             registry=self.registry,
         )
-        self.model_load_seconds = Gauge(
-            _P + "model_load_seconds", "Time that loading the model took", registry=self.registry
+        self.model_load_seconds = self._gauge(_P + "model_load_seconds", "Time that loading the model took", "livemax")
+        self._gauge(_P + "build_info", "Always 1", "livemax", "version").labels(version).set(1)
+        self._running = self._gauge(_V + "num_requests_running", "Requests in the batch", "livesum", "model_name")
+        self._waiting = self._gauge(_V + "num_requests_waiting", "Requests that wait", "livesum", "model_name")
+        self._kv_cache = self._gauge(
+            _V + "kv_cache_usage_perc",
+            "Used part of the key-value cache, 1 = all; that of the fullest replica",
+            "livemax",
+            "model_name",
         )
-        Gauge(_P + "build_info", "Always 1", ["version"], registry=self.registry).labels(version).set(1)
+        self._lora = self._gauge(
+            _V + "lora_requests_info",
+            "1 for the adapters that can be asked for",
+            "livemax",
+            "model_name",
+            "running_lora_adapters",
+        )
+        self._state = self._gauge(_P + "state", "Replicas of which the engine is in this state", "livesum", "state")
+        self._restarts = Counter(_P + "engine_restarts", "Failed passes of the engine", registry=self.registry)
+        self._engine: Engine | None = None
+        self._adapters: str | None = None
+        self._restarts_counted = 0
 
     def answered(self, *, endpoint: str, code: int, seconds: float, adapters: Iterable[str] = ()) -> None:
         """Count one request; `adapters` are known names only, so that clients cannot invent series."""
@@ -69,12 +98,41 @@ class ServingMetrics:
         self._success.labels(self.model, reason).inc()
 
     def watch(self, engine: Engine) -> None:
-        """Report the engine's state with every scrape."""
-        self.registry.register(_EngineCollector(engine, self.model))
+        """Report this process' engine; what it says is read by `refresh`."""
+        self._engine = engine
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the engine. Called with every request, and every second, so that another process can tell it, too."""
+        engine = self._engine
+        if engine is None:
+            return
+        stats = engine.stats()
+        self._running.labels(self.model).set(stats.running)
+        self._waiting.labels(self.model).set(stats.waiting)
+        self._kv_cache.labels(self.model).set(stats.kv_used / stats.kv_total if stats.kv_total else 0.0)
+        now = engine.state()
+        for each in State:
+            self._state.labels(each.value).set(float(each is now))
+        self._restarts.inc(stats.restarts - self._restarts_counted)
+        self._restarts_counted = stats.restarts
+        adapters = ",".join(engine.adapters)
+        if self._adapters is not None and adapters != self._adapters:
+            self._lora.labels(self.model, self._adapters).set(0)  # files of several processes cannot lose a series
+        self._lora.labels(self.model, adapters).set(1)
+        self._adapters = adapters
 
     def text(self) -> bytes:
-        """The exposition text."""
-        return generate_latest(self.registry)
+        """The exposition text, of all processes that share the folder."""
+        self.refresh()
+        if _FOLDER not in os.environ:
+            return generate_latest(self.registry)
+        everything = CollectorRegistry()
+        MultiProcessCollector(everything)  # type: ignore[no-untyped-call]
+        return generate_latest(everything)
+
+    def _gauge(self, name: str, text: str, of_all: Literal["livesum", "livemax"], *labels: str) -> Gauge:
+        return Gauge(name, text, labels, multiprocess_mode=of_all, registry=self.registry)
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(_V + name, text, ["model_name"], registry=self.registry).labels(self.model)
@@ -126,6 +184,7 @@ class MeteredEngine:
                 now = self._monotonic()
                 if first:
                     first = False
+                    metrics.refresh()
                     metrics.prompt_tokens.inc(len(request.prompt_ids))
                     metrics.time_to_first_token.observe(now - began)
                     metrics.queue_time.observe(chunk.queued)
@@ -139,32 +198,4 @@ class MeteredEngine:
                 yield chunk
         finally:
             await chunks.aclose()
-
-
-class _EngineCollector(Collector):
-    def __init__(self, engine: Engine, model: str) -> None:
-        self._engine = engine
-        self._model = model
-
-    def collect(self) -> Iterable[Metric]:
-        """One reading of the engine."""
-        stats = self._engine.stats()
-        ratio = stats.kv_used / stats.kv_total if stats.kv_total else 0.0
-        yield self._gauge("num_requests_running", "Requests in the batch", stats.running)
-        yield self._gauge("num_requests_waiting", "Requests that wait", stats.waiting)
-        yield self._gauge("kv_cache_usage_perc", "Used part of the key-value cache, 1 = all", ratio)
-        info = GaugeMetricFamily(
-            _V + "lora_requests_info", "Adapters that can be asked for", labels=["model_name", "running_lora_adapters"]
-        )
-        info.add_metric([self._model, ",".join(self._engine.adapters)], 1)
-        yield info
-        state = GaugeMetricFamily(_P + "state", "1 for what the engine does at the moment", labels=["state"])
-        for each in State:
-            state.add_metric([each.value], float(self._engine.state() is each))
-        yield state
-        yield CounterMetricFamily(_P + "engine_restarts", "Failed passes of the engine", value=stats.restarts)
-
-    def _gauge(self, name: str, text: str, value: float) -> Metric:
-        gauge = GaugeMetricFamily(_V + name, text, labels=["model_name"])
-        gauge.add_metric([self._model], value)
-        return gauge
+            metrics.refresh()

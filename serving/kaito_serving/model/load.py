@@ -6,7 +6,9 @@ Native class, safetensors, the dtype that the device can compute, and a first fo
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from kaito_serving.model.folder import ModelFolder, inspect
 from kaito_serving.options import Options
 
 _LOG = logging.getLogger(__name__)
+_GIB = 1024**3
 _UNLIMITED = 1 << 24  # tokenizers without a limit give an astronomical number
 
 
@@ -45,12 +48,16 @@ class LoadedModel:
         return text
 
 
-def load(options: Options) -> LoadedModel:
+def load(options: Options, progress: Callable[[float | None], object] = lambda _: None) -> LoadedModel:
     """Load what the options name.
 
-    Takes seconds to minutes. StartupError with one sentence when it can never be served.
+    Takes seconds to minutes; `progress` hears which part of the tensors is loaded, 0 to 1, None before the first.
+    StartupError with one sentence when it can never be served.
     """
+    began = time.monotonic()
+    progress(None)
     folder = inspect(Path(options.weights) if not options.allow_remote_files else _fetch(options))
+    _LOG.info("Loading weights: %s, %.1f GiB", folder.architecture, folder.tensor_bytes / _GIB)
     cuda = torch.cuda.is_available() and options.device_map != "cpu"
     capability = torch.cuda.get_device_capability() if cuda else None
     dtype = choose_dtype(options.dtype, folder.config, capability=capability)
@@ -67,9 +74,18 @@ def load(options: Options) -> LoadedModel:
     transformers.utils.logging.disable_progress_bar()
     tokenizer = load_tokenizer(folder, options.chat_template)
     context = context_limit(folder.config, tokenizer.model_max_length, asked=options.max_context)
-    network = _network(folder, settings, context=context)
+    with _heard(progress):
+        network = _network(folder, settings, context=context)
     network.requires_grad_(False)
     network.eval()
+    _LOG.info(
+        "Model loaded: %s, %s parameters, %s, %.1f GiB in %.0f s",
+        folder.architecture,
+        _short(network.num_parameters()),
+        str(network.dtype).removeprefix("torch."),
+        network.get_memory_footprint() / _GIB,
+        time.monotonic() - began,
+    )
     vocabulary = int(network.get_input_embeddings().weight.shape[0])
     return LoadedModel(
         name=options.served_model_name[0],
@@ -79,6 +95,40 @@ def load(options: Options) -> LoadedModel:
         vocabulary=vocabulary,
         end_tokens=_token_ids(network.generation_config.eos_token_id) or _token_ids(tokenizer.eos_token_id),
     )
+
+
+@contextmanager
+def _heard(progress: Callable[[float], object]) -> Iterator[None]:
+    """Tell `progress` how far transformers' loader is, by the progress bar that it would show."""
+
+    def bar(factory: Callable[..., Any], arguments: tuple[Any, ...], settings: dict[str, Any]) -> Any:
+        if arguments and isinstance(arguments[0], Collection):
+            return _counted(arguments[0], progress)
+        return factory(*arguments, **settings)
+
+    before = transformers.utils.logging.set_tqdm_hook(bar)
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_tqdm_hook(before)
+
+
+def _counted(items: Collection[Any], progress: Callable[[float], object]) -> Iterator[Any]:
+    told = -1
+    for done, item in enumerate(items):
+        if 100 * done // len(items) > told:
+            told = 100 * done // len(items)
+            progress(done / len(items))
+        yield item
+    progress(1.0)
+
+
+def _short(count: int) -> str:
+    """A number of parameters as people say it: 3.8 B, 134 M, 71 k."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
 
 
 def choose_dtype(asked: str, config: Mapping[str, Any], *, capability: tuple[int, int] | None) -> torch.dtype:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from kaito_serving.engine.base import Engine
@@ -26,9 +26,13 @@ from kaito_serving.run import host
 _LOG = logging.getLogger(__name__)
 
 
-def assemble(options: Options, metrics: ServingMetrics) -> Surfaces:
-    """Load the model and build its engine; takes seconds to minutes. StartupError when it can never be served."""
-    model = load(options)
+def assemble(options: Options, metrics: ServingMetrics, step: Callable[[str, float | None], object]) -> Surfaces:
+    """Load the model and build its engine; takes seconds to minutes. StartupError when it can never be served.
+
+    `step` hears what is done, and which part of it where that is known, 0 to 1.
+    """
+    model = load(options, lambda part: step("loading weights", part))
+    step("loading adapters", None)
     adapters = attach(
         model.network,
         options.adapters_dir,
@@ -38,13 +42,14 @@ def assemble(options: Options, metrics: ServingMetrics) -> Surfaces:
         dtype=model.network.dtype,
         device=model.device,
     )
+    step("measuring the cache", None)
     engine = TorchEngine(
         model,
         adapters,
         kv_cache_tokens=options.kv_cache_tokens,
         max_batch_tokens=options.max_batch_tokens,
         max_waiting=options.max_waiting,
-        memory=host.memory_limit(),
+        memory=host.memory_limit() // max(1, options.replicas),
         monotonic=time.monotonic,
         die=_die,
     )
@@ -74,6 +79,5 @@ def surfaces(tokenizer: Any, engine: Engine, settings: ModelSettings, options: O
 
 def _die(reason: str) -> None:
     """End this process at once, so that Serve starts another one."""
-    sys.stderr.write(reason + "\n")
-    sys.stderr.flush()
+    _LOG.critical("The model's process ends: %s", reason)
     os._exit(1)

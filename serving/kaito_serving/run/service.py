@@ -1,14 +1,16 @@
-"""One model in one process: loading in the background, then answering; what the HTTP application asks."""
+"""One model in one process: loading, then answering; what the HTTP application asks."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from kaito_serving.engine.base import State
 from kaito_serving.errors import EngineUnavailable, StartupError
 from kaito_serving.http.app import Surfaces
+from kaito_serving.http.contract import Progress
 from kaito_serving.http.metrics import ServingMetrics
 from kaito_serving.run.startup import Startup
 
@@ -16,7 +18,8 @@ _LOG = logging.getLogger(__name__)
 
 
 class ModelService:
-    """`load` makes the engine and its surfaces; it runs in a thread and may raise StartupError.
+    """`load` makes the engine and its surfaces; it may take minutes, say meanwhile how far it is (`step`), and raise
+    StartupError.
 
     `report` hears how far the start is.
     """
@@ -33,7 +36,7 @@ class ModelService:
         self._monotonic = monotonic
         self._report = report
         self.metrics = metrics
-        self._failure: str | None = None
+        self._startup = Startup()
         self._loaded: Surfaces | None = None
         self._surfaces: Surfaces | None = None
         self._loading: asyncio.Task[None] | None = None
@@ -41,7 +44,7 @@ class ModelService:
     def load(self) -> None:
         """Load here and now; otherwise `begin` does it, beside health checks that are answered. Raises like `load`."""
         began = self._monotonic()
-        self._report(Startup())
+        self._say(Startup())
         try:
             self._loaded = self._load(self.metrics)
         except StartupError as error:
@@ -52,6 +55,10 @@ class ModelService:
             self._fail(f"The model could not be loaded: {type(error).__name__}: {error}", final=False)
             raise
         self.metrics.model_load_seconds.set(self._monotonic() - began)
+
+    def step(self, name: str, progress: float | None = None) -> None:
+        """Tell what is done at the moment, and which part of it is done, 0 to 1."""
+        self._say(replace(self._startup, step=name, progress=progress))
 
     def begin(self) -> None:
         """Start answering, and loading if that was not done; returns at once."""
@@ -70,12 +77,27 @@ class ModelService:
             return "Model not initialized"
         return None if self._surfaces.engine.state() is State.READY else "Pipeline not initialized"
 
+    def progress(self) -> Progress:
+        """How far the start is; once it is over, the engine's state."""
+        if self._startup.phase == "failed":
+            return Progress(state=State.FAILED, message=self._startup.reason)
+        if self._surfaces is None:
+            return Progress(state=State.LOADING, progress=self._startup.progress, message=self._startup.step)
+        return Progress(state=self._surfaces.engine.state())
+
     def check(self) -> None:
         """Raise when only a new process can help."""
-        if self._failure is not None:
-            raise EngineUnavailable(self._failure)
-        if self._surfaces is not None:
+        if self._startup.phase == "failed":
+            raise EngineUnavailable(self._startup.reason)
+        if self._surfaces is None:
+            return
+        self.metrics.refresh()
+        try:
             self._surfaces.engine.check()
+        except Exception as error:
+            _LOG.error("The engine failed, so that this process ends: %s", error)
+            self._fail(str(error), final=False)
+            raise
 
     def surfaces(self) -> Surfaces:
         """What answers; EngineUnavailable while the model loads."""
@@ -90,14 +112,17 @@ class ModelService:
             assert self._loaded is not None
             await self._loaded.engine.start()
         except Exception:
-            if self._failure is None:
+            if self._startup.phase != "failed":
                 _LOG.exception("The engine could not be started")
                 self._fail("The engine could not be started.", final=False)
             return
         self._surfaces = self._loaded
         self.metrics.watch(self._surfaces.engine)
-        self._report(Startup("ready"))
+        self._say(Startup("ready"))
 
     def _fail(self, reason: str, *, final: bool) -> None:
-        self._failure = reason
-        self._report(Startup("failed", reason, final))
+        self._say(Startup("failed", reason=reason, final=final))
+
+    def _say(self, startup: Startup) -> None:
+        self._startup = startup
+        self._report(startup)

@@ -1,10 +1,10 @@
-"""How far each model process is, told in files: those who ask cannot choose which replica of Ray Serve answers them."""
+"""How far each replica is, told in files: whoever speaks for all of them reads these."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,9 +14,15 @@ import psutil
 
 @dataclass(frozen=True, slots=True)
 class Startup:
-    """How far a process is. `reason` is the sentence of a failure; `final`: starting again changes nothing."""
+    """How far a replica is.
+
+    `step` says what it does while it loads, `progress` which part of that is done, 0 to 1, where it is known. `reason`
+    is the sentence of a failure; `final`: starting again changes nothing.
+    """
 
     phase: Literal["loading", "ready", "failed"] = "loading"
+    step: str = ""
+    progress: float | None = None
     reason: str = ""
     final: bool = False
 
@@ -29,7 +35,6 @@ class Report:
 
     def __call__(self, startup: Startup) -> None:
         """Write it, whole or not at all."""
-        self._folder.mkdir(parents=True, exist_ok=True)
         process = psutil.Process()
         file = self._folder / f"{process.pid}.json"
         partial = file.with_suffix(".partial")
@@ -39,18 +44,31 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What one process told last, and whether it still runs."""
+    """What one process told last, when it began (seconds since the epoch), and whether it still runs."""
 
     startup: Startup
     alive: bool
+    began: float = 0.0
+    pid: int = 0
 
 
-def read(folder: Path) -> Iterator[Told]:
-    """What every process told, also those that have ended."""
-    for file in sorted(folder.glob("*.json")):
+def read(folder: Path) -> list[Told]:
+    """What every process told, in the order in which they began, also those that have ended."""
+    told = []
+    for file in folder.glob("*.json"):
         fields = json.loads(file.read_text(encoding="utf-8"))
         began = fields.pop("began")
-        yield Told(Startup(**fields), alive=_alive(int(file.stem), began))
+        pid = int(file.stem)
+        told.append(Told(Startup(**fields), _alive(pid, began), began, pid))
+    return sorted(told, key=lambda each: each.began)
+
+
+def forget(folder: Path, told: Sequence[Told]) -> list[Told]:
+    """Remove what processes told that have ended, but for the last of them, which may say why; those removed."""
+    ended = [each for each in told if not each.alive][:-1]
+    for each in ended:
+        (folder / f"{each.pid}.json").unlink(missing_ok=True)
+    return ended
 
 
 def _alive(pid: int, began: float) -> bool:

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +63,20 @@ def _deployment(options: Options) -> Deployment:
     return deployment(options.adapters_dir, strengths=options.adapter_strengths, environment=os.environ)
 
 
-def assemble(options: Options) -> Surfaces:
-    """Start vLLM and wait until it computes; takes minutes. EngineUnavailable with its last words when it ends."""
+def assemble(options: Options, step: Callable[[str, float | None], object]) -> Surfaces:
+    """Start vLLM and wait until it computes; takes minutes. EngineUnavailable with its last words when it ends.
+
+    `step` hears what is done, and which part of it where that is known, 0 to 1.
+    """
     if options.allow_remote_files:
         raise OptionError("--allow_remote_files is not served by the vllm engine; fetch the weights first.")
     folder = inspect(Path(options.weights))
     tokenizer = load_tokenizer(folder, options.chat_template)
+    step("starting vLLM", None)
     deployed = _deployment(options)
     rank = lora_rank(options)
-    child, url = start(settings(options, folder, gpus=host.gpus(), lora_rank=rank))
+    told = settings(options, folder, gpus=host.gpus(), lora_rank=rank)
+    child, url = start(told, progress=lambda part: step("loading weights", part))
     model = options.served_model_name[0]
     try:
         child.wait_until_ready(url, model)
@@ -95,10 +100,11 @@ def assemble(options: Options) -> Surfaces:
     return surfaces(tokenizer, engine, model_settings(folder, tokenizer), options)
 
 
-def start(told: Settings) -> tuple[Child, str]:
-    """vLLM's process, and the address at which it will answer."""
+def start(told: Settings, *, progress: Callable[[float], object] = lambda _: None) -> tuple[Child, str]:
+    """vLLM's process, and the address at which it will answer; `progress` hears which part of the weights is loaded."""
     port = _free_port()
-    child = Child(command(told, port=port), environment=environment(os.environ, loras=told.lora_rank > 0))
+    variables = environment(os.environ, loras=told.lora_rank > 0)
+    child = Child(command(told, port=port), environment=variables, progress=progress)
     return child, f"http://127.0.0.1:{port}"
 
 

