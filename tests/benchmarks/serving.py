@@ -8,7 +8,8 @@ In one run, in turn, on the same random weights in float32:
     no-ray     the same application under uvicorn
     serve      transformers serve --continuous-batching
     pipeline   one request after the other behind uvicorn (this file)
-    vllm       vLLM's OpenAI server, where --vllm-python names an environment that has it
+    vllm       vLLM's own server, where --vllm names the program
+    behind     the same vLLM behind our server (--engine vllm)
 
 Cases, each with a number of users: even (equal prompts of 20 tokens), ragged (8 to 400 tokens), arrivals (ragged, over
 ten seconds), penalty (short users while one with a penalty asks), adapters (six mixes; ours alone).
@@ -41,6 +42,7 @@ import torch
 import transformers
 from tests.tiny_model import tiny_model
 
+_NO_TOKEN = 32000  # Phi-3's own end of text, which the tiny tokenizer does not reach
 MIXES = [None, {}, {"one": 1.0}, {"two": 0.5}, {"one": 0.3, "two": 0.7}, {"one": 0.9, "two": 0.1}]
 
 
@@ -72,8 +74,11 @@ def random_model(folder: Path, *, hidden: int, layers: int) -> Path:
     config = json.loads((folder / "config.json").read_text())
     config |= {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers}
     config |= {"num_attention_heads": hidden // 64, "num_key_value_heads": hidden // 64}
+    config |= {"eos_token_id": _NO_TOKEN}  # answers end at their length alone, whatever a server understands
     torch.manual_seed(0)
     transformers.Phi3ForCausalLM(transformers.Phi3Config(**config)).save_pretrained(folder)
+    generation = {"eos_token_id": _NO_TOKEN, "pad_token_id": 0, "do_sample": False}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
     for file in folder.iterdir():
         file.chmod(0o644)
     return folder
@@ -106,6 +111,7 @@ class Server:
     url: str
     path: str = "/v1/completions"
     model: str = "m"
+    more: dict[str, Any] = field(default_factory=dict)  # what its bodies have besides OpenAI's fields
 
 
 @contextlib.contextmanager
@@ -134,48 +140,33 @@ def running(name: str, command: Sequence[str], server: Server, log: Path, health
             process.wait()
 
 
-def start(name: str, weights: Path, adapters: Path, log: Path, vllm: str | None) -> Any:
+def start(name: str, weights: Path, adapters: Path, log: Path, vllm: str) -> Any:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    ours = [
-        "--pretrained_model_name_or_path",
-        str(weights),
-        "--served_model_name",
-        "m",
-        "--adapters_dir",
-        str(adapters),
-    ]
+    here, python = ["--host", "127.0.0.1", "--port", str(port)], sys.executable
+    ours = ["--pretrained_model_name_or_path", str(weights), "--served_model_name", "m", "--adapters_dir"]
+    ours += [str(adapters)]
+    on = Server(name, url, more={"ignore_eos": True})
     match name:
         case "ours":
-            command = [
-                sys.executable,
-                "-m",
-                "kaito_serving",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(port),
-                "--drain_s",
-                "1",
-            ]
-            return running(name, [*command, *ours], Server(name, url), log, "/health")
+            command = [python, "-m", "kaito_serving", *here, "--drain_s", "1", *ours]
         case "no-ray":
-            command = [sys.executable, "-m", "tests.benchmarks.serving", "--without-ray", str(port)]
-            return running(name, [*command, *ours], Server(name, url), log, "/health")
+            command = [python, "-m", "tests.benchmarks.serving", "--without-ray", str(port), *ours]
         case "serve":
-            program = Path(sys.executable).parent / "transformers"
-            command = [str(program), "serve", str(weights), "--continuous-batching", "--host", "127.0.0.1"]
-            server = Server(name, url, model=str(weights))
-            return running(name, [*command, "--port", str(port)], server, log, "/v1/models")
+            program = str(Path(python).parent / "transformers")
+            command = [program, "serve", str(weights), "--continuous-batching", *here]
+            on = Server(name, url, model=str(weights))
         case "pipeline":
-            command = [sys.executable, "-m", "tests.benchmarks.serving", "--pipeline", str(port), str(weights)]
-            return running(name, command, Server(name, url, path="/chat"), log, "/health")
+            command = [python, "-m", "tests.benchmarks.serving", "--pipeline", str(port), str(weights)]
+            on = Server(name, url, path="/chat")
         case "vllm":
-            assert vllm is not None
-            command = [vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", str(weights), "--dtype", "float32"]
-            command += ["--served-model-name", "m", "--host", "127.0.0.1", "--port", str(port)]
-            return running(name, command, Server(name, url), log, "/health")
-    raise SystemExit(f"there is no server {name}")
+            command = [vllm, "serve", str(weights), "--dtype", "float32", "--served-model-name", "m", *here]
+        case "behind":
+            command = [python, "-m", "kaito_serving", *here, "--drain_s", "1", *ours[:-2], "--engine", "vllm"]
+            command += ["--vllm", vllm, "--torch_dtype", "float32"]
+        case _:
+            raise SystemExit(f"there is no server {name}")
+    return running(name, command, on, log, "/health")
 
 
 def serve_without_ray(port: int, arguments: list[str]) -> None:
@@ -225,7 +216,7 @@ def serve_pipeline(port: int, weights: str) -> None:
 async def ask(client: httpx.AsyncClient, server: Server, prompt: str, tokens: int, into: Reading, **more: Any) -> None:
     """One streamed answer. The pipeline cannot stream: its first token comes with the last."""
     body = {"model": server.model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True}
-    body |= {"ignore_eos": True} | more
+    body |= server.more | more
     began = last = time.perf_counter()
     try:
         async with client.stream("POST", server.url + server.path, json=body) as answer:
@@ -279,7 +270,7 @@ async def measure(server: Server, case: str, *, tokens: int, users: int) -> tupl
             moments = [chance.uniform(0, 10) for _ in range(users)]
             await asyncio.gather(*(later(at, chance.randrange(5, 240)) for at in moments))
         elif case in ("penalty", "no-penalty"):
-            settings = {"repetition_penalty": 1.3} if case == "penalty" else {}
+            settings = {"frequency_penalty": 0.3} if case == "penalty" else {}
             await asyncio.gather(
                 *(ask(client, server, prompt_of(12, chance), tokens, main) for _ in range(users)),
                 ask(client, server, prompt_of(12, chance), tokens, beside, **settings),
@@ -305,7 +296,7 @@ def main() -> None:
     cases = "even-1,even-8,even-32,ragged-32,arrivals-32,no-penalty-8,penalty-8,base-32,adapters-32"
     parser.add_argument("--servers", default="ours,no-ray,serve,pipeline")
     parser.add_argument("--cases", default=cases)
-    parser.add_argument("--vllm-python")
+    parser.add_argument("--vllm", default="")
     parser.add_argument("--without-ray", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--pipeline", nargs=2, help=argparse.SUPPRESS)
     options, rest = parser.parse_known_args()
@@ -315,7 +306,7 @@ def main() -> None:
     if options.pipeline:
         serve_pipeline(int(options.pipeline[0]), options.pipeline[1])
         return
-    names = options.servers.split(",") + (["vllm"] if options.vllm_python else [])
+    names = options.servers.split(",") + (["vllm", "behind"] if options.vllm else [])
     readings: dict[tuple[str, str], list[Reading]] = {}
     with tempfile.TemporaryDirectory(prefix="ks-", dir="/tmp") as scratch:
         weights = random_model(Path(scratch) / "m", hidden=options.hidden, layers=options.layers)
@@ -325,7 +316,7 @@ def main() -> None:
         for _ in range(options.rounds):
             for name in names:
                 log = Path(scratch)
-                with start(name, weights, adapters, log, options.vllm_python) as server:
+                with start(name, weights, adapters, log, options.vllm) as server:
                     for each in options.cases.split(","):
                         case, users = each.rsplit("-", 1)
                         if case in ("adapters", "base") and name not in ("ours", "no-ray"):
