@@ -18,12 +18,13 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 
 
-def tar(files: dict[str, bytes | None], *, links: dict[str, str] | None = None) -> bytes:
+def tar(files: dict[str, bytes | None], *, links: dict[str, str] | None = None, mode: int = 0o644) -> bytes:
     """An archive of files (None: a folder) and symbolic links."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, data in files.items():
             member = tarfile.TarInfo(name)
+            member.mode = mode
             if data is None:
                 member.type = tarfile.DIRTYPE
                 archive.addfile(member)
@@ -83,6 +84,16 @@ class RunningRegistry:
 
     def read(self, repository: str, path: str) -> Any:
         return json.loads(self.read_bytes(repository, path))
+
+    def with_layer(self, repository: str, base: str, tag: str, layer: bytes) -> str:
+        """Pushes what the repository has as `base` with one more tar layer and returns the manifest's digest."""
+        document = self.read(repository, f"manifests/{base}")
+        config = self.read(repository, f"blobs/{document['config']['digest']}")
+        config["rootfs"]["diff_ids"].append(f"sha256:{hashlib.sha256(layer).hexdigest()}")
+        config.pop("history", None)
+        document["layers"].append(self.blob(repository, layer, LAYER))
+        document["config"] = self.blob(repository, json.dumps(config).encode(), document["config"]["mediaType"])
+        return self.manifest(repository, tag, document)
 
     def image(self, repository: str, tag: str, *layers: bytes, compress: str = "gzip") -> str:
         """Pushes an image of these tar layers and returns the manifest's digest."""
