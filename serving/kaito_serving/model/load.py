@@ -57,7 +57,7 @@ def load(options: Options, progress: Callable[[float | None], object] = lambda _
     began = time.monotonic()
     progress(None)
     folder = inspect(Path(options.weights) if not options.allow_remote_files else _fetch(options))
-    _LOG.info("Loading weights: %s, %.1f GiB", folder.architecture, folder.tensor_bytes / _GIB)
+    _LOG.info("Loading weights: %s, %s", folder.architecture, _size(folder.tensor_bytes))
     cuda = torch.cuda.is_available() and options.device_map != "cpu"
     capability = torch.cuda.get_device_capability() if cuda else None
     dtype = choose_dtype(options.dtype, folder.config, capability=capability)
@@ -79,11 +79,11 @@ def load(options: Options, progress: Callable[[float | None], object] = lambda _
     network.requires_grad_(False)
     network.eval()
     _LOG.info(
-        "Model loaded: %s, %s parameters, %s, %.1f GiB in %.0f s",
+        "Model loaded: %s, %s parameters, %s, %s in %.0f s",
         folder.architecture,
-        _short(network.num_parameters()),
+        _count(network.num_parameters()),
         str(network.dtype).removeprefix("torch."),
-        network.get_memory_footprint() / _GIB,
+        _size(network.get_memory_footprint()),
         time.monotonic() - began,
     )
     vocabulary = int(network.get_input_embeddings().weight.shape[0])
@@ -123,8 +123,12 @@ def _counted(items: Collection[Any], progress: Callable[[float], object]) -> Ite
     progress(1.0)
 
 
-def _short(count: int) -> str:
-    """A number of parameters as people say it: 3.8 B, 134 M, 71 k."""
+def _size(size: int) -> str:
+    return f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / 1024**2:.1f} MiB"
+
+
+def _count(count: int) -> str:
+    """A number of parameters as people say it: 3.82 B, 134 M, 755 k."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:.3g} {unit}"

@@ -30,7 +30,7 @@ def pod_progress(told: Sequence[Told], *, wanted: int, routed: int, was_ready: b
     if ready >= (1 if was_ready else wanted):
         few = f"{ready} of {wanted} replicas answer. {trouble}".strip() if ready < wanted else ""
         return Progress(state=State.READY, message=few)
-    if trouble and not loading:
+    if trouble and not loading and not loaded:
         return Progress(state=State.FAILED if _failed(told[-1]) else State.RESTARTING, message=trouble)
     slowest = min(loading, key=lambda startup: startup.progress or 0.0, default=None)
     waiting = _FIRST_STEP if loaded < wanted else _LAST_STEP

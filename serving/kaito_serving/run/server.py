@@ -15,7 +15,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,9 @@ def run(options: Options, *, die: Callable[[str], object]) -> None:
 
     processors = host.processors()
     with ExitStack() as stack:
+        if not options.debug:
+            # Ray prints there what its raylet writes into its own log, too; nothing of ours goes there.
+            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
         stack.callback(processes.kill_below)
         stack.callback(ray.shutdown)
         _start_ray(ray, processors=max(processors, options.replicas or len(host.gpus())), debug=options.debug)

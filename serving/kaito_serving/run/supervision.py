@@ -74,11 +74,13 @@ class Narrator:
 
     def hear(self, now: Progress) -> None:
         """Tell it if it is worth a line."""
-        before, self._last = self._last, (now.state, now.message)
-        if now.state is State.LOADING:
+        (before, message), self._last = self._last, (now.state, now.message)
+        if now.state is State.READY and (before, message) != self._last:
+            self._tell_ready(now)
+        elif now.state is State.FAILED and now.state is not before or before is State.READY is not now.state:
+            _LOG.warning("Not ready: %s", now.message)
+        elif now.state in (State.LOADING, State.RESTARTING):
             self._tell_part(now)
-        elif self._last != before:
-            self._tell_change(now)
 
     def _tell_part(self, now: Progress) -> None:
         time = self._monotonic()
@@ -86,10 +88,8 @@ class Narrator:
             self._told_at = time
             _LOG.info("%s%s: %.0f %%", now.message[:1].upper(), now.message[1:], 100 * now.progress)
 
-    def _tell_change(self, now: Progress) -> None:
-        if now.state is not State.READY:
-            _LOG.warning("Not ready: %s", now.message)
-        elif not self._was_ready:
+    def _tell_ready(self, now: Progress) -> None:
+        if not self._was_ready:
             self._was_ready = True
             _LOG.info("Ready after %.0f s", self._monotonic() - self._began)
         elif now.message:

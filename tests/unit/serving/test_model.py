@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from kaito_serving.errors import OptionError, WeightsError
@@ -95,3 +96,23 @@ def test_a_chat_template_may_be_text_or_a_file(tiny_folder, tmp_path):
         assert text == "x y"
     with pytest.raises(OptionError, match="cannot be read"):
         load(Options(weights=str(tiny_folder), adapters_dir=NOWHERE, chat_template="/nonexistent.jinja"))
+
+
+def test_loading_tells_which_part_of_the_tensors_is_there(tiny_folder):
+    """A tensor at a time: the values are those of a count, whatever the machine's speed."""
+    heard = []
+    loaded = load(Options(weights=str(tiny_folder)), heard.append)
+    parts = [part for part in heard if part is not None]
+    tensors = len(list(loaded.network.state_dict()))
+    assert heard[0] is None
+    assert parts == sorted(parts)
+    assert (parts[0], parts[-1]) == (0.0, 1.0)
+    assert {round(part * tensors, 6) % 1 for part in parts} == {0.0}
+    assert len(parts) > tensors / 2
+
+
+def test_only_while_the_model_loads_is_the_progress_bar_ours(tiny_folder):
+    before = transformers.utils.logging.set_tqdm_hook(None)
+    transformers.utils.logging.set_tqdm_hook(before)
+    load(Options(weights=str(tiny_folder)))
+    assert transformers.utils.logging.set_tqdm_hook(before) is before

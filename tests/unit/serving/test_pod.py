@@ -42,6 +42,7 @@ DIED = "A process of the model died."
         ([DEAD], 1, 0, True, ("restarting", None, DIED)),
         ([READY], 1, 0, True, ("restarting", None, "waiting for the first answer")),
         ([DEAD, loading(0.3)], 1, 0, True, ("restarting", 0.3, f"{DIED} Starting again: loading weights")),
+        ([DEAD, READY], 1, 0, True, ("restarting", None, f"{DIED} Starting again: waiting for the first answer")),
         ([DEAD, UNREADABLE], 1, 0, True, ("failed", None, "The weights cannot be read.")),
         ([ENGINE], 1, 0, True, ("failed", None, "Two forward passes failed within a minute.")),
         (

@@ -90,6 +90,7 @@ class TorchEngine:
         most = max_batch_tokens // 2 * model.context
         packed = isinstance(self._forward, PackedForward)
         self._arena = Arena(layers if packed else {}, tokens=min(kv_cache_tokens or allowed, most))
+        _LOG.info("Cache: %d tokens", self._arena.tokens)
         self._scheduler = Scheduler(self._arena, max_batch_tokens=max_batch_tokens)
         if self._arena.tokens < model.context:
             _LOG.warning(
