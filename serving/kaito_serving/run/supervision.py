@@ -75,11 +75,12 @@ class Narrator:
     def hear(self, now: Progress) -> None:
         """Tell it if it is worth a line."""
         (before, message), self._last = self._last, (now.state, now.message)
-        if now.state is State.READY and (before, message) != self._last:
-            self._tell_ready(now)
-        elif now.state is State.FAILED and now.state is not before or before is State.READY is not now.state:
+        if now.state is State.READY:
+            if (before, message) != self._last:
+                self._tell_ready(now)
+        elif now.state is not before and (before is State.READY or now.state is State.FAILED):
             _LOG.warning("Not ready: %s", now.message)
-        elif now.state in (State.LOADING, State.RESTARTING):
+        else:
             self._tell_part(now)
 
     def _tell_part(self, now: Progress) -> None:

@@ -27,6 +27,11 @@ def server(start_server, tiny_folder):
     return running
 
 
+def test_an_idle_server_takes_less_than_1_2_gib(server):
+    """The memory of all of its processes, what they share counted once."""
+    assert sum(process.memory_full_info().pss for process in server.processes()) < 1.2 * 1024**3
+
+
 def test_the_quick_starts_curl_gets_an_answer(server):
     body = json.dumps({"prompt": "What is Kubernetes?"})
     command = ["curl", "-sS", "-X", "POST", f"{server.url}/chat", "-d", body]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -65,9 +66,16 @@ class Watcher:
         )
 
 
-@pytest.fixture
-def weights(tiny_folder: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(tiny_folder, tmp_path / "weights")
+@pytest.fixture(scope="module")
+def weights(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(tiny_folder, tmp_path_factory.mktemp("start") / "weights"))
+
+
+@pytest.fixture(scope="module")
+def server(start_server: Callable[..., Server], weights: Path) -> Server:
+    """A server that has just been started."""
+    started: Server = start_server("--served_model_name", "tiny", weights=weights)
+    return started
 
 
 def kill_replica(server: Server) -> None:
@@ -76,25 +84,30 @@ def kill_replica(server: Server) -> None:
     process.wait(PATIENCE)
 
 
-def test_a_start_says_that_it_loads_and_a_replica_that_cannot_load_again_makes_the_server_unhealthy(
-    start_server: Callable[..., Server], weights: Path
-) -> None:
-    server = start_server("--served_model_name", "tiny", weights=weights)
+def test_a_server_is_refused_then_loads_then_is_ready(server: Server) -> None:
     start = Watcher(server)
     start.until_healthy()
     assert start.refused, "the port was never closed: the test came too late"
     assert start.states == ["loading", "ready"]
 
+
+def test_the_death_of_the_only_replica_is_told_until_its_successor_answers(server: Server) -> None:
+    server.wait_healthy()
+    assert server.chat(BODY).status_code == 200
     tokens = server.series("vllm:prompt_tokens_total")
-    assert tokens > 0
     kill_replica(server)
     replacement = Watcher(server)
     eventually(lambda: not replacement.look())
     replacement.until_healthy()
     assert replacement.states[-2:] == ["restarting", "ready"]
     assert any("A process of the model died." in message for message in replacement.messages)
-    assert server.series("vllm:prompt_tokens_total") > tokens
+    assert server.series("vllm:prompt_tokens_total") > tokens > 0
 
+
+def test_a_replica_that_cannot_load_again_makes_the_server_unhealthy_until_it_can(
+    server: Server, weights: Path
+) -> None:
+    server.wait_healthy()
     hidden = weights / "hidden"
     (weights / "model.safetensors").rename(hidden)
     kill_replica(server)
@@ -104,11 +117,9 @@ def test_a_start_says_that_it_loads_and_a_replica_that_cannot_load_again_makes_t
     assert "holds no weights" in server.log
     assert server.get("/health").status_code == 500
     assert server.process.poll() is None
-
     hidden.rename(weights / "model.safetensors")
     broken.until_healthy()
     assert broken.states[-1] == "ready"
-    assert server.series("vllm:prompt_tokens_total") > tokens
 
 
 def test_a_server_that_was_killed_leaves_nothing_that_the_next_one_reads(
@@ -133,4 +144,6 @@ def test_a_server_that_was_killed_leaves_nothing_that_the_next_one_reads(
     assert second.series("vllm:prompt_tokens_total") == 0
     second.process.send_signal(signal.SIGTERM)
     assert second.process.wait(PATIENCE) == 0
+    lines = second.log.splitlines()
+    assert [line for line in lines if not re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO \w", line)] == []
     assert not list(second.folder.glob("kaito-serving-*"))

@@ -49,7 +49,10 @@ def test_a_start_without_a_known_part_is_told_when_it_is_over(lines):
 def test_a_death_and_the_return_are_told_once_each(lines):
     lines(READY)
     again = loading(None, State.RESTARTING, "A process of the model died. Starting again: loading weights")
-    assert lines(RESTARTING, RESTARTING, again, again, READY) == ["Not ready: A process of the model died.", "Ready again"]
+    assert lines(RESTARTING, RESTARTING, again, again, READY) == [
+        "Not ready: A process of the model died.",
+        "Ready again",
+    ]
 
 
 def test_every_attempt_that_fails_is_told_once(lines):
