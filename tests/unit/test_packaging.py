@@ -1,5 +1,6 @@
 """What an installation of one extra brings along, read from the metadata of the installed distributions."""
 
+import ast
 import subprocess
 import sys
 from importlib import metadata
@@ -9,6 +10,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+# What a package imports where it is there: the tiny model is trained in an image with torch.
+NOT_IN_ITS_IMAGE = {"local": {"torch", "transformers", "tokenizers"}}
 HEAVY = {"torch", "ray", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate"}
 
 
@@ -41,6 +44,24 @@ def test_the_gpu_images_extras_bring_torch_but_no_cloud_sdk(extra: str) -> None:
     names = closure(f"kaito[{extra}]")
     assert "torch" in names
     assert not {"azure-identity", "azure-mgmt-containerservice", "kubernetes"} & names
+
+
+@pytest.mark.parametrize("extra", ["hooks", "serving", "tuning", "local"])
+def test_an_extra_brings_whatever_its_package_imports(extra: str) -> None:
+    package = Path(__file__).parents[2] / extra / f"kaito_{extra}"
+    imported: set[str] = set()
+    for file in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.partition(".")[0])
+    foreign = imported - sys.stdlib_module_names - {f"kaito_{extra}"} - NOT_IN_ITS_IMAGE.get(extra, set())
+    distributions = metadata.packages_distributions()
+    brought = closure(f"kaito[{extra}]")
+    assert {
+        name for name in foreign if not {canonicalize_name(each) for each in distributions[name]} & brought
+    } == set()
 
 
 def test_every_installed_version_is_the_pinned_one() -> None:
