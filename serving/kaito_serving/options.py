@@ -94,6 +94,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     _check_vllm(known)
     if known["allow_runtime_adapters"] and known["api_keys_file"] is None:
         raise OptionError("--allow_runtime_adapters needs --api_keys_file: loading adapters is not for everybody.")
+    if known["allow_runtime_adapters"] and known["replicas"] > 1:
+        raise OptionError("--allow_runtime_adapters needs --replicas 1: an adapter would come to one replica alone.")
     if known["trust_remote_code"]:
         _LOG.warning("--trust_remote_code has no effect: this server never runs code that comes with weights.")
     for name, least in (

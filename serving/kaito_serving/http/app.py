@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,11 +34,9 @@ from kaito_serving.http.openai.endpoints import OpenAI
 from kaito_serving.http.openai.models import Models
 from kaito_serving.http.openai.passthrough import Forwarded, PassThrough
 from kaito_serving.http.openai.tokens import Tokens
-
-_LOG = logging.getLogger(__name__)
+from kaito_serving.http.running import Asker
 
 LARGEST_BODY = 1024 * 1024  # bytes
-_CLIENT_GONE = 499
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -173,8 +171,8 @@ def _serve_answers(app: FastAPI, service: Service, asking: Asking) -> None:
     async def chat(body: ChatRequest, request: Request) -> Response:
         model = service.surfaces()
 
-        async def work() -> Response:
-            return JSONResponse({"Result": await model.chat.answer(body, asking.asker(request))})
+        async def work(asker: Asker) -> Response:
+            return JSONResponse({"Result": await model.chat.answer(body, asker)})
 
         return await asking.answered(request, work, body.adapters, model.engine.adapters)
 
@@ -202,22 +200,19 @@ def _serve_openai(app: FastAPI, service: Service, asking: Asking) -> None:
     @app.post("/v1/chat/completions", dependencies=guarded, responses=openapi.openai(stream=True))
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
         model = service.surfaces()
-
-        async def work() -> Response:
-            assert isinstance(model.openai, OpenAI)
-            return await model.openai.chat_completion(body, asking.asker(request))
-
+        work = partial(_own(model).chat_completion, body)
         return await asking.answered(request, work, body.adapters, model.engine.adapters)
 
     @app.post("/v1/completions", dependencies=guarded, responses=openapi.openai(stream=True))
     async def completions(body: CompletionRequest, request: Request) -> Response:
         model = service.surfaces()
-
-        async def work() -> Response:
-            assert isinstance(model.openai, OpenAI)
-            return await model.openai.completion(body, asking.asker(request))
-
+        work = partial(_own(model).completion, body)
         return await asking.answered(request, work, body.adapters, model.engine.adapters)
+
+
+def _own(model: Surfaces) -> OpenAI:
+    assert isinstance(model.openai, OpenAI)
+    return model.openai
 
 
 def _serve_passing(app: FastAPI, service: Service, asking: Asking) -> None:
@@ -228,10 +223,8 @@ def _serve_passing(app: FastAPI, service: Service, asking: Asking) -> None:
         model = service.surfaces()
         content = await request.body()
 
-        async def work() -> Response:
-            assert isinstance(model.openai, PassThrough)
-            return await model.openai.forward(request.url.path, content, asking.asker(request))
-
+        assert isinstance(model.openai, PassThrough)
+        work = partial(model.openai.forward, request.url.path, content)
         return await asking.answered(request, work, None, ())
 
     for path in ("/v1/chat/completions", "/v1/completions"):

@@ -35,23 +35,23 @@ class Asking:
             headers = {"WWW-Authenticate": "Bearer"}
             raise HTTPException(status_code=401, detail="A valid API key is required.", headers=headers)
 
-    def asker(self, request: Request) -> Asker:
-        """Who asks, and until when."""
-        return Asker(client=_client(request), deadline=self._monotonic() + self._timeout)
-
     async def answered(
         self,
         request: Request,
-        work: Callable[[], Coroutine[Any, Any, Response]],
+        work: Callable[[Asker], Coroutine[Any, Any, Response]],
         adapters: Mapping[str, float] | None,
         loaded: tuple[str, ...],
     ) -> Response:
-        """The answer of `work`, which is cancelled when the client goes away; counted whatever becomes of it."""
+        """The answer of `work`, which hears who asks, and until when.
+
+        It is cancelled when the client goes away, and counted whatever becomes of it.
+        """
         began = self._monotonic()
+        asker = Asker(client=_client(request), deadline=began + self._timeout)
         path = request.url.path
         code = 500
         try:
-            response = await _while_connected(request, work())
+            response = await _while_connected(request, work(asker))
             code = _CLIENT_GONE if response is None else response.status_code
             return response or Response(status_code=code)
         except RequestError as error:

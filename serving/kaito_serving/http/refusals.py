@@ -5,7 +5,6 @@ KAITO's endpoints answer `{"detail": ...}` as FastAPI does, those of OpenAI's AP
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,8 +14,6 @@ from starlette.responses import JSONResponse
 
 from kaito_serving.errors import EngineUnavailable, InvalidRequest, RequestError, RequestTimeout, TooManyRequests
 from kaito_serving.http.openai import errors as openai_errors
-
-_LOG = logging.getLogger(__name__)
 
 
 def refusal(path: str, status: int, sentence: str) -> JSONResponse:

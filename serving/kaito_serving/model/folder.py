@@ -10,7 +10,7 @@ the last byte, so that an interrupted download is told from a wrong model.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,9 @@ def inspect(path: Path) -> ModelFolder:
     return ModelFolder(path=path, architecture=architecture, config=config, tensor_bytes=size)
 
 
-def fits_one_gpu(folder: ModelFolder, memory: Sequence[int]) -> bool:
-    """Whether the weights, and half as much for their cache, fit into the smallest of GPUs with `memory` bytes each."""
-    return 1.5 * folder.tensor_bytes < min(memory, default=0)
+def fits_one_gpu(weights: float, memory: float) -> bool:
+    """Whether weights, and half as much for their cache, fit into a GPU; bytes."""
+    return 1.5 * weights < memory
 
 
 def refuse_pickles_alone(path: Path, error: type[StartupError]) -> None:

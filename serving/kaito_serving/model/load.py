@@ -29,7 +29,6 @@ _UNLIMITED = 1 << 24  # tokenizers without a limit give an astronomical number
 class LoadedModel:
     """A model in memory. `context` in tokens; `end_tokens` is the model's own list of end-of-text ids."""
 
-    name: str
     network: Any  # a transformers PreTrainedModel
     tokenizer: Any  # a transformers PreTrainedTokenizerBase
     context: int
@@ -88,7 +87,6 @@ def load(options: Options, progress: Callable[[float | None], object] = lambda _
     )
     vocabulary = int(network.get_input_embeddings().weight.shape[0])
     return LoadedModel(
-        name=options.served_model_name[0],
         network=network,
         tokenizer=tokenizer,
         context=context,

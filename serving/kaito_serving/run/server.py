@@ -197,11 +197,19 @@ def _drain(serve: Any, seconds: float) -> None:
     serve.delete(APPLICATION)
 
 
-def _replicas(options: Options, gpus: int) -> int:
-    """One replica per GPU when the weights, and half as much for their cache, fit into one; else one over all."""
+def replica_count(options: Options, *, gpus: int, memory: float, weights: float) -> int:
+    """How many replicas there are on `gpus` GPUs of which the smallest has `memory` bytes, for `weights` bytes.
+
+    One per GPU when the weights, and half as much for their cache, fit into one; else one over all.
+    """
     if options.replicas or gpus < 2:
         return options.replicas or 1
-    if options.allow_remote_files or options.uses_vllm:  # one vLLM serves all GPUs
+    if options.uses_vllm or options.allow_runtime_adapters:  # one vLLM serves all; an adapter would come to one replica
         return 1
-    memory = [gpu.memory_total for gpu in host.gpus()]
-    return gpus if fits_one_gpu(inspect(Path(options.weights)), memory) else 1
+    return gpus if fits_one_gpu(weights, memory) else 1
+
+
+def _replicas(options: Options, gpus: int) -> int:
+    memory = min((gpu.memory_total for gpu in host.gpus()), default=0)
+    weights = float("inf") if options.allow_remote_files else inspect(Path(options.weights)).tensor_bytes
+    return replica_count(options, gpus=gpus, memory=memory, weights=weights)

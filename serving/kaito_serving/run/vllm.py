@@ -44,7 +44,7 @@ def settings(options: Options, folder: ModelFolder, *, gpus: list[host.Gpu], lor
         load_in_4bit=options.load_in_4bit,
         chat_template=options.chat_template,
         gpus=len(gpus),
-        fits_one_gpu=fits_one_gpu(folder, [gpu.memory_total for gpu in gpus]),
+        fits_one_gpu=fits_one_gpu(folder.tensor_bytes, min((gpu.memory_total for gpu in gpus), default=0)),
         lora_rank=lora_rank,
         nodes=options.nnodes,
         node=options.node_rank,

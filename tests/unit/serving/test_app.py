@@ -3,12 +3,14 @@
 import ast
 import asyncio
 import contextlib
+import threading
 import time
 from pathlib import Path
 
 import httpx
 import pytest
 
+from kaito_serving.errors import StartupError
 from kaito_serving.http.app import LARGEST_BODY, build
 from kaito_serving.http.metrics import MeteredEngine, ServingMetrics
 from kaito_serving.options import Options
@@ -273,11 +275,12 @@ def test_health_root_and_metrics(ask):
         await client.post("/chat", json={"prompt": "Hi"})
         await client.post("/chat", json={"prompt": ""})
         plain = await client.get("/metrics", headers={"Accept": "application/openmetrics-text"})
-        paths = ("/", "/health", "/healthz", "/metrics", "/metrics/prometheus")
+        paths = ("/", "/health", "/healthz", "/progress", "/metrics", "/metrics/prometheus")
         return [await client.get(path) for path in paths], plain
 
-    (root, health, healthz, metrics, series), plain = ask.with_client(work)
+    (root, health, healthz, progress, metrics, series), plain = ask.with_client(work)
     assert root.json() == {"message": "Server is running"}
+    assert progress.json() == {"state": "ready", "progress": None, "message": ""}
     assert health.json() == healthz.json() == {"status": "Healthy"}
     assert metrics.json() == HARDWARE
     for text in (series.text, plain.text):
@@ -287,18 +290,32 @@ def test_health_root_and_metrics(ask):
         assert 'vllm:kv_cache_usage_perc{model_name="tiny"} 0.0' in text
 
 
-def test_while_the_model_loads_health_says_so_and_chat_answers_503():
-    loading = ModelService(
-        load=lambda metrics: time.sleep(0.5),
-        metrics=ServingMetrics(model="m", version="0"),
-        monotonic=time.monotonic,
-    )
+def test_while_the_model_loads_health_and_progress_say_so_and_chat_answers_503():
+    def load(metrics):
+        loading.step("loading weights", 0.42)
+        assert over.wait(60)
+        raise StartupError("The weights are damaged.")
+
+    over = threading.Event()
+    loading = ModelService(load=load, metrics=ServingMetrics(model="m", version="0"), monotonic=time.monotonic)
 
     async def work():
         async with client_of(loading, wait=False) as client:
-            return await client.get("/healthz"), await client.post("/chat", json={"prompt": "x"})
+            async with asyncio.timeout(60):
+                while (await client.get("/progress")).json()["message"] != "loading weights":
+                    await asyncio.sleep(0.01)
+            paths = ("/progress", "/healthz")
+            answers = [*[await client.get(path) for path in paths], await client.post("/chat", json={"prompt": "x"})]
+            over.set()
+            async with asyncio.timeout(60):
+                while (await client.get("/progress")).json()["state"] == "loading":
+                    await asyncio.sleep(0.01)
+            return [*answers, await client.get("/progress")]
 
-    health, chat = asyncio.run(work())
+    progress, health, chat, failed = asyncio.run(work())
+    assert (progress.status_code, failed.status_code) == (200, 200)
+    assert progress.json() == {"state": "loading", "progress": 0.42, "message": "loading weights"}
+    assert failed.json() == {"state": "failed", "progress": None, "message": "The weights are damaged."}
     assert (health.status_code, health.json()) == (500, {"detail": "Model not initialized"})
     assert (chat.status_code, chat.json()) == (503, {"detail": "Model not initialized"})
 

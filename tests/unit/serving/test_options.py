@@ -6,6 +6,7 @@ import pytest
 
 from kaito_serving.errors import OptionError
 from kaito_serving.options import api_keys, parse
+from kaito_serving.run.server import replica_count
 
 
 def test_the_command_line_of_a_pod_is_understood():
@@ -57,6 +58,8 @@ def test_defaults_are_those_of_kaito():
         ("--engine vllm --vllm /bin/sh --load_in_8bit", "--load_in_8bit is not served by the vllm engine"),
         ("--engine vllm --vllm /bin/sh --replicas 2", "--replicas 2 is not served by the vllm engine"),
         ("--engine vllm --vllm /bin/sh --kv_cache_tokens 9", "--kv_cache_tokens is not served by the vllm engine"),
+        ("--replicas -1", "--replicas must be at least 0"),
+        ("--allow_runtime_adapters --api_keys_file keys --replicas 2", "needs --replicas 1"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(line, sentence):
@@ -64,6 +67,26 @@ def test_what_is_wrong_is_said_in_one_sentence(line, sentence):
         parse(line.split(), {})
     assert sentence in str(failure.value)
     assert "\n" not in str(failure.value)
+
+
+GIB = 1024**3
+
+
+@pytest.mark.parametrize(
+    ("line", "gpus", "memory", "weights", "count"),
+    [
+        ("", 0, 0, 8 * GIB, 1),
+        ("", 1, 16 * GIB, 8 * GIB, 1),
+        ("", 4, 16 * GIB, 8 * GIB, 4),
+        ("", 4, 16 * GIB, 14 * GIB, 1),
+        ("", 4, 16 * GIB, float("inf"), 1),
+        ("--replicas 4", 0, 0, 8 * GIB, 4),
+        ("--replicas 2", 4, 16 * GIB, 8 * GIB, 2),
+        ("--allow_runtime_adapters --api_keys_file keys", 4, 16 * GIB, 8 * GIB, 1),
+    ],
+)
+def test_a_replica_per_gpu_that_holds_the_model_unless_the_options_say_otherwise(line, gpus, memory, weights, count):
+    assert replica_count(parse(line.split(), {}), gpus=gpus, memory=memory, weights=weights) == count
 
 
 @pytest.mark.parametrize("name", ["svd", "cat"])

@@ -528,6 +528,21 @@ def test_a_failure_long_after_another_is_forgiven(tiny, make_engine, ids):
     run(make_engine(tiny, monotonic=lambda: clock[0]), work)
 
 
+def test_a_request_that_cannot_even_be_taken_in_fails_alone(engine, ids, greedy):
+    """Surfaces let no such token through; the engine's thread must outlive one all the same."""
+    expected = greedy(ids[0], 20)
+    impossible = asked((10**9,), 5, repetition_penalty=1.2)
+
+    async def work(engine):
+        for _ in range(3):
+            with pytest.raises(RequestFailed, match="could not be taken in"):
+                await tokens_of(engine, impossible)
+        engine.check()
+        return await tokens_of(engine, asked(ids[0], 20))
+
+    assert run(engine, work) == expected
+
+
 def test_out_of_memory_costs_the_newest_request_alone(engine, tiny, ids, greedy):
     expected = greedy(ids[0], 60)
     kv = engine.stats().kv_total

@@ -13,12 +13,10 @@ from kaito_serving.engine.torch.forward import Forward
 
 _GPU_MARGIN = 1.25  # of what the trial pass took; passes differ in what they allocate
 _CPU_PART = 0.5  # of what the container has left; the other half is for passes, HTTP and Ray
-_FEW = 8  # tokens that show what layers keep, where no memory is to be measured
 
 
-def cache_tokens(forward: Forward, *, max_batch_tokens: int, memory: int) -> tuple[Mapping[int, LayerShape], int]:
-    """The shapes of all layers, and the tokens that fit. `memory`: bytes that the container may use (on a CPU)."""
-    layers = forward.trial(_FEW)
+def cache_tokens(forward: Forward, layers: Mapping[int, LayerShape], *, max_batch_tokens: int, memory: int) -> int:
+    """The tokens that fit, which `layers` keep. `memory`: bytes that this process may use (on a CPU)."""
     devices = token_bytes(layers)
     gpus = [device for device in devices if device.type == "cuda"]
     reserved: dict[torch.device, int] = {}
@@ -36,4 +34,4 @@ def cache_tokens(forward: Forward, *, max_batch_tokens: int, memory: int) -> tup
         else:
             free = _CPU_PART * (memory - psutil.Process().memory_info().rss)
         fits.append(int(max(0.0, free) // size))
-    return layers, min(fits, default=0)
+    return min(fits, default=0)

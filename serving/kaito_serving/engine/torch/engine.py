@@ -85,8 +85,8 @@ class TorchEngine:
         self._monotonic = monotonic
         self._die = die
         self._max_waiting = max_waiting
-        self._forward = forward_of(model.network, adapters)
-        layers, allowed = cache_tokens(self._forward, max_batch_tokens=max_batch_tokens, memory=memory)
+        self._forward, layers = forward_of(model.network, adapters)
+        allowed = cache_tokens(self._forward, layers, max_batch_tokens=max_batch_tokens, memory=memory)
         most = max_batch_tokens // 2 * model.context
         packed = isinstance(self._forward, PackedForward)
         self._arena = Arena(layers if packed else {}, tokens=min(kv_cache_tokens or allowed, most))
@@ -232,7 +232,7 @@ class TorchEngine:
             except torch.OutOfMemoryError:
                 self._shed()
             except torch.AcceleratorError as error:
-                self._die(f"The GPU failed: {str(error).splitlines()[0]}")
+                self._lose_gpu(error)
                 return
             except Exception:  # whatever a model's code raises: its requests fail, the next ones may not
                 _LOG.exception("A forward pass failed")
@@ -241,6 +241,9 @@ class TorchEngine:
                 if len(self._failures) == 2 and self._failures[1] - self._failures[0] < _FAILURE_WINDOW:
                     self._state = State.FAILED
                 self._fail_all(EngineUnavailable("The engine could not finish this request; try again."))
+
+    def _lose_gpu(self, error: torch.AcceleratorError) -> None:
+        self._die(f"The GPU failed: {str(error).splitlines()[0]}")
 
     def _take_in(self, *, wait: bool) -> None:
         """Do what the event loop asks; with `wait`, at least one thing."""
@@ -253,6 +256,19 @@ class TorchEngine:
                 return
 
     def _add(self, ticket: _Ticket) -> None:
+        try:
+            row = self._row(ticket)
+        except torch.AcceleratorError as error:
+            self._lose_gpu(error)
+        except Exception:  # the thread must go on for the others, whatever a surface let through
+            _LOG.exception("A request could not be taken in")
+            self._deliver([(ticket, RequestFailed("The request could not be taken in; the server's log says why."))])
+        else:
+            ticket.row = row
+            self._tickets[row] = ticket
+            self._scheduler.add(row)
+
+    def _row(self, ticket: _Ticket) -> Row:
         request = ticket.request
         params = request.params
         sampler = Sampler(
@@ -267,9 +283,7 @@ class TorchEngine:
             stops = StopStrings(params.stop, Detokenizer(self._model.decode, request.prompt_ids))
         self._arrivals += 1
         mix = self._adapters.vector(request.adapters)
-        ticket.row = Row(request, self._arrivals, sampler, ticket.came, stops=stops, mix=mix)
-        self._tickets[ticket.row] = ticket
-        self._scheduler.add(ticket.row)
+        return Row(request, self._arrivals, sampler, ticket.came, stops=stops, mix=mix)
 
     def _cancel(self, ticket: _Ticket) -> None:
         if ticket.row is not None and ticket.row in self._tickets:

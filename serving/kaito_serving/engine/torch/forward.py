@@ -24,7 +24,7 @@ from kaito_serving.lora.layer import AdapterSet
 
 _LOG = logging.getLogger(__name__)
 
-_FEW = 8  # positions whose logits a trial looks at
+_FEW = 8  # tokens that show what layers keep; positions whose logits a trial looks at
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,16 +178,21 @@ class SeparateForward:
         return Scores(complete, torch.stack(following) if following else torch.empty(0, 0), prompts)
 
 
-def forward_of(network: Any, adapters: AdapterSet) -> Forward:
-    """Packed where the model's attention can be, else separate."""
+def forward_of(network: Any, adapters: AdapterSet) -> tuple[Forward, Mapping[int, LayerShape]]:
+    """Packed where the model's attention can be, else separate; and what each layer keeps, by a first trial.
+
+    WeightsError when the model computes no numbers.
+    """
     try:
         packed = PackedForward(network, adapters)
-        if packed.trial(_FEW):
-            return packed
+        layers = packed.trial(_FEW)
+        if layers:
+            return packed, layers
     except (ValueError, LookupError):  # transformers refuses the attention
         pass
     _LOG.warning("%s has an attention of its own; its requests are computed one by one.", type(network).__name__)
-    return SeparateForward(network, adapters)
+    separate = SeparateForward(network, adapters)
+    return separate, separate.trial(_FEW)
 
 
 def _refuse_nonsense(logits: Tensor) -> None:

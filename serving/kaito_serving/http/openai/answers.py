@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from kaito_serving.detokenizer import Detokenizer
@@ -11,17 +10,8 @@ from kaito_serving.engine.base import Chunk, TokenLogprobs
 from kaito_serving.http.text import Text
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What a chunk adds to an answer."""
-
-    text: str
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    finish_reason: str | None = None
-
-
 class Answer:
-    """One choice. Text that may be the start of a stop string is held back until it is clear."""
+    """The text of one choice. What may be the start of a stop string is held back until it is clear."""
 
     def __init__(self, text: Text, prompt_ids: Sequence[int], stop: Sequence[str]) -> None:
         self._detokenizer = Detokenizer(text.decode, prompt_ids)
@@ -30,24 +20,24 @@ class Answer:
         self.tokens = 0
         self.given = 0  # characters
 
-    def push(self, chunk: Chunk) -> Piece:
+    def push(self, chunk: Chunk) -> str:
         """What `chunk` adds."""
-        piece = self._next(chunk)
-        self.given += len(piece.text)
-        return piece
+        text = self._next(chunk)
+        self.given += len(text)
+        return text
 
-    def _next(self, chunk: Chunk) -> Piece:
+    def _next(self, chunk: Chunk) -> str:
         self.tokens += len(chunk.token_ids)
         text = self._held + self._detokenizer.push(chunk.token_ids)
         if chunk.finish_reason is None:
             keep = self._possible_stop(text)
             self._held = text[len(text) - keep :]
-            return Piece(text[: len(text) - keep], chunk.logprobs)
+            return text[: len(text) - keep]
         text += self._detokenizer.flush()
         self._held = ""
         if isinstance(chunk.stop_reason, str):
             text = text[: text.find(chunk.stop_reason)] if chunk.stop_reason in text else text
-        return Piece(text, chunk.logprobs, chunk.finish_reason)
+        return text
 
     def _possible_stop(self, text: str) -> int:
         """How many characters at the end of `text` may begin a stop string."""

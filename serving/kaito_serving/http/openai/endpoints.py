@@ -14,7 +14,7 @@ from kaito_serving.errors import InvalidRequest, RequestError
 from kaito_serving.http import sse
 from kaito_serving.http.generate_kwargs import ModelSettings
 from kaito_serving.http.openai import params
-from kaito_serving.http.openai.answers import Answer, Piece, chat_logprobs, completion_logprobs
+from kaito_serving.http.openai.answers import Answer, chat_logprobs, completion_logprobs
 from kaito_serving.http.openai.contract import ChatCompletionRequest, CompletionRequest
 from kaito_serving.http.openai.errors import body as error_body
 from kaito_serving.http.openai.models import Models
@@ -222,9 +222,9 @@ class _Whole:
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
 
-    def add(self, chunk: Chunk, piece: Piece) -> None:
-        """Take a chunk and what it added to the text in."""
-        self.text += piece.text
+    def add(self, chunk: Chunk, text: str) -> None:
+        """Take in a chunk, and what it added to the text."""
+        self.text += text
         self.ids += chunk.token_ids
         self.logprobs += chunk.logprobs
         self.prompt_logprobs += chunk.prompt_logprobs
