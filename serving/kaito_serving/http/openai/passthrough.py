@@ -55,7 +55,8 @@ class PassThrough:
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(self._upstream.place())
             mix = self._upstream.mix(self._models.mix(body.model, body.adapters))
-            name = await stack.enter_async_context(mix)
+            async with until(asker.deadline, self._monotonic):
+                name = await stack.enter_async_context(mix)
             # The server behind knows all names of the base model.
             renamed = body.adapters is not None or name not in self._models.names
             if renamed:
