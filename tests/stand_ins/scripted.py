@@ -26,6 +26,7 @@ class Scripted:
         self.may_load = asyncio.Event()
         self.may_load.set()
         self.refusal: str | None = None  # of adapters
+        self.silent: asyncio.Event | None = None  # set when a client leaves that got no answer at all
         self.answer: Callable[[dict[str, Any]], Response] = lambda body: JSONResponse({"model": body.get("model")})
 
     def application(self) -> FastAPI:
@@ -51,6 +52,10 @@ class Scripted:
         @app.post("/v1/chat/completions")
         async def answer(request: Request) -> Response:
             self.bodies.append(json.loads(await request.body()))
+            if self.silent is not None:
+                while (await request.receive())["type"] != "http.disconnect":
+                    pass
+                self.silent.set()
             return self.answer(self.bodies[-1])
 
         return app

@@ -17,6 +17,7 @@ from kaito_serving.engine.vllm.child import Child
 from kaito_serving.engine.vllm.flags import MAX_NUM_SEQS
 from kaito_serving.engine.vllm.mixes import Mixes
 from kaito_serving.errors import EngineUnavailable, TooManyRequests
+from kaito_serving.lines import lines
 from kaito_serving.lora.read import Adapter
 
 _CONNECT_WITHIN = 10.0  # seconds
@@ -95,11 +96,11 @@ class VllmEngine:
                 try:
                     if answer.status_code != 200:
                         raise wire.refusal(answer.status_code, (await answer.aread()).decode(errors="replace"))
-                    lines = answer.aiter_lines()
+                    events = lines(answer)
                     finished = False
                     while not finished:
                         async with until(request.deadline, self._monotonic):
-                            line = await anext(lines, None)
+                            line = await anext(events, None)
                         if line is None:
                             raise EngineUnavailable(self._child.failure() or "vLLM broke the answer off.")
                         if not line.startswith("data: {"):

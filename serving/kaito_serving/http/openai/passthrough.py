@@ -23,6 +23,7 @@ from kaito_serving.http.openai.contract import Strength
 from kaito_serving.http.openai.errors import body as error_body
 from kaito_serving.http.openai.models import Models
 from kaito_serving.http.running import Asker
+from kaito_serving.lines import lines
 
 _JSON = {"Content-Type": "application/json"}
 
@@ -121,7 +122,7 @@ async def _whole(answer: httpx.Response) -> bytes:
 
 
 async def _named(answer: httpx.Response, model: str) -> AsyncGenerator[bytes, None]:
-    async for line in answer.aiter_lines():
+    async for line in lines(answer):
         if line.startswith("data: {"):
             said = json.loads(line.removeprefix("data: "))
             if "model" in said:
