@@ -23,6 +23,7 @@ from kaito_serving.http.openai.contract import Strength
 from kaito_serving.http.openai.errors import body as error_body
 from kaito_serving.http.openai.models import Models
 from kaito_serving.http.running import Asker
+from kaito_serving.lines import lines
 
 _JSON = {"Content-Type": "application/json"}
 
@@ -55,7 +56,8 @@ class PassThrough:
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(self._upstream.place())
             mix = self._upstream.mix(self._models.mix(body.model, body.adapters))
-            name = await stack.enter_async_context(mix)
+            async with until(asker.deadline, self._monotonic):
+                name = await stack.enter_async_context(mix)
             # The server behind knows all names of the base model.
             renamed = body.adapters is not None or name not in self._models.names
             if renamed:
@@ -120,7 +122,7 @@ async def _whole(answer: httpx.Response) -> bytes:
 
 
 async def _named(answer: httpx.Response, model: str) -> AsyncGenerator[bytes, None]:
-    async for line in answer.aiter_lines():
+    async for line in lines(answer):
         if line.startswith("data: {"):
             said = json.loads(line.removeprefix("data: "))
             if "model" in said:
