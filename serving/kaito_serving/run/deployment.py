@@ -21,7 +21,7 @@ _DEPLOYMENT = "model"
 
 
 class ModelServer:
-    """The replica. It loads in its constructor, so that Ray Serve and HAProxy know it when it can answer."""
+    """The replica. It loads in the background: HAProxy sends it requests when its /health says that it answers."""
 
     def __init__(self, options: Options, folder: ServerFolder) -> None:
         # prometheus_client chooses by it when it is imported. Ray's own processes must not: they count, too.

@@ -40,8 +40,7 @@ class Replica:
         )
 
     def start(self) -> None:
-        """Load the model, which takes seconds to minutes, then answer. Raises when either cannot be done."""
-        self._service.load()
+        """Listen, and load the model in the background. Until it answers, /health says no, and HAProxy waits."""
         self._listener.start()
 
     async def check(self) -> None:

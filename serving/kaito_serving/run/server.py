@@ -120,7 +120,7 @@ def run(options: Options, *, die: Callable[[str], object]) -> None:
             _LOG.info("Stopping (%s)", stopping.reason or "failed")
             if stopping.reason:
                 front.pod.drain()
-                _drain(serve, options.drain_s)
+                _drain(serve, options.drain_s, longest=options.request_timeout_s)
 
 
 def _guard(vital: Sequence[psutil.Process], over: threading.Event, die: Callable[[str], object]) -> None:
@@ -191,10 +191,15 @@ def _deploy(serve: Any, options: Options, *, gpus: int, processors: int, folder:
         raise ServerFailed(f"Ray Serve did not start: {last[0]}") from error
 
 
-def _drain(serve: Any, seconds: float) -> None:
+def _drain(serve: Any, seconds: float, *, longest: float) -> None:
     """Go on answering until clients know that this server ends, then let the running answers finish."""
     time.sleep(seconds)
-    serve.delete(APPLICATION)
+    until = time.monotonic() + longest
+    try:
+        serve.delete(APPLICATION)
+    except TimeoutError:  # it waits for a minute
+        while APPLICATION in serve.status().applications and time.monotonic() < until:
+            time.sleep(_GUARD_EVERY)
 
 
 def replica_count(options: Options, *, gpus: int, memory: float, weights: float) -> int:

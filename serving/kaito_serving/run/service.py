@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from kaito_serving.engine.base import State
 from kaito_serving.errors import EngineUnavailable, StartupError
@@ -37,31 +40,15 @@ class ModelService:
         self._report = report
         self.metrics = metrics
         self._startup = Startup()
-        self._loaded: Surfaces | None = None
         self._surfaces: Surfaces | None = None
         self._loading: asyncio.Task[None] | None = None
-
-    def load(self) -> None:
-        """Load here and now; otherwise `begin` does it, beside health checks that are answered. Raises like `load`."""
-        began = self._monotonic()
-        self._say(Startup())
-        try:
-            self._loaded = self._load(self.metrics)
-        except StartupError as error:
-            self._fail(str(error), final=True)
-            raise
-        except Exception as error:
-            _LOG.exception("The model could not be loaded")
-            self._fail(f"The model could not be loaded: {type(error).__name__}: {error}", final=False)
-            raise
-        self.metrics.model_load_seconds.set(self._monotonic() - began)
 
     def step(self, name: str, progress: float | None = None) -> None:
         """Tell what is done at the moment, and which part of it is done, 0 to 1."""
         self._say(replace(self._startup, step=name, progress=progress))
 
     def begin(self) -> None:
-        """Start answering, and loading if that was not done; returns at once."""
+        """Start loading; returns at once, so that health checks are answered meanwhile."""
         self._loading = asyncio.get_running_loop().create_task(self._start())
 
     async def stop(self) -> None:
@@ -106,18 +93,21 @@ class ModelService:
         return self._surfaces
 
     async def _start(self) -> None:
+        began = self._monotonic()
+        self._say(Startup())
         try:
-            if self._loaded is None:
-                await asyncio.to_thread(self.load)
-            assert self._loaded is not None
-            await self._loaded.engine.start()
-        except Exception:
-            if self._startup.phase != "failed":
-                _LOG.exception("The engine could not be started")
-                self._fail("The engine could not be started.", final=False)
+            loaded = await _in_a_thread(partial(self._load, self.metrics))
+            await loaded.engine.start()
+        except StartupError as error:
+            self._fail(str(error), final=True)
             return
-        self._surfaces = self._loaded
-        self.metrics.watch(self._surfaces.engine)
+        except Exception as error:
+            _LOG.exception("The model could not be loaded")
+            self._fail(f"The model could not be loaded: {type(error).__name__}: {error}", final=False)
+            return
+        self._surfaces = loaded
+        self.metrics.model_load_seconds.set(self._monotonic() - began)
+        self.metrics.watch(loaded.engine)
         self._say(Startup("ready"))
 
     def _fail(self, reason: str, *, final: bool) -> None:
@@ -126,3 +116,24 @@ class ModelService:
     def _say(self, startup: Startup) -> None:
         self._startup = startup
         self._report(startup)
+
+
+async def _in_a_thread(work: Callable[[], Surfaces]) -> Surfaces:
+    """What `work` gives, from a thread that nobody waits for when the process ends in the middle."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Surfaces] = loop.create_future()
+
+    def tell(outcome: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(lambda: None if done.done() else outcome())
+
+    def run() -> None:
+        try:
+            result = work()
+        except Exception as error:
+            tell(partial(done.set_exception, error))
+        else:
+            tell(partial(done.set_result, result))
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return await done

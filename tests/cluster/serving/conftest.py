@@ -115,6 +115,22 @@ class Server:
         return eventually(alone, what=f"not one process of {title}")
 
 
+class Gate:
+    """A chat template that replicas wait for while they load, until it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        os.mkfifo(path)
+
+    def open(self) -> None:
+        """Let go whoever waits, and whoever comes later."""
+        template = self.path.with_suffix(".jinja")
+        template.write_text("{{ messages[0]['content'] }}")
+        with self.path.open("w", encoding="utf-8") as gate:
+            gate.write(template.read_text())
+        template.rename(self.path)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder() -> Path:
     return tiny_model()

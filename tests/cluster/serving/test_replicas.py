@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.cluster.serving.conftest import READY_WITHIN, Server
-from tests.eventually import PATIENCE, eventually
+from tests.cluster.serving.conftest import READY_WITHIN, Gate, Server
+from tests.eventually import PATIENCE, eventually, never
 
 BODY = {"prompt": "What is a Pod?", "generate_kwargs": {"max_new_tokens": 20, "eos_token_id": None}}
 REPLICA = "ServeReplica:kaito"
@@ -18,9 +18,20 @@ REPLICAS = 4
 
 
 @pytest.fixture(scope="module")
-def server(start_server: Callable[..., Server], tiny_folder: Path) -> Server:
-    running: Server = start_server("--replicas", str(REPLICAS), weights=tiny_folder)
-    running.wait_healthy(2 * READY_WITHIN)
+def server(start_server: Callable[..., Server], tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """Four replicas that have all been seen loading for a while, and are ready."""
+    gate = Gate(tmp_path_factory.mktemp("gate") / "template")
+    running: Server = start_server("--replicas", str(REPLICAS), "--chat_template", str(gate.path), weights=tiny_folder)
+
+    def loading() -> set[str]:
+        assert running.process.poll() is None, running.log
+        return set(re.findall(r"replica \d: Loading weights", running.log))
+
+    eventually(lambda: len(loading()) == REPLICAS, timeout=2 * READY_WITHIN, what=lambda: running.log[-3000:])
+    never(lambda: running.process.poll() is not None or running.healthy(), within=2.0)
+    assert running.get("/progress").json()["state"] == "loading"
+    gate.open()
+    running.wait_healthy()
     return running
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import math
 import re
 import shutil
 import signal
@@ -139,6 +140,25 @@ def test_sigterm_lets_the_running_answer_finish_and_leaves_no_process(start_serv
     assert failure is None, f"{failure!r}:\n{server.log[-5000:]}"
     assert answer.result().status_code == 200
     assert psutil.wait_procs(below, timeout=PATIENCE)[1] == []
+
+
+@pytest.mark.soak
+def test_answers_that_take_more_than_a_minute_after_sigterm_are_finished(start_server, tiny_folder):
+    server = start_server("--kv_cache_tokens", "2048", weights=tiny_folder)  # one answer at a time
+    server.wait_healthy()
+    body = {"prompt": "x", "generate_kwargs": {"max_new_tokens": 1900, "eos_token_id": None}}
+    began = time.monotonic()
+    assert server.chat(body).status_code == 200
+    count = math.ceil(90 / (time.monotonic() - began))
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        answers = [pool.submit(server.chat, body, timeout=600) for _ in range(count)]
+        eventually(lambda: server.series("vllm:num_requests_waiting") == count - 1)
+        server.process.send_signal(signal.SIGTERM)
+        asked = time.monotonic()
+        statuses = {answer.result().status_code for answer in answers}
+        assert time.monotonic() - asked > 60
+        assert statuses == {200}
+    assert server.process.wait(PATIENCE) == 0
 
 
 def test_the_death_of_ray_itself_ends_the_server_for_its_restart(start_server, tiny_folder):

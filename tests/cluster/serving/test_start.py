@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from tests.cluster.serving.conftest import READY_WITHIN, Server
+from tests.cluster.serving.conftest import READY_WITHIN, Gate, Server
 from tests.eventually import PATIENCE, eventually
 
 BODY = {"prompt": "What is a Pod?", "generate_kwargs": {"max_new_tokens": 5}}
@@ -120,6 +120,22 @@ def test_a_replica_that_cannot_load_again_makes_the_server_unhealthy_until_it_ca
     hidden.rename(weights / "model.safetensors")
     broken.until_healthy()
     assert broken.states[-1] == "ready"
+
+
+def test_a_server_that_still_loads_ends_when_it_is_asked_to(
+    start_server: Callable[..., Server], tiny_folder: Path, tmp_path: Path
+) -> None:
+    gate = Gate(tmp_path / "template")
+    server = start_server("--chat_template", str(gate.path), weights=tiny_folder)
+
+    def loads() -> bool:
+        return str(server.get("/progress").json()["message"]) == "loading weights"
+
+    eventually(loads, timeout=READY_WITHIN, despite=httpx.HTTPError)
+    below = server.processes()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(PATIENCE) == 0
+    assert psutil.wait_procs(below, timeout=PATIENCE)[1] == []
 
 
 def test_a_server_that_was_killed_leaves_nothing_that_the_next_one_reads(
