@@ -140,7 +140,7 @@ def model_settings(folder: ModelFolder, tokenizer: Any) -> ModelSettings:
 
 def _context(url: str) -> int:
     """Tokens that vLLM's cache holds for one request."""
-    card = httpx.get(f"{url}/v1/models").raise_for_status().json()["data"][0]
+    card = httpx.get(f"{url}/v1/models", trust_env=False).raise_for_status().json()["data"][0]
     return int(card["max_model_len"])
 
 

@@ -492,6 +492,15 @@ def test_an_answer_that_takes_too_long_is_given_up(served, tiny):
 
 
 # ---------------------------------------------------------------- its life
+@pytest.fixture
+def behind_a_proxy(monkeypatch):
+    """As a Pod may be, whose proxy is not for what is in the Pod."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+
+
+@pytest.mark.usefixtures("behind_a_proxy")
 def test_a_vllm_that_dies_is_told_and_leaves_nothing(vllm, tiny_folder):
     options = Options(
         weights=str(tiny_folder),

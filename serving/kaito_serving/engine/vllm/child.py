@@ -74,7 +74,7 @@ class Child:
 
     def wait_until_ready(self, url: str, model: str) -> None:
         """Return when it has computed a token: its health is green earlier. EngineUnavailable when it ends instead."""
-        with httpx.Client(base_url=url, timeout=_ASK_WITHIN) as client:
+        with httpx.Client(base_url=url, timeout=_ASK_WITHIN, trust_env=False) as client:
             while True:
                 if (failure := self.failure()) is not None:
                     raise EngineUnavailable(failure)

@@ -21,6 +21,7 @@ from kaito_serving.lines import lines
 from kaito_serving.lora.read import Adapter
 
 _CONNECT_WITHIN = 10.0  # seconds
+_IDLE_AT_MOST = 2.0  # seconds; vLLM closes idle connections after 5, and a request must not meet that
 
 
 class VllmEngine:
@@ -54,7 +55,8 @@ class VllmEngine:
         self._client = httpx.AsyncClient(
             base_url=url,
             timeout=httpx.Timeout(None, connect=_CONNECT_WITHIN),
-            limits=httpx.Limits(max_connections=None),
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=_IDLE_AT_MOST),
+            trust_env=False,  # no proxy leads to this Pod's own loopback address
         )
 
     @property
