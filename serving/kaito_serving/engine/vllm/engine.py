@@ -50,7 +50,7 @@ class VllmEngine:
         self._mixes = Mixes(self._post, model=model, adapters=adapters, strengths=strengths, lora_rank=lora_rank)
         self._most = MAX_NUM_SEQS + max_waiting
         self._monotonic = monotonic
-        self._open = 0
+        self._open = 0  # answers, running and waiting
         self._state = State.LOADING
         self._client = httpx.AsyncClient(
             base_url=url,
@@ -122,17 +122,17 @@ class VllmEngine:
             raise EngineUnavailable(self._child.failure() or f"vLLM does not answer: {error}") from error
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """A request's place; TooManyRequests when all are taken, EngineUnavailable when vLLM does not run."""
+    def place(self, answers: int = 1) -> Iterator[None]:
+        """Places for so many; TooManyRequests when too few are free, EngineUnavailable when vLLM does not run."""
         if self._state is not State.READY or self._child.failure() is not None:
             raise EngineUnavailable("The server is stopping." if self._state is State.DRAINING else "vLLM restarts.")
-        if self._open >= self._most:
+        if self._open + answers > self._most:
             raise TooManyRequests(f"{self._open} requests are running or waiting already; try again later.")
-        self._open += 1
+        self._open += answers
         try:
             yield
         finally:
-            self._open -= 1
+            self._open -= answers
 
     def mix(self, adapters: Mapping[str, float] | None) -> AbstractAsyncContextManager[str]:
         """What vLLM calls the model with these adapters; see `Mixes.use`."""
