@@ -262,20 +262,39 @@ def test_progress_bars_are_heard_while_they_grow():
         child.stop()
 
 
-def test_stopping_ends_whatever_it_started_even_if_that_ignores_signals():
+@pytest.mark.parametrize("session", [False, True], ids=["in-its-group", "in-a-session-of-its-own"])
+def test_stopping_ends_whatever_it_started_even_if_that_ignores_signals(session):
     script = (
         "import signal, subprocess, sys, time\n"
         "code = 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1); time.sleep(600)'\n"
-        "below = subprocess.Popen([sys.executable, '-u', '-c', code], stdout=subprocess.PIPE)\n"
+        f"piped = dict(stdout=subprocess.PIPE, start_new_session={session})\n"
+        "below = subprocess.Popen([sys.executable, '-u', '-c', code], **piped)\n"
         "below.stdout.readline()\n"
-        "print('below', flush=True)\n"
+        "print('Loading safetensors checkpoint shards: 100%')\n"
         "time.sleep(600)\n"
+    )
+    heard: list[float] = []
+    child = child_of(script, progress=heard.append)
+    process = psutil.Process(child.pid)
+    eventually(lambda: heard)
+    below = process.children()
+    child.stop()
+    assert not process.is_running()
+    assert psutil.wait_procs(below, timeout=PATIENCE)[1] == []
+
+
+def test_what_a_vllm_that_dies_leaves_behind_ends_too():
+    script = (
+        "import subprocess, sys\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "sys.stdin.read()\n"
+        "import time; time.sleep(600)\n"
     )
     child = child_of(script)
     process = psutil.Process(child.pid)
     below = eventually(lambda: process.children())
-    child.stop()
-    assert not process.is_running()
+    process.kill()
+    assert "was killed by SIGKILL" in eventually(child.failure)
     assert psutil.wait_procs(below, timeout=PATIENCE)[1] == []
 
 
