@@ -68,8 +68,8 @@ class ModelService:
         """Fail what runs and free the model."""
         if self._loading is not None:
             self._loading.cancel()
-        if self._surfaces is not None:
-            await self._surfaces.engine.stop()
+        if self._loaded is not None:
+            await self._loaded.engine.stop()
 
     def unready(self) -> str | None:
         """Why the model does not answer at the moment, in the words of KAITO's /health; None when it does."""
@@ -111,10 +111,10 @@ class ModelService:
                 await asyncio.to_thread(self.load)
             assert self._loaded is not None
             await self._loaded.engine.start()
-        except Exception:
+        except Exception as error:
             if self._startup.phase != "failed":
                 _LOG.exception("The engine could not be started")
-                self._fail("The engine could not be started.", final=False)
+                self._fail(f"The engine could not be started: {error}", final=isinstance(error, StartupError))
             return
         self._surfaces = self._loaded
         self.metrics.watch(self._surfaces.engine)

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from kaito_serving.engine.base import Limits
+from kaito_serving.engine.vllm import flags
 from kaito_serving.engine.vllm.child import Child
 from kaito_serving.engine.vllm.engine import VllmEngine
 from kaito_serving.engine.vllm.flags import Settings, command, environment
@@ -54,9 +55,13 @@ def settings(options: Options, folder: ModelFolder, *, gpus: list[host.Gpu], lor
 
 
 def lora_rank(options: Options) -> int:
-    """The largest rank of a mix: that of all adapters together, or what may come at run time; 0: there are none."""
+    """The largest rank of a mix: that of all adapters together, or what may come at run time, rounded up to one that
+    vLLM takes, which has an end; 0: there are none.
+    """
     rank = sum(adapter.rank for adapter in _deployment(options).adapters)
-    return max(rank, options.max_lora_rank_total) if options.allow_runtime_adapters else rank
+    if options.allow_runtime_adapters:
+        rank = max(rank, options.max_lora_rank_total)
+    return flags.lora_rank(rank) if rank else 0
 
 
 def _deployment(options: Options) -> Deployment:

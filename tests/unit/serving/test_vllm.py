@@ -32,6 +32,7 @@ from kaito_serving.model.folder import inspect
 from kaito_serving.options import Options
 from kaito_serving.run.host import Gpu
 from kaito_serving.run.vllm import assemble, settings
+from kaito_serving.run.vllm import lora_rank as rank_of_mixes
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -119,6 +120,22 @@ def test_other_nodes_than_the_first_have_no_server():
 @pytest.mark.parametrize(("needed", "rank"), [(1, 8), (8, 8), (9, 16), (65, 128), (513, 512)])
 def test_the_rank_is_one_that_vllm_takes(needed, rank):
     assert lora_rank(needed) == rank
+
+
+@pytest.mark.parametrize(
+    ("names", "changes", "rank"),
+    [
+        ((), {}, 0),
+        (("one", "two"), {}, 8),
+        ((), {"allow_runtime_adapters": True}, 64),
+        ((), {"allow_runtime_adapters": True, "max_lora_rank_total": 600}, 512),
+    ],
+    ids=["none", "sum", "at-run-time", "more-than-vllm-takes"],
+)
+def test_mixes_may_have_the_rank_that_vllm_is_told(folders, tmp_path, names, changes, rank):
+    for name in names:
+        (tmp_path / name).symlink_to(folders / name)
+    assert rank_of_mixes(Options(adapters_dir=tmp_path, **changes)) == rank
 
 
 def test_the_environment_brings_nothing_of_ours_and_no_way_home():

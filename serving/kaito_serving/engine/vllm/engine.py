@@ -16,7 +16,7 @@ from kaito_serving.engine.vllm import wire
 from kaito_serving.engine.vllm.child import Child
 from kaito_serving.engine.vllm.flags import MAX_NUM_SEQS
 from kaito_serving.engine.vllm.mixes import Mixes
-from kaito_serving.errors import EngineUnavailable, TooManyRequests
+from kaito_serving.errors import AdapterError, EngineUnavailable, InvalidRequest, TooManyRequests
 from kaito_serving.lines import lines
 from kaito_serving.lora.read import Adapter
 
@@ -75,9 +75,12 @@ class VllmEngine:
         return self._client
 
     async def start(self) -> None:
-        """Have vLLM load the mix of the deployment, so that one that it cannot serve shows."""
-        async with self.mix(None):
-            self._state = State.READY
+        """Have vLLM load the mix of the deployment; AdapterError when it cannot serve that."""
+        try:
+            async with self.mix(None):
+                self._state = State.READY
+        except InvalidRequest as error:
+            raise AdapterError(str(error)) from error
 
     async def stop(self) -> None:
         """End vLLM and whatever it still computes."""
