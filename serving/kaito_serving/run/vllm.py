@@ -17,7 +17,6 @@ from kaito_serving.engine.vllm import flags
 from kaito_serving.engine.vllm.child import Child
 from kaito_serving.engine.vllm.engine import VllmEngine
 from kaito_serving.engine.vllm.flags import Settings, command, environment
-from kaito_serving.errors import OptionError
 from kaito_serving.http.app import Surfaces
 from kaito_serving.http.chat import Chat
 from kaito_serving.http.generate_kwargs import ModelSettings
@@ -73,8 +72,6 @@ def assemble(options: Options, step: Callable[[str, float | None], object]) -> S
 
     `step` hears what is done, and which part of it where that is known, 0 to 1.
     """
-    if options.allow_remote_files:
-        raise OptionError("--allow_remote_files is not served by the vllm engine; fetch the weights first.")
     folder = inspect(Path(options.weights))
     tokenizer = load_tokenizer(folder, options.chat_template)
     step("starting vLLM", None)

@@ -57,6 +57,9 @@ def test_defaults_are_those_of_kaito():
         ("--engine vllm --vllm /bin/sh --load_in_8bit", "--load_in_8bit is not served by the vllm engine"),
         ("--engine vllm --vllm /bin/sh --replicas 2", "--replicas 2 is not served by the vllm engine"),
         ("--engine vllm --vllm /bin/sh --kv_cache_tokens 9", "--kv_cache_tokens is not served by the vllm engine"),
+        ("--engine auto --vllm /bin/sh --load_in_8bit", "--load_in_8bit is not served by the vllm engine"),
+        ("--engine auto --vllm /bin/sh --replicas 2", "--replicas 2 is not served by the vllm engine"),
+        (f"--engine vllm --vllm /bin/sh --allow_remote_files --revision {'a' * 40}", "--allow_remote_files is not"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(line, sentence):
