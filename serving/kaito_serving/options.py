@@ -70,7 +70,7 @@ class Options:
     @property
     def uses_vllm(self) -> bool:
         """Whether vLLM computes: "auto" takes it where it is installed."""
-        return self.engine == "vllm" or (self.engine == "auto" and self.vllm.is_file())
+        return _uses_vllm(self.engine, self.vllm)
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Options:
@@ -152,9 +152,13 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     )
 
 
+def _uses_vllm(engine: str, program: Path) -> bool:
+    return engine == "vllm" or (engine == "auto" and program.is_file())
+
+
 def _check_vllm(known: Mapping[str, Any]) -> None:
     """OptionError for what only vLLM does, or does not do."""
-    vllm = known["engine"] == "vllm"
+    vllm = _uses_vllm(known["engine"], known["vllm"])
     if vllm and not known["vllm"].is_file():
         raise OptionError(
             f"--engine vllm needs the program {known['vllm']}, which the image variant vllm has; "
@@ -166,7 +170,7 @@ def _check_vllm(known: Mapping[str, Any]) -> None:
         raise OptionError("--nnodes above 1 needs --engine vllm: the transformers engine computes on one node.")
     if known["nnodes"] > 1 and not known["master_addr"]:
         raise OptionError("--nnodes above 1 needs --master_addr, the name or address of node 0.")
-    for name in ("load_in_8bit", "kv_cache_tokens"):
+    for name in ("load_in_8bit", "kv_cache_tokens", "allow_remote_files"):
         if vllm and known[name]:
             raise OptionError(f"--{name} is not served by the vllm engine; use --engine transformers.")
     if vllm and known["replicas"] > 1:

@@ -134,8 +134,8 @@ class Upstream(Protocol):
         """Send one; the answer's body is still to be read. EngineUnavailable when nobody answers."""
         ...
 
-    def place(self) -> AbstractContextManager[None]:
-        """A request's place; TooManyRequests when all are taken, EngineUnavailable when the server does not run."""
+    def place(self, answers: int = 1) -> AbstractContextManager[None]:
+        """Places for so many; TooManyRequests when too few are free, EngineUnavailable when the server does not run."""
         ...
 
     def mix(self, adapters: Mapping[str, float] | None) -> AbstractAsyncContextManager[str]:

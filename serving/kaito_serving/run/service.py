@@ -55,8 +55,8 @@ class ModelService:
         """Fail what runs and free the model."""
         if self._loading is not None:
             self._loading.cancel()
-        if self._surfaces is not None:
-            await self._surfaces.engine.stop()
+        if self._loaded is not None:
+            await self._loaded.engine.stop()
 
     def unready(self) -> str | None:
         """Why the model does not answer at the moment, in the words of KAITO's /health; None when it does."""

@@ -13,10 +13,10 @@ from typing import Any
 import httpx
 
 from kaito_serving.engine.base import Limits
+from kaito_serving.engine.vllm import flags
 from kaito_serving.engine.vllm.child import Child
 from kaito_serving.engine.vllm.engine import VllmEngine
 from kaito_serving.engine.vllm.flags import Settings, command, environment
-from kaito_serving.errors import OptionError
 from kaito_serving.http.app import Surfaces
 from kaito_serving.http.chat import Chat
 from kaito_serving.http.generate_kwargs import ModelSettings
@@ -54,9 +54,13 @@ def settings(options: Options, folder: ModelFolder, *, gpus: list[host.Gpu], lor
 
 
 def lora_rank(options: Options) -> int:
-    """The largest rank of a mix: that of all adapters together, or what may come at run time; 0: there are none."""
+    """The largest rank of a mix: that of all adapters together, or what may come at run time, rounded up to one that
+    vLLM takes, which has an end; 0: there are none.
+    """
     rank = sum(adapter.rank for adapter in _deployment(options).adapters)
-    return max(rank, options.max_lora_rank_total) if options.allow_runtime_adapters else rank
+    if options.allow_runtime_adapters:
+        rank = max(rank, options.max_lora_rank_total)
+    return flags.lora_rank(rank) if rank else 0
 
 
 def _deployment(options: Options) -> Deployment:
@@ -68,8 +72,6 @@ def assemble(options: Options, step: Callable[[str, float | None], object]) -> S
 
     `step` hears what is done, and which part of it where that is known, 0 to 1.
     """
-    if options.allow_remote_files:
-        raise OptionError("--allow_remote_files is not served by the vllm engine; fetch the weights first.")
     folder = inspect(Path(options.weights))
     tokenizer = load_tokenizer(folder, options.chat_template)
     step("starting vLLM", None)
@@ -140,7 +142,7 @@ def model_settings(folder: ModelFolder, tokenizer: Any) -> ModelSettings:
 
 def _context(url: str) -> int:
     """Tokens that vLLM's cache holds for one request."""
-    card = httpx.get(f"{url}/v1/models").raise_for_status().json()["data"][0]
+    card = httpx.get(f"{url}/v1/models", trust_env=False).raise_for_status().json()["data"][0]
     return int(card["max_model_len"])
 
 

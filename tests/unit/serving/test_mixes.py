@@ -3,17 +3,21 @@
 import asyncio
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.eventually import PATIENCE, eventually_here
 from tests.stand_ins.scripted import Alive, Scripted, listening
 from tests.unit.serving.test_adapters import make
 
-from kaito_serving.engine.base import Limits, Request, SamplingParams
+from kaito_serving.engine.base import Limits, Request, SamplingParams, State
 from kaito_serving.engine.vllm import mixes
 from kaito_serving.engine.vllm.engine import VllmEngine
 from kaito_serving.errors import AdapterError, InvalidRequest, RequestTimeout, TooManyRequests, UnknownModel
+from kaito_serving.http.metrics import ServingMetrics
 from kaito_serving.lora.read import read
+from kaito_serving.run.service import ModelService
+from kaito_serving.run.startup import Startup
 
 pytest.importorskip("peft")
 
@@ -27,25 +31,29 @@ def folders(tiny_folder, tmp_path_factory):
     return folder
 
 
+def engine_at(url, folders, *, strengths=(), lora_rank=8) -> VllmEngine:
+    return VllmEngine(
+        Alive(),
+        url=url,
+        model="base",
+        limits=Limits(vocabulary=100, context=100),
+        adapters={name: read(folders / name) for name in ("one", "two")},
+        strengths=dict(strengths),
+        lora_rank=lora_rank,
+        max_waiting=8,
+        monotonic=time.monotonic,
+    )
+
+
 @pytest.fixture
 def scripted(folders):
     """Run `work(engine, vllm)` with the adapters one and two, of which `strengths` are the deployment's mix."""
 
-    def run(work, *, strengths=(), lora_rank=8):
+    def run(work, *, strengths=()):
         async def whole():
             vllm = Scripted()
             async with listening(vllm.application()) as url:
-                engine = VllmEngine(
-                    Alive(),
-                    url=url,
-                    model="base",
-                    limits=Limits(vocabulary=100, context=100),
-                    adapters={name: read(folders / name) for name in ("one", "two")},
-                    strengths={"one": 0.0, "two": 0.0} | dict(strengths),
-                    lora_rank=lora_rank,
-                    max_waiting=8,
-                    monotonic=time.monotonic,
-                )
+                engine = engine_at(url, folders, strengths={"one": 0.0, "two": 0.0} | dict(strengths))
                 await engine.start()
                 try:
                     async with asyncio.timeout(2 * PATIENCE):
@@ -246,3 +254,24 @@ def test_a_refused_adapter_is_not_known(scripted, folders):
             await name_of(engine, {"new": 1.0})
 
     scripted(work)
+
+
+def test_a_deployments_mix_that_cannot_be_served_fails_the_start_for_good_and_says_why(folders):
+    engine = engine_at("http://127.0.0.1:9", folders, lora_rank=3)
+    told: list[Startup] = []
+    service = ModelService(
+        load=lambda _: SimpleNamespace(engine=engine),
+        metrics=ServingMetrics(model="base", version="0"),
+        monotonic=time.monotonic,
+        report=told.append,
+    )
+
+    async def whole():
+        service.begin()
+        await eventually_here(lambda: told and told[-1].phase != "loading")
+        await service.stop()
+
+    asyncio.run(whole())
+    assert "The mix of one, two has rank 4, and 3 are served" in told[-1].reason
+    assert (told[-1].phase, told[-1].final) == ("failed", True)
+    assert engine.state() is State.DRAINING

@@ -60,6 +60,9 @@ def test_defaults_are_those_of_kaito():
         ("--engine vllm --vllm /bin/sh --kv_cache_tokens 9", "--kv_cache_tokens is not served by the vllm engine"),
         ("--replicas -1", "--replicas must be at least 0"),
         ("--allow_runtime_adapters --api_keys_file keys --replicas 2", "needs --replicas 1"),
+        ("--engine auto --vllm /bin/sh --load_in_8bit", "--load_in_8bit is not served by the vllm engine"),
+        ("--engine auto --vllm /bin/sh --replicas 2", "--replicas 2 is not served by the vllm engine"),
+        (f"--engine vllm --vllm /bin/sh --allow_remote_files --revision {'a' * 40}", "--allow_remote_files is not"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(line, sentence):

@@ -65,7 +65,7 @@ def served(tiny_folder, adapter):
                 app = build(service, hardware=dict, passing=True, **limits)
                 async with (
                     listening(app) as front,
-                    httpx.AsyncClient(base_url=front, timeout=PATIENCE, trust_env=False) as http,
+                    httpx.AsyncClient(base_url=front, timeout=PATIENCE) as http,
                 ):
                     await eventually_here(lambda: service.unready() is None)
                     async with asyncio.timeout(2 * PATIENCE):
@@ -116,17 +116,6 @@ def test_an_event_that_comes_in_pieces_is_one(served):
         return await http.post("/v1/completions", json=ONE | {"stream": True})
 
     assert texts(served(work)) == [{"model": "tiny", "text": "ä€🙂"}]
-
-
-def test_the_way_to_vllm_knows_no_proxy(served, monkeypatch):
-    async def work(http, vllm, engine):
-        monkeypatch.delenv("HTTP_PROXY")
-        return await http.post("/v1/completions", json={"prompt": "x"})
-
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    assert served(work).json() == {"model": None}
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from kaito_serving.model.folder import inspect
 from kaito_serving.options import Options
 from kaito_serving.run.host import Gpu
 from kaito_serving.run.vllm import assemble, settings
+from kaito_serving.run.vllm import lora_rank as rank_of_mixes
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -119,6 +120,22 @@ def test_other_nodes_than_the_first_have_no_server():
 @pytest.mark.parametrize(("needed", "rank"), [(1, 8), (8, 8), (9, 16), (65, 128), (513, 512)])
 def test_the_rank_is_one_that_vllm_takes(needed, rank):
     assert lora_rank(needed) == rank
+
+
+@pytest.mark.parametrize(
+    ("names", "changes", "rank"),
+    [
+        ((), {}, 0),
+        (("one", "two"), {}, 8),
+        ((), {"allow_runtime_adapters": True}, 64),
+        ((), {"allow_runtime_adapters": True, "max_lora_rank_total": 600}, 512),
+    ],
+    ids=["none", "sum", "at-run-time", "more-than-vllm-takes"],
+)
+def test_mixes_may_have_the_rank_that_vllm_is_told(folders, tmp_path, names, changes, rank):
+    for name in names:
+        (tmp_path / name).symlink_to(folders / name)
+    assert rank_of_mixes(Options(adapters_dir=tmp_path, **changes)) == rank
 
 
 def test_the_environment_brings_nothing_of_ours_and_no_way_home():
@@ -262,20 +279,39 @@ def test_progress_bars_are_heard_while_they_grow():
         child.stop()
 
 
-def test_stopping_ends_whatever_it_started_even_if_that_ignores_signals():
+@pytest.mark.parametrize("session", [False, True], ids=["in-its-group", "in-a-session-of-its-own"])
+def test_stopping_ends_whatever_it_started_even_if_that_ignores_signals(session):
     script = (
         "import signal, subprocess, sys, time\n"
         "code = 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1); time.sleep(600)'\n"
-        "below = subprocess.Popen([sys.executable, '-u', '-c', code], stdout=subprocess.PIPE)\n"
+        f"piped = dict(stdout=subprocess.PIPE, start_new_session={session})\n"
+        "below = subprocess.Popen([sys.executable, '-u', '-c', code], **piped)\n"
         "below.stdout.readline()\n"
-        "print('below', flush=True)\n"
+        "print('Loading safetensors checkpoint shards: 100%')\n"
         "time.sleep(600)\n"
+    )
+    heard: list[float] = []
+    child = child_of(script, progress=heard.append)
+    process = psutil.Process(child.pid)
+    eventually(lambda: heard)
+    below = process.children()
+    child.stop()
+    assert not process.is_running()
+    assert psutil.wait_procs(below, timeout=PATIENCE)[1] == []
+
+
+def test_what_a_vllm_that_dies_leaves_behind_ends_too():
+    script = (
+        "import subprocess, sys\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "sys.stdin.read()\n"
+        "import time; time.sleep(600)\n"
     )
     child = child_of(script)
     process = psutil.Process(child.pid)
     below = eventually(lambda: process.children())
-    child.stop()
-    assert not process.is_running()
+    process.kill()
+    assert "was killed by SIGKILL" in eventually(child.failure)
     assert psutil.wait_procs(below, timeout=PATIENCE)[1] == []
 
 
@@ -492,6 +528,15 @@ def test_an_answer_that_takes_too_long_is_given_up(served, tiny):
 
 
 # ---------------------------------------------------------------- its life
+@pytest.fixture
+def behind_a_proxy(monkeypatch):
+    """As a Pod may be, whose proxy is not for what is in the Pod."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+
+
+@pytest.mark.usefixtures("behind_a_proxy")
 def test_a_vllm_that_dies_is_told_and_leaves_nothing(vllm, tiny_folder):
     options = Options(
         weights=str(tiny_folder),

@@ -24,6 +24,7 @@ _KEPT_LINES = 200
 _LOOK_EVERY = 0.25  # seconds
 _ASK_WITHIN = 10.0  # seconds
 _STOP_WITHIN = 10.0  # seconds
+_LAST_WORDS_WITHIN = 1.0  # seconds; whoever asks may be an event loop
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _ORIGIN = re.compile(r"^\([\w.-]+ pid=\d+\)\s*")  # "(EngineCore pid=12)" before what a process of vLLM says
 _STAMP = re.compile(r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\]\s*")
@@ -44,6 +45,7 @@ class Child:
     ) -> None:
         self._progress = progress
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._failure: str | None = None
         # A session of its own: a signal to this process group is not for it, and it can be ended as a whole.
         self._process = subprocess.Popen(
             list(command),
@@ -64,17 +66,19 @@ class Child:
         return self._process.pid
 
     def failure(self) -> str | None:
-        """Why it has ended, in its own last words; None while it runs."""
+        """Why it has ended, in its own last words, and what it left behind has, too; None while it runs."""
         code = self._process.poll()
-        if code is None:
-            return None
-        self._reader.join(_ASK_WITHIN)
+        if code is None or self._failure is not None:
+            return self._failure
+        self._signal(signal.SIGKILL)  # what is left holds the GPUs, and the log open
+        self._reader.join(_LAST_WORDS_WITHIN)
         ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return f"vLLM {ended}: {_reason(list(self._lines))}"
+        self._failure = f"vLLM {ended}: {_reason(list(self._lines))}"
+        return self._failure
 
     def wait_until_ready(self, url: str, model: str) -> None:
         """Return when it has computed a token: its health is green earlier. EngineUnavailable when it ends instead."""
-        with httpx.Client(base_url=url, timeout=_ASK_WITHIN) as client:
+        with httpx.Client(base_url=url, timeout=_ASK_WITHIN, trust_env=False) as client:
             while True:
                 if (failure := self.failure()) is not None:
                     raise EngineUnavailable(failure)
@@ -103,6 +107,9 @@ class Child:
         except subprocess.TimeoutExpired:
             _LOG.warning("vLLM does not end within %g seconds and is killed.", _STOP_WITHIN)
         self._signal(signal.SIGKILL)
+        for each in started:  # one may have left the group
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
         self._process.wait()
         psutil.wait_procs(started, timeout=_STOP_WITHIN)
 

@@ -16,11 +16,12 @@ from kaito_serving.engine.vllm import wire
 from kaito_serving.engine.vllm.child import Child
 from kaito_serving.engine.vllm.flags import MAX_NUM_SEQS
 from kaito_serving.engine.vllm.mixes import Mixes
-from kaito_serving.errors import EngineUnavailable, TooManyRequests
+from kaito_serving.errors import AdapterError, EngineUnavailable, InvalidRequest, TooManyRequests
 from kaito_serving.lines import lines
 from kaito_serving.lora.read import Adapter
 
 _CONNECT_WITHIN = 10.0  # seconds
+_IDLE_AT_MOST = 2.0  # seconds; vLLM closes idle connections after 5, and a request must not meet that
 
 
 class VllmEngine:
@@ -49,12 +50,13 @@ class VllmEngine:
         self._mixes = Mixes(self._post, model=model, adapters=adapters, strengths=strengths, lora_rank=lora_rank)
         self._most = MAX_NUM_SEQS + max_waiting
         self._monotonic = monotonic
-        self._open = 0
+        self._open = 0  # answers, running and waiting
         self._state = State.LOADING
         self._client = httpx.AsyncClient(
             base_url=url,
             timeout=httpx.Timeout(None, connect=_CONNECT_WITHIN),
-            limits=httpx.Limits(max_connections=None),
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=_IDLE_AT_MOST),
+            trust_env=False,  # no proxy leads to this Pod's own loopback address
         )
 
     @property
@@ -73,9 +75,12 @@ class VllmEngine:
         return self._client
 
     async def start(self) -> None:
-        """Have vLLM load the mix of the deployment, so that one that it cannot serve shows."""
-        async with self.mix(None):
-            self._state = State.READY
+        """Have vLLM load the mix of the deployment; AdapterError when it cannot serve that."""
+        try:
+            async with self.mix(None):
+                self._state = State.READY
+        except InvalidRequest as error:
+            raise AdapterError(str(error)) from error
 
     async def stop(self) -> None:
         """End vLLM and whatever it still computes."""
@@ -120,17 +125,17 @@ class VllmEngine:
             raise EngineUnavailable(self._child.failure() or f"vLLM does not answer: {error}") from error
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """A request's place; TooManyRequests when all are taken, EngineUnavailable when vLLM does not run."""
+    def place(self, answers: int = 1) -> Iterator[None]:
+        """Places for so many; TooManyRequests when too few are free, EngineUnavailable when vLLM does not run."""
         if self._state is not State.READY or self._child.failure() is not None:
             raise EngineUnavailable("The server is stopping." if self._state is State.DRAINING else "vLLM restarts.")
-        if self._open >= self._most:
+        if self._open + answers > self._most:
             raise TooManyRequests(f"{self._open} requests are running or waiting already; try again later.")
-        self._open += 1
+        self._open += answers
         try:
             yield
         finally:
-            self._open -= 1
+            self._open -= answers
 
     def mix(self, adapters: Mapping[str, float] | None) -> AbstractAsyncContextManager[str]:
         """What vLLM calls the model with these adapters; see `Mixes.use`."""

@@ -22,7 +22,8 @@ Flags = dict[str, str | int | None]
 class Settings:
     """What vLLM is told. Sizes in tokens; 0 lets vLLM choose. `gpus` are those of one node.
 
-    `lora_rank` is the largest sum of ranks of a mix of adapters, 0: there are none; `loras` mixes fit into one batch.
+    `lora_rank` is the largest rank of a mix of adapters, one that `lora_rank` gives, 0: there are none; `loras` mixes
+    fit into one batch.
     With several `nodes`, `node` is this one's number and node 0, at `master`, has the HTTP server;
     they meet at its `master_port`.
     """
@@ -107,7 +108,7 @@ def _adapters(settings: Settings) -> Flags:
         return {}
     return {
         "--enable-lora": None,
-        "--max-lora-rank": lora_rank(settings.lora_rank),
+        "--max-lora-rank": settings.lora_rank,
         "--max-loras": settings.loras,
         "--max-cpu-loras": 4 * settings.loras,
     }

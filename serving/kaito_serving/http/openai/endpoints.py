@@ -22,7 +22,6 @@ from kaito_serving.http.openai.tokens import check_ids
 from kaito_serving.http.running import Asker, Running
 from kaito_serving.http.text import Text
 
-_MOST_CHOICES = 128  # prompts times n
 _COALESCE = 0.02  # seconds within which tokens after the first go out together
 _KEEP_ALIVE = 15.0  # seconds
 _FIRST_WITHIN = 1.0  # seconds to wait for a first token, or a refusal, before the stream begins
@@ -104,8 +103,7 @@ class OpenAI:
         self, request: ChatCompletionRequest | CompletionRequest, jobs: Sequence[_Job], asker: Asker, shape: _Shape
     ) -> Response:
         n = request.n or 1
-        if not 0 < len(jobs) * n <= _MOST_CHOICES:
-            raise InvalidRequest(f"{len(jobs) * n} answers were asked for; 1 to {_MOST_CHOICES} are given at once.")
+        params.check_answers(len(jobs) * n)
         mix = self._models.mix(request.model, request.adapters)
         asked = [
             Request(

@@ -12,7 +12,14 @@ from kaito_serving.http.generate_kwargs import COLDEST, ModelSettings
 from kaito_serving.http.openai.contract import ChatCompletionRequest, CompletionRequest, Generation, Message
 
 _COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions
+_MOST_ANSWERS = 128  # to one request
 _DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # that a generation_config.json may set
+
+
+def check_answers(count: int) -> None:
+    """InvalidRequest when a request asks for none or too many; `count` is prompts times n."""
+    if not 0 < count <= _MOST_ANSWERS:
+        raise InvalidRequest(f"{count} answers were asked for; 1 to {_MOST_ANSWERS} are given at once.", param="n")
 
 
 def sampling(

@@ -22,6 +22,7 @@ from kaito_serving.http import sse
 from kaito_serving.http.openai.contract import Strength
 from kaito_serving.http.openai.errors import body as error_body
 from kaito_serving.http.openai.models import Models
+from kaito_serving.http.openai.params import check_answers
 from kaito_serving.http.running import Asker
 from kaito_serving.lines import lines
 
@@ -35,6 +36,8 @@ class Forwarded(BaseModel):
 
     model: Annotated[str | None, Field(description="a name of GET /v1/models")] = None
     adapters: dict[str, Strength] | None = None
+    n: int | None = None
+    prompt: Any = None
 
 
 class PassThrough:
@@ -53,8 +56,10 @@ class PassThrough:
         """The answer to POST `path`, whole or in events."""
         body = _read(content)
         asked = body.model or self._models.names[0]
+        answers = _prompts(body) * (1 if body.n is None else body.n)
+        check_answers(answers)
         async with contextlib.AsyncExitStack() as stack:
-            stack.enter_context(self._upstream.place())
+            stack.enter_context(self._upstream.place(answers))
             mix = self._upstream.mix(self._models.mix(body.model, body.adapters))
             async with until(asker.deadline, self._monotonic):
                 name = await stack.enter_async_context(mix)
@@ -74,7 +79,10 @@ class PassThrough:
                 whole = await _whole(answer)
             if renamed and answer.status_code == 200:
                 whole = json.dumps({**json.loads(whole), "model": asked}).encode()
-            return Response(whole, status_code=answer.status_code, headers={"Content-Type": kind})
+            headers = {"Content-Type": kind}
+            if "retry-after" in answer.headers:
+                headers["Retry-After"] = answer.headers["retry-after"]
+            return Response(whole, status_code=answer.status_code, headers=headers)
 
     async def _events(
         self, answer: httpx.Response, model: str | None, asker: Asker, held: contextlib.AsyncExitStack
@@ -106,6 +114,13 @@ def _read(content: bytes) -> Forwarded:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise InvalidRequest(f"{place or 'The body'}: {first['msg']}", param=place or None) from error
+
+
+def _prompts(body: Forwarded) -> int:
+    """How many prompts a body holds: a list of numbers is one."""
+    prompt = body.prompt
+    several = isinstance(prompt, list) and any(isinstance(each, str | list) for each in prompt)
+    return len(prompt) if several else 1
 
 
 def _with_model(content: bytes, model: str) -> bytes:
