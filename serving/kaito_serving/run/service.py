@@ -40,6 +40,7 @@ class ModelService:
         self._report = report
         self.metrics = metrics
         self._startup = Startup()
+        self._loaded: Surfaces | None = None  # what is to be stopped, also when it never answered
         self._surfaces: Surfaces | None = None
         self._loading: asyncio.Task[None] | None = None
 
@@ -96,7 +97,7 @@ class ModelService:
         began = self._monotonic()
         self._say(Startup())
         try:
-            loaded = await _in_a_thread(partial(self._load, self.metrics))
+            loaded = self._loaded = await _in_a_thread(partial(self._load, self.metrics))
             await loaded.engine.start()
         except StartupError as error:
             self._fail(str(error), final=True)

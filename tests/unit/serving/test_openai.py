@@ -401,6 +401,29 @@ def test_a_vanished_client_of_a_stream_frees_its_place(served, engine):
     served(work)
 
 
+def test_vanished_clients_leave_no_task(served, engine):
+    long = {"model": "tiny", "prompt": "x", "max_tokens": 3000, "ignore_eos": True}
+
+    async def vanish(url, body):
+        _, writer = await asyncio.open_connection(url.host, url.port)
+        content = json.dumps(body).encode()
+        head = "POST /v1/completions HTTP/1.1\r\nHost: m\r\nContent-Type: application/json\r\n"
+        writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        await writer.drain()
+        await eventually_here(lambda: engine.stats().running > 0)
+        writer.transport.abort()
+
+    async def work(http, client):
+        before = asyncio.all_tasks()
+        for _ in range(5):
+            await asyncio.gather(*(vanish(http.base_url, {**long, "stream": stream}) for stream in (True, False)))
+        await eventually_here(lambda: asyncio.all_tasks() <= before)
+        return engine.stats()
+
+    stats = served(work)
+    assert (stats.running, stats.waiting, stats.kv_used) == (0, 0, 0)
+
+
 @both
 def test_an_answer_that_takes_too_long_gets_408_whole_and_an_error_event_in_a_stream(served):
     # The server's clock stands still here; the engine's does not.
