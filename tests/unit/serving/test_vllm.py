@@ -140,10 +140,11 @@ def test_mixes_may_have_the_rank_that_vllm_is_told(folders, tmp_path, names, cha
 
 def test_the_environment_brings_nothing_of_ours_and_no_way_home():
     given = {"PATH": "/bin", "PYTHONPATH": "/opt/kaito", "RAY_AUTH_TOKEN": "secret", "CUDA_VISIBLE_DEVICES": "0"}
+    given |= {"VLLM_API_KEY": "secret"}
     made = environment(given, loras=False)
     assert made["PATH"] == "/bin"
     assert made["CUDA_VISIBLE_DEVICES"] == "0"
-    assert not {"PYTHONPATH", "RAY_AUTH_TOKEN", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"} & made.keys()
+    assert not {"PYTHONPATH", "RAY_AUTH_TOKEN", "VLLM_API_KEY", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"} & made.keys()
     assert (made["HF_HUB_OFFLINE"], made["VLLM_NO_USAGE_STATS"]) == ("1", "1")
     assert environment({}, loras=True)["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
 

@@ -12,7 +12,7 @@ MAX_NUM_SEQS = 256
 CHILD_MARK = "KAITO_SERVING_CHILD"
 """Variable in the environment of every process of vLLM, by which one is known when its parent has died."""
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for --max-lora-rank
-_NOT_FOR_IT = ("RAY_", "PYTHON", "OMP_", "KAITO_", "PROMETHEUS_", "VIRTUAL_ENV")
+_NOT_FOR_IT = ("RAY_", "PYTHON", "OMP_", "KAITO_", "PROMETHEUS_", "VIRTUAL_ENV", "VLLM_API_KEY")
 
 Flags = dict[str, str | int | None]
 """Values by flag; None for flags without a value."""
@@ -55,7 +55,7 @@ def command(settings: Settings, *, port: int) -> list[str]:
 
 
 def environment(given: Mapping[str, str], *, loras: bool) -> dict[str, str]:
-    """vLLM's environment: nothing of this server's Python and Ray, no reports home, no hub."""
+    """vLLM's environment: nothing of this server's Python and Ray, no key, no reports home, no hub."""
     kept = {name: value for name, value in given.items() if not name.startswith(_NOT_FOR_IT)}
     kept |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", CHILD_MARK: "1"}
     if loras:
