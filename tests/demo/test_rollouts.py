@@ -35,7 +35,8 @@ inference:
     presetOptions: {image: "%(image)s", imagePullSecrets: [%(name)s]}
 """
 IDLE_MEMORY = 1.2 * 2**30  # bytes
-DRAIN = 5.0  # seconds; the server's default of --drain_s
+DRAIN = 5.0  # seconds; the server's default of --drain_s, after which it takes no more requests
+KUBERNETES_GRACE = 30.0  # seconds; what a Pod gets that says nothing
 
 
 def with_a_long_context(folder: Path) -> dict[str, bytes]:
@@ -55,7 +56,6 @@ class Pod:
 
     name: str
     url: str
-    node: str
     server: psutil.Process = field(repr=False)
 
     def answers(self) -> bool:
@@ -91,7 +91,7 @@ class Pair:
         for item in self.cluster.get("pods", "-l", f"kaito.sh/workspace={NAME}")["items"]:
             address = item["status"]["podIP"]
             url = f"http://{address}:5000"
-            found.append(Pod(item["metadata"]["name"], url, item["spec"]["nodeName"], servers[address]))
+            found.append(Pod(item["metadata"]["name"], url, servers[address]))
         assert len(found) == 2
         return found
 
@@ -105,23 +105,33 @@ def pair(cluster: Cluster) -> Iterator[Pair]:
     cluster.kubectl(
         *("create", "secret", "docker-registry", NAME, f"--docker-server={host}"),
         *(f"--docker-username={user}", f"--docker-password={password}"),
-        check=False,  # TMP_KEEP
     )
     cluster.kubectl("apply", "-f", "-", stdin=MANIFEST % {"name": NAME, "image": f"{host}/models/{NAME}:1"})
     cluster.wait_ready(NAME, seconds=300)
     yield Pair(cluster, f"http://{cluster.get('service', NAME)['spec']['clusterIP']}")
-    return
     cluster.kubectl("delete", "workspace", NAME, "--timeout=150s", timeout=180)
     cluster.kubectl("delete", "secret", NAME)
 
 
-def test_an_idle_pod_needs_little_memory(pair: Pair) -> None:
-    def working_set(pod: Pod) -> int:
-        summary = json.loads(pair.cluster.kubectl("get", "--raw", f"/api/v1/nodes/{pod.node}/proxy/stats/summary"))
-        (found,) = [each for each in summary["pods"] if each["podRef"]["name"] == pod.name]
-        return sum(each["memory"]["workingSetBytes"] for each in found["containers"])
+def working_set(process: psutil.Process) -> int:
+    """Bytes that the container of this process uses, as kubelet counts them: without file pages that it could drop."""
+    for line in Path(f"/proc/{process.pid}/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "memory":
+            folder, usage, droppable = Path("/sys/fs/cgroup/memory"), "memory.usage_in_bytes", "total_inactive_file"
+        elif not controllers:
+            folder, usage, droppable = Path("/sys/fs/cgroup"), "memory.current", "inactive_file"
+        else:
+            continue
+        folder /= path.lstrip("/")
+        if (folder / usage).exists():
+            stat = dict(each.split() for each in (folder / "memory.stat").read_text().splitlines())
+            return int((folder / usage).read_text()) - int(stat[droppable])
+    raise AssertionError(f"no memory cgroup of process {process.pid}")
 
-    used = [working_set(pod) for pod in pair.pods()]
+
+def test_an_idle_pod_needs_little_memory(pair: Pair) -> None:
+    used = [working_set(pod.server) for pod in pair.pods()]
     print(f"\nworking set of an idle Pod: {', '.join(f'{each / 2**20:.0f} MiB' for each in used)}")
     assert max(used) < IDLE_MEMORY
 
@@ -142,7 +152,7 @@ def test_what_is_killed_costs_no_more_than_the_answers_that_it_was_giving(pair: 
         eventually(victim.answers, timeout=2 * PATIENCE, every=0.05)
         recovered = time.monotonic() - began
         eventually(victim.running, timeout=2 * PATIENCE, what="the Service sends it no more requests")
-    print(f"\n{part} killed: {len(load.answers)} requests, {load.running_at(killed)} of them at that moment, ", end="")
+    print(f"\n{part} killed: {len(load.answers)} requests, {load.running_at(began)} of them at that moment, ", end="")
     print(f"{len(load.failed)} failed; answers again after {recovered:.1f} s")
     assert all(answer.began <= killed for answer in load.failed), load.failed
     # What the other Pod was asked, it has answered to the end.
@@ -188,8 +198,13 @@ def long_answers(pool: ThreadPoolExecutor, pair: Pair, *, tokens: int) -> list[L
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("seconds", [12, pytest.param(70, marks=pytest.mark.soak)])
-def test_a_rolling_update_breaks_no_request_off_however_long_its_answer(pair: Pair, seconds: int) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "beyond"), [(12, DRAIN), pytest.param(70, KUBERNETES_GRACE, marks=pytest.mark.soak)], ids=["12", "70"]
+)
+def test_a_rolling_update_breaks_no_request_off_however_long_its_answer(
+    pair: Pair, seconds: int, beyond: float
+) -> None:
+    """An answer takes `seconds` on a quiet machine; it goes on for more than `beyond` seconds in a Pod that ends."""
     before = {pod.name for pod in pair.pods()}
     tokens = int(1.2 * seconds * speed(pair.url))
     ending: dict[str, float] = {}
@@ -216,7 +231,5 @@ def test_a_rolling_update_breaks_no_request_off_however_long_its_answer(pair: Pa
     print(f"answers of {tokens} tokens took {', '.join(f'{each:.0f} s' for each in lasted)}")
     assert load.failed == []
     assert [answer.error for _, answer in answers if answer.error] == []
-    assert min(lasted) >= seconds
-    # Of the Pod that went first, it was still on its way when requests were no longer taken.
     first = min(ending, key=lambda name: ending[name])
-    assert max(answer.ended - ending[first] for pod, answer in answers if pod == first) > DRAIN
+    assert max(answer.ended - ending[first] for pod, answer in answers if pod == first) > beyond
