@@ -57,7 +57,7 @@ class Options:
     max_batch_tokens: int = 512
     max_waiting: int = 256
     request_timeout_s: float = 600.0
-    drain_s: float = 5.0
+    drain_s: float = 10.0
     adapters_dir: Path = Path("/mnt/adapter")
     adapter_strengths: Mapping[str, float] = field(default_factory=dict)
     allow_runtime_adapters: bool = False

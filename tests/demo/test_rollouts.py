@@ -35,7 +35,7 @@ inference:
     presetOptions: {image: "%(image)s", imagePullSecrets: [%(name)s]}
 """
 IDLE_MEMORY = 1.2 * 2**30  # bytes
-DRAIN = 5.0  # seconds; the server's default of --drain_s, after which it takes no more requests
+DRAIN = 10.0  # seconds; the server's default of --drain_s, after which it takes no more requests
 KUBERNETES_GRACE = 30.0  # seconds; what a Pod gets that says nothing
 
 

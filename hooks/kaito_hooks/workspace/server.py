@@ -24,7 +24,7 @@ PORT = 5000
 STARTUP_PERIOD = 2
 # Seconds, as the server's options of these names: how long it still takes requests after SIGTERM, and how long an
 # answer may take. Ending it takes no longer than both and what Ray needs.
-DRAIN = 5.0
+DRAIN = 10.0
 REQUEST_TIMEOUT = 600.0
 _SHUTDOWN = 15.0
 

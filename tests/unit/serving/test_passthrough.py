@@ -141,6 +141,17 @@ def test_one_request_does_not_ask_for_more_answers_than_our_own_engine_gives(ser
     assert "1 to 128 are given at once" in answer.json()["error"]["message"]
 
 
+def test_beams_are_refused_as_by_our_own_engine(served):
+    async def work(http, vllm, engine):
+        answer = await http.post("/v1/completions", json={"prompt": "x", "n": 2, "use_beam_search": True})
+        assert vllm.bodies == []
+        return answer
+
+    answer = served(work)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == "Beam search is not served."
+
+
 def test_every_answer_of_a_request_takes_a_place(served):
     async def work(http, vllm, engine):
         gate = asyncio.Event()

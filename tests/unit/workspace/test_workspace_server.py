@@ -64,10 +64,10 @@ def test_the_server_is_started_as_its_contract_says() -> None:
 @pytest.mark.parametrize(
     ("extra", "seconds"),
     [
-        ((), 620),  # 5 s of draining, 600 s for the longest answer, 15 s for Ray
+        ((), 625),  # 10 s of draining, 600 s for the longest answer, 15 s for Ray
         (("--request_timeout_s", "60"), 80),
         (("--request_timeout_s=60", "--drain_s", "10", "--max_waiting", "9"), 85),
-        (("--request_timeout_s", "soon"), 620),
+        (("--request_timeout_s", "soon"), 625),
     ],
 )
 def test_a_server_may_end_its_longest_answer(extra: tuple[str, ...], seconds: int) -> None:

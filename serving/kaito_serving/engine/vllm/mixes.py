@@ -21,7 +21,7 @@ from kaito_serving.lora.read import Adapter, read
 
 _LOG = logging.getLogger(__name__)
 
-_MOST_MIXES = 64  # that vLLM knows at a time
+_MOST_MIXES = 16  # that vLLM knows at a time; one of rank 64 for a model of 4 billion parameters is a file of 0.4 GB
 _LOOK_EVERY = 0.02  # seconds
 
 _Mix = frozenset[tuple[str, float]]

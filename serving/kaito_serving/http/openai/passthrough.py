@@ -38,6 +38,7 @@ class Forwarded(BaseModel):
     adapters: dict[str, Strength] | None = None
     n: int | None = None
     prompt: Any = None
+    use_beam_search: bool | None = None
 
 
 class PassThrough:
@@ -56,6 +57,8 @@ class PassThrough:
         """The answer to POST `path`, whole or in events."""
         body = _read(content)
         asked = body.model or self._models.names[0]
+        if body.use_beam_search:
+            raise InvalidRequest("Beam search is not served.", param="use_beam_search")
         answers = _prompts(body) * (1 if body.n is None else body.n)
         check_answers(answers)
         async with contextlib.AsyncExitStack() as stack:
