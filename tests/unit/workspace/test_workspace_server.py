@@ -65,8 +65,8 @@ def test_the_server_is_started_as_its_contract_says() -> None:
     ("extra", "seconds"),
     [
         ((), 625),  # 10 s of draining, 600 s for the longest answer, 15 s for Ray
-        (("--request_timeout_s", "60"), 80),
-        (("--request_timeout_s=60", "--drain_s", "10", "--max_waiting", "9"), 85),
+        (("--request_timeout_s", "60"), 85),
+        (("--request_timeout_s=60", "--drain_s", "20", "--max_waiting", "9"), 95),
         (("--request_timeout_s", "soon"), 625),
     ],
 )
