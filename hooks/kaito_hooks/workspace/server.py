@@ -184,7 +184,7 @@ def _server(
         ]
     if adapters:
         args += ["--adapters_dir", ADAPTERS_PATH, "--adapter_strengths", strengths(adapters)]
-    # HAProxy reaches the replicas of its own node at the loopback address, so the Pod's address alone would not do.
+    # The kubelet and the Service come to the Pod's address, kubectl port-forward to the loopback address.
     args += ["--host", "0.0.0.0", "--port", str(PORT), *settings.serving.extra_args]
     mounts: list[Obj] = [
         containers.TMP_MOUNT,
