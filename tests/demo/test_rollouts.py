@@ -199,7 +199,7 @@ def long_answers(pool: ThreadPoolExecutor, pair: Pair, *, tokens: int) -> list[L
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
-    ("seconds", "beyond"), [(12, DRAIN), pytest.param(70, KUBERNETES_GRACE, marks=pytest.mark.soak)], ids=["12", "70"]
+    ("seconds", "beyond"), [(20, DRAIN), pytest.param(70, KUBERNETES_GRACE, marks=pytest.mark.soak)], ids=["20", "70"]
 )
 def test_a_rolling_update_breaks_no_request_off_however_long_its_answer(
     pair: Pair, seconds: int, beyond: float

@@ -36,6 +36,7 @@ _MARGIN = 30  # seconds beyond the longest answer, which the application itself 
 _OPENS_WITHIN = 30.0  # seconds
 _ENDS_WITHIN = 2.0  # seconds
 _TELLS_WITHIN = 2.0  # seconds
+_DRAINING = "draining"
 _UNAVAILABLE = "The server cannot answer at the moment; try again in a few seconds."
 
 
@@ -52,7 +53,7 @@ def configuration(
     metrics_of_all: bool = True,
 ) -> str:
     """HAProxy's file. `longest` is how long an answer may take, in seconds; `unavailable` the file of
-    `unavailable_answer`, `control` the socket on which it tells how its servers are. Without
+    `unavailable_answer`, `control` the socket on which it tells how its servers are and is told to drain. Without
     `metrics_of_all` a replica tells the metrics: vLLM's are known to the one above it alone.
     """
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -60,7 +61,7 @@ def configuration(
     waits = f"{longest + _MARGIN:.0f}s"
     servers = "\n".join(f"    server {path.stem} unix@{path} check" for path in replicas)
     return f"""global
-    stats socket {control} mode 600 level user
+    stats socket {control} mode 600 level admin
     maxconn {most}
     nbthread {threads}
 defaults
@@ -84,6 +85,7 @@ defaults
 frontend door
     bind {_address(host)}:{port}
     http-request set-header X-Forwarded-For %[src]
+    http-after-response set-header Connection close if {{ nbsrv({_DRAINING}) gt 0 }}
     use_backend state if {{ path {_STATE_PATHS}{" " + _METRICS_PATHS if metrics_of_all else ""} }}
     default_backend replicas
 backend replicas
@@ -97,6 +99,9 @@ backend replicas
     server state unix@{state} backup
 backend state
     server state unix@{state}
+# Asked by nobody: its server is enabled while this HAProxy drains.
+backend {_DRAINING}
+    server {_DRAINING} unix@{state} disabled
 """
 
 
@@ -126,20 +131,12 @@ class Door:
 
     @staticmethod
     def control(folder: Path) -> Path:
-        """Where HAProxy tells how its servers are (its Runtime API)."""
+        """Where HAProxy takes questions and orders (its Runtime API)."""
         return folder / "haproxy.sock"
 
     def routed(self) -> int:
         """To how many replicas requests go at the moment."""
-        try:
-            with socket.socket(socket.AF_UNIX) as asking:
-                asking.settimeout(_TELLS_WITHIN)
-                asking.connect(str(self.control(self._folder)))
-                asking.sendall(b"show stat\n")
-                table = asking.makefile(encoding="utf-8").read()
-        except OSError:
-            return 0
-        rows = csv.DictReader(io.StringIO(table.removeprefix("# ")))
+        rows = csv.DictReader(io.StringIO(self._ask("show stat").removeprefix("# ")))
         servers = [row for row in rows if row["pxname"] == "replicas" and row["svname"] not in ("BACKEND", "state")]
         # HAProxy takes them all for up until it has asked them.
         return sum(row["status"].startswith("UP") and "L7OK" in row["check_status"] for row in servers)
@@ -162,12 +159,21 @@ class Door:
         self._start()
         return True
 
+    def drain(self) -> None:
+        """Have every answer end its connection, so that clients take their next request to another server."""
+        self._ask(f"enable server {_DRAINING}/{_DRAINING}")
+
+    def stop_listening(self) -> None:
+        """Take no more connections, close those on which nothing is on its way, and let the others finish."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGUSR1)
+
     def close(self) -> None:
         """Stop listening, let the connections end, which have nothing to wait for any more, and end it."""
+        self.stop_listening()
         process, self._process = self._process, None
         if process is None:
             return
-        process.send_signal(signal.SIGUSR1)
         try:
             process.wait(_ENDS_WITHIN)
         except subprocess.TimeoutExpired:
@@ -177,6 +183,17 @@ class Door:
     @property
     def _file(self) -> Path:
         return self._folder / "haproxy.cfg"
+
+    def _ask(self, command: str) -> str:
+        """What HAProxy says to it; nothing if it cannot be asked."""
+        try:
+            with socket.socket(socket.AF_UNIX) as asking:
+                asking.settimeout(_TELLS_WITHIN)
+                asking.connect(str(self.control(self._folder)))
+                asking.sendall(f"{command}\n".encode())
+                return asking.makefile(encoding="utf-8").read()
+        except OSError:
+            return ""
 
     def _start(self) -> None:
         log = self._folder / "haproxy.log"

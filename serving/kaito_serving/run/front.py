@@ -51,6 +51,11 @@ class Front:
         )
         self._stack = ExitStack()
 
+    def drain(self) -> None:
+        """The server ends: it answers a while longer, and says so."""
+        self.pod.drain()
+        self.door.drain()
+
     def __enter__(self) -> Front:
         with ExitStack() as stack:
             receiver = log.Receiver(self.folder.log)

@@ -119,8 +119,10 @@ def run(options: Options, *, die: Callable[[str], object]) -> None:
         finally:
             _LOG.info("Stopping (%s)", stopping.reason or "failed")
             if stopping.reason:
-                front.pod.drain()
-                _drain(serve, options.drain_s, longest=options.request_timeout_s)
+                front.drain()
+                time.sleep(options.drain_s)
+                front.door.stop_listening()
+                _end_replicas(serve, within=options.request_timeout_s)
 
 
 def _guard(vital: Sequence[psutil.Process], over: threading.Event, die: Callable[[str], object]) -> None:
@@ -191,10 +193,9 @@ def _deploy(serve: Any, options: Options, *, gpus: int, processors: int, folder:
         raise ServerFailed(f"Ray Serve did not start: {last[0]}") from error
 
 
-def _drain(serve: Any, seconds: float, *, longest: float) -> None:
-    """Go on answering until clients know that this server ends, then let the running answers finish."""
-    time.sleep(seconds)
-    until = time.monotonic() + longest
+def _end_replicas(serve: Any, *, within: float) -> None:
+    """Have Serve end them, and wait for the answers that run."""
+    until = time.monotonic() + within
     try:
         serve.delete(APPLICATION)
     except TimeoutError:  # it waits for a minute

@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import UnixStreamServer
@@ -24,12 +25,16 @@ from kaito_serving.run.door import Door, configuration
 class App(BaseHTTPRequestHandler):
     """Answers with its name and who asked, /health with the server's status; a dying one answers /health alone."""
 
+    protocol_version = "HTTP/1.1"
     server: Listening
 
     def do_GET(self) -> None:
         if self.server.dying and self.path != "/health":
             self.close_connection = True
             return
+        if self.path != "/health":
+            self.server.asked += 1
+            self.server.may_answer.wait(60.0)
         status = self.server.status if self.path == "/health" else 200
         body = json.dumps({"name": self.server.name, "for": self.headers.get_all("x-forwarded-for")}).encode()
         self.send_response(status)
@@ -45,10 +50,12 @@ class App(BaseHTTPRequestHandler):
 
 
 class Listening(UnixStreamServer, ThreadingHTTPServer):
-    """An application named `name` on a socket."""
+    """An application named `name` on a socket; it has been asked so often, and answers when it may."""
 
     def __init__(self, path: Path, *, dying: bool) -> None:
         self.name, self.status, self.dying = path.stem, 200, dying
+        self.asked, self.may_answer = 0, threading.Event()
+        self.may_answer.set()
         self.path = path
         super().__init__(str(path), App)
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -174,6 +181,35 @@ def test_a_haproxy_that_died_is_started_again(house):
 def test_a_port_that_is_taken_is_said_in_a_sentence(house):
     with pytest.raises(ServerFailed, match=rf"^The server cannot listen on 127\.0\.0\.1:{house.port}: .*in use"):
         house.make_door().open()
+
+
+def test_a_draining_door_answers_and_sends_clients_away_with_the_answer(house):
+    house.listen(house.places[0])
+    house.routed(1)
+    with httpx.Client(base_url=f"http://127.0.0.1:{house.port}", timeout=60.0) as client:
+        assert client.get("/chat").headers.get("connection") != "close"
+        house.door.drain()
+        for _ in range(2):
+            answer = client.get("/chat")
+            assert (answer.json()["name"], answer.headers.get("connection")) == ("replica-0", "close")
+
+
+def test_a_door_that_stops_listening_finishes_what_runs_and_closes_what_is_idle(house):
+    replica = house.listen(house.places[0])
+    house.routed(1)
+    with ThreadPoolExecutor(1) as pool, socket.create_connection(("127.0.0.1", house.port), timeout=60.0) as idle:
+        idle.sendall(b"GET /chat HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200 OK" in idle.recv(4096)
+        replica.may_answer.clear()
+        running = pool.submit(house.name)
+        eventually(lambda: replica.asked == 2)
+        house.door.stop_listening()
+        while idle.recv(4096):
+            pass
+        with pytest.raises(httpx.ConnectError):
+            house.get("/chat")
+        replica.may_answer.set()
+        assert running.result(60.0) == "replica-0"
 
 
 def test_a_closed_door_takes_no_connections(house):
