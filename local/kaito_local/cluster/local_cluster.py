@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -378,15 +379,15 @@ class LocalCluster:
         state.save(self.directory, charts=digest)
 
     def _link_programs(self, programs: Mapping[str, Path]) -> None:
-        """kubectl and helm in one folder, for PATH."""
+        """kubectl, helm and `kaito` itself, which may lie in a virtual environment, in one folder, for PATH."""
         folder = self.directory / "bin"
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("kubectl", "helm"):
-            if name in programs:
-                partial = folder / f".{name}"
-                partial.unlink(missing_ok=True)
-                partial.symlink_to(programs[name])
-                partial.rename(folder / name)
+        wanted = {name: programs[name] for name in ("kubectl", "helm") if name in programs}
+        for name, program in {**wanted, "kaito": Path(sys.executable).parent / "kaito"}.items():
+            partial = folder / f".{name}"
+            partial.unlink(missing_ok=True)
+            partial.symlink_to(program)
+            partial.rename(folder / name)
 
     def _stop(self) -> None:
         stop_keeper(self.directory)

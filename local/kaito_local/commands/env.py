@@ -17,7 +17,7 @@ def run(options: argparse.Namespace, cluster: LocalCluster, given: list[str]) ->
 
 
 def shell_lines(cluster: LocalCluster) -> str:
-    """KUBECONFIG, the built kubectl and helm first on PATH, addresses and credentials, as a POSIX shell reads them."""
+    """KUBECONFIG; kubectl, helm and kaito first on PATH; addresses and credentials, as a POSIX shell reads them."""
     if State.load(cluster.directory) is None or not cluster.kubeconfig.exists():
         raise UsageError(f"there is no cluster {cluster.name}; start it with: kaito up --name {cluster.name}")
     lines = [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment().items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,27 +103,34 @@ def test_torchs_default_wheel_needs_the_disk_of_cudas_libraries_while_images_are
     assert cluster._missing_gib() == needed
 
 
-def test_kubectl_and_helm_are_links_in_one_folder_and_nothing_else_is(cluster: LocalCluster, tmp_path: Path) -> None:
+def links(cluster: LocalCluster) -> dict[str, Path]:
+    return {path.name: path.readlink() for path in (cluster.directory / "bin").iterdir()}
+
+
+KAITO = Path(sys.executable).parent / "kaito"
+
+
+def test_kubectl_helm_and_kaito_are_links_in_one_folder_and_nothing_else_is(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
     programs = {name: tmp_path / "built" / name for name in ("etcd", "helm", "kubectl", "kubelet")}
     cluster._link_programs(programs)
-    links = {path.name: path.readlink() for path in (cluster.directory / "bin").iterdir()}
-    assert links == {"kubectl": programs["kubectl"], "helm": programs["helm"]}
+    assert links(cluster) == {"kubectl": programs["kubectl"], "helm": programs["helm"], "kaito": KAITO}
 
 
 def test_programs_of_another_version_replace_the_links_even_half_made_ones(
     cluster: LocalCluster, tmp_path: Path
 ) -> None:
-    folder = cluster.directory / "bin"
     cluster._link_programs({"kubectl": tmp_path / "old" / "kubectl"})
-    (folder / ".kubectl").symlink_to(tmp_path / "interrupted")
+    (cluster.directory / "bin" / ".kubectl").symlink_to(tmp_path / "interrupted")
     for _ in range(2):
         cluster._link_programs({"kubectl": tmp_path / "new" / "kubectl"})
-    assert {path.name: path.readlink() for path in folder.iterdir()} == {"kubectl": tmp_path / "new" / "kubectl"}
+    assert links(cluster) == {"kubectl": tmp_path / "new" / "kubectl", "kaito": KAITO}
 
 
 def test_without_charts_there_is_no_helm_to_link(cluster: LocalCluster, tmp_path: Path) -> None:
     cluster._link_programs({"kubectl": tmp_path / "kubectl", "etcd": tmp_path / "etcd"})
-    assert [path.name for path in (cluster.directory / "bin").iterdir()] == ["kubectl"]
+    assert set(links(cluster)) == {"kubectl", "kaito"}
 
 
 def put(path: Path, size: int) -> int:
