@@ -178,18 +178,6 @@ def test_a_brought_and_a_bought_node_serve_side_by_side_and_adapters_change_the_
     assert OWN_POOL in [pool["name"] for pool in cluster.pools()]
 
 
-# Several nodes of one Workspace: also in tests/cluster/interchange.
-@pytest.mark.soak
-@pytest.mark.timeout(600)
-def test_two_nodes_serve_one_workspace_behind_one_address(cluster: Cluster, workspace: Callable[..., str]) -> None:
-    workspace(MANIFEST % {"name": "pair", "resource": "count: 2", "inference": PRESET})
-    cluster.wait_ready("pair", seconds=300)
-    pods = cluster.get("pods", "-l", "kaito.sh/workspace=pair")["items"]
-    assert sorted(pod["spec"]["nodeName"] for pod in pods) == workers(cluster, "pair")
-    assert len(workers(cluster, "pair")) == len(claims(cluster, "pair")) == 2
-    assert len({cluster.chat("pair", QUESTION, do_sample=False) for _ in range(6)}) == 1
-
-
 def test_a_template_runs_the_users_own_image_on_the_bought_node(
     cluster: Cluster, workspace: Callable[..., str]
 ) -> None:
