@@ -53,18 +53,19 @@ def settings(options: Options, folder: ModelFolder, *, gpus: list[host.Gpu], lor
     )
 
 
-def lora_rank(options: Options) -> int:
+def deployed(options: Options) -> Deployment:
+    """The adapters that the options name, read from their folder."""
+    return deployment(options.adapters_dir, strengths=options.adapter_strengths, environment=os.environ)
+
+
+def lora_rank(adapters: Deployment, options: Options) -> int:
     """The largest rank of a mix: that of all adapters together, or what may come at run time, rounded up to one that
     vLLM takes, which has an end; 0: there are none.
     """
-    rank = sum(adapter.rank for adapter in _deployment(options).adapters)
+    rank = sum(adapter.rank for adapter in adapters.adapters)
     if options.allow_runtime_adapters:
         rank = max(rank, options.max_lora_rank_total)
     return flags.lora_rank(rank) if rank else 0
-
-
-def _deployment(options: Options) -> Deployment:
-    return deployment(options.adapters_dir, strengths=options.adapter_strengths, environment=os.environ)
 
 
 def assemble(options: Options, step: Callable[[str, float | None], object]) -> Surfaces:
@@ -75,8 +76,8 @@ def assemble(options: Options, step: Callable[[str, float | None], object]) -> S
     folder = inspect(Path(options.weights))
     tokenizer = load_tokenizer(folder, options.chat_template)
     step("starting vLLM", None)
-    deployed = _deployment(options)
-    rank = lora_rank(options)
+    found = deployed(options)
+    rank = lora_rank(found, options)
     told = settings(options, folder, gpus=host.gpus(), lora_rank=rank)
     child, url = start(told, progress=lambda part: step("loading weights", part))
     model = options.served_model_name[0]
@@ -91,8 +92,8 @@ def assemble(options: Options, step: Callable[[str, float | None], object]) -> S
         url=url,
         model=model,
         limits=limits,
-        adapters={adapter.name: adapter for adapter in deployed.adapters},
-        strengths=deployed.mix,
+        adapters={adapter.name: adapter for adapter in found.adapters},
+        strengths=found.mix,
         lora_rank=rank,
         max_waiting=options.max_waiting,
         monotonic=time.monotonic,

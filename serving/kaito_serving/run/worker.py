@@ -7,25 +7,23 @@ until it is gone.
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI, HTTPException
 
+from kaito_serving.engine.base import State
 from kaito_serving.engine.vllm.child import Child
-from kaito_serving.engine.vllm.flags import command, environment
 from kaito_serving.errors import ServerFailed
+from kaito_serving.http.contract import Progress
 from kaito_serving.model.folder import inspect
 from kaito_serving.options import Options
 from kaito_serving.run import host, vllm
+from kaito_serving.run.signals import Signals
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,40 +33,25 @@ _SILENT_FOR = 5  # looks at node 0 without an answer, after which it is gone
 
 def run(options: Options) -> None:
     """Compute until SIGTERM or SIGINT and the end of node 0; ServerFailed when vLLM ends by itself."""
-    asked: SimpleQueue[int] = SimpleQueue()
-
-    def on_signal(number: int, _: FrameType | None) -> None:
-        asked.put(number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+    stopping = Signals()
+    stopping.listen()
     folder = inspect(Path(options.weights))
-    told = vllm.settings(options, folder, gpus=host.gpus(), lora_rank=vllm.lora_rank(options))
-    child = Child(command(told, port=0), environment=environment(os.environ, loras=told.lora_rank > 0))
+    rank = vllm.lora_rank(vllm.deployed(options), options)
+    child, _ = vllm.start(vllm.settings(options, folder, gpus=host.gpus(), lora_rank=rank))
     # In a thread of its own uvicorn leaves the signals alone.
     server = uvicorn.Server(uvicorn.Config(_application(child), host=options.host, port=options.port, log_config=None))
     threading.Thread(target=server.run, name="http", daemon=True).start()
     _LOG.info("Node %d of %d computes for %s.", options.node_rank, options.nnodes, options.master_addr)
     try:
-        _wait(child, asked)
+        while not stopping.within(_LOOK_EVERY):
+            failure = child.failure()
+            if failure is not None:
+                raise ServerFailed(failure)
         _LOG.info("Stopping when node 0 has.")
         _wait_for_the_first(child, options, monotonic=time.monotonic)
     finally:
         child.stop()
         server.should_exit = True
-
-
-def _wait(child: Child, asked: SimpleQueue[int]) -> None:
-    """Return after a signal."""
-    while True:
-        failure = child.failure()
-        if failure is not None:
-            raise ServerFailed(failure)
-        try:
-            asked.get(timeout=_LOOK_EVERY)
-        except Empty:
-            continue
-        return
 
 
 def _wait_for_the_first(child: Child, options: Options, *, monotonic: Callable[[], float]) -> None:
@@ -96,12 +79,10 @@ def _application(child: Child) -> FastAPI:
         return {"status": "Healthy"}
 
     @app.get("/progress")
-    def progress() -> dict[str, str | None]:
+    def progress() -> Progress:
         failure = child.failure()
-        return {
-            "state": "ready" if failure is None else "failed",
-            "progress": None,
-            "message": failure or "computing for node 0",
-        }
+        if failure is not None:
+            return Progress(state=State.FAILED, message=failure)
+        return Progress(state=State.READY, message="computing for node 0")
 
     return app

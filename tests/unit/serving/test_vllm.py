@@ -31,7 +31,7 @@ from kaito_serving.lora.read import read
 from kaito_serving.model.folder import inspect
 from kaito_serving.options import Options
 from kaito_serving.run.host import Gpu
-from kaito_serving.run.vllm import assemble, settings
+from kaito_serving.run.vllm import assemble, deployed, settings
 from kaito_serving.run.vllm import lora_rank as rank_of_mixes
 
 peft = pytest.importorskip("peft")
@@ -135,7 +135,8 @@ def test_the_rank_is_one_that_vllm_takes(needed, rank):
 def test_mixes_may_have_the_rank_that_vllm_is_told(folders, tmp_path, names, changes, rank):
     for name in names:
         (tmp_path / name).symlink_to(folders / name)
-    assert rank_of_mixes(Options(adapters_dir=tmp_path, **changes)) == rank
+    options = Options(adapters_dir=tmp_path, **changes)
+    assert rank_of_mixes(deployed(options), options) == rank
 
 
 def test_the_environment_brings_nothing_of_ours_and_no_way_home():
