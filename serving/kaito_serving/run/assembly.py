@@ -11,7 +11,6 @@ from typing import Any
 from kaito_serving.engine.base import Engine
 from kaito_serving.engine.torch.engine import TorchEngine
 from kaito_serving.http.app import Surfaces
-from kaito_serving.http.chat import Chat
 from kaito_serving.http.generate_kwargs import ModelSettings
 from kaito_serving.http.metrics import MeteredEngine, ServingMetrics
 from kaito_serving.http.openai.endpoints import OpenAI
@@ -22,6 +21,7 @@ from kaito_serving.lora.layer import attach
 from kaito_serving.model.load import load
 from kaito_serving.options import Options
 from kaito_serving.run import host
+from kaito_serving.run.application import chat
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,16 +65,15 @@ def assemble(options: Options, metrics: ServingMetrics, step: Callable[[str, flo
 def surfaces(tokenizer: Any, engine: Engine, settings: ModelSettings, options: Options) -> Surfaces:
     """The endpoints over an engine."""
     text = Text(tokenizer, vocabulary=engine.limits.vocabulary)
-    chat = Chat(
-        engine=engine,
-        text=text,
-        settings=settings,
-        conversational=options.pipeline == "conversational",
-        all_ends=options.chat_stop == "model",
-    )
     models = Models(engine, options.served_model_name, created=int(time.time()))
     openai = OpenAI(engine=engine, text=text, settings=settings, models=models, now=time.time, monotonic=time.monotonic)
-    return Surfaces(engine=engine, chat=chat, models=models, tokens=Tokens(text, engine.limits), openai=openai)
+    return Surfaces(
+        engine=engine,
+        chat=chat(engine, text, settings, options),
+        models=models,
+        tokens=Tokens(text, engine.limits),
+        openai=openai,
+    )
 
 
 def _die(reason: str) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 from types import TracebackType
 
 from kaito_serving import version
-from kaito_serving.http.app import build
 from kaito_serving.http.metrics import ServingMetrics
-from kaito_serving.options import Options, api_keys
-from kaito_serving.run import host, log
+from kaito_serving.options import Options
+from kaito_serving.run import log
+from kaito_serving.run.application import application
 from kaito_serving.run.door import Door, configuration
 from kaito_serving.run.folder import ServerFolder
 from kaito_serving.run.listener import Listener
@@ -39,16 +38,7 @@ class Front:
             metrics_of_all=not options.uses_vllm,
         )
         self.door = Door(folder.root, settings, host=options.host, port=options.port)
-        self._listener = Listener(
-            build(
-                self.pod,
-                api_keys=api_keys(options),
-                hardware=host.Hardware(monotonic=time.monotonic),
-                request_timeout=options.request_timeout_s,
-                runtime_adapters=options.adapters_dir if options.allow_runtime_adapters else None,
-            ),
-            folder.state,
-        )
+        self._listener = Listener(application(self.pod, options), folder.state)
         self._stack = ExitStack()
 
     def drain(self) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 
 from kaito_serving import version
-from kaito_serving.http.app import Surfaces, build
+from kaito_serving.http.app import Surfaces
 from kaito_serving.http.metrics import ServingMetrics
-from kaito_serving.options import Options, api_keys
-from kaito_serving.run import host, log
+from kaito_serving.options import Options
+from kaito_serving.run import log
+from kaito_serving.run.application import application
 from kaito_serving.run.folder import ServerFolder, claim
 from kaito_serving.run.listener import Listener
 from kaito_serving.run.service import ModelService
@@ -28,15 +29,7 @@ class Replica:
             report=Report(folder.reports),
         )
         self._listener = Listener(
-            build(
-                self._service,
-                api_keys=api_keys(options),
-                hardware=host.Hardware(monotonic=time.monotonic),
-                request_timeout=options.request_timeout_s,
-                runtime_adapters=options.adapters_dir if options.allow_runtime_adapters else None,
-                passing=options.uses_vllm,
-            ),
-            claim(folder.sockets(options.replicas)),
+            application(self._service, options, passing=options.uses_vllm), claim(folder.sockets(options.replicas))
         )
 
     def start(self) -> None:

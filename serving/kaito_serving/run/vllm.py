@@ -18,7 +18,6 @@ from kaito_serving.engine.vllm.child import Child
 from kaito_serving.engine.vllm.engine import VllmEngine
 from kaito_serving.engine.vllm.flags import Settings, command, environment
 from kaito_serving.http.app import Surfaces
-from kaito_serving.http.chat import Chat
 from kaito_serving.http.generate_kwargs import ModelSettings
 from kaito_serving.http.openai.models import Models
 from kaito_serving.http.openai.passthrough import PassThrough
@@ -29,6 +28,7 @@ from kaito_serving.model.folder import ModelFolder, fits_one_gpu, inspect, read_
 from kaito_serving.model.load import load_tokenizer
 from kaito_serving.options import Options
 from kaito_serving.run import host
+from kaito_serving.run.application import chat
 
 _LOG = logging.getLogger(__name__)
 
@@ -117,13 +117,7 @@ def surfaces(tokenizer: Any, engine: VllmEngine, model: ModelSettings, options: 
     models = Models(engine, options.served_model_name, created=int(time.time()))
     return Surfaces(
         engine=engine,
-        chat=Chat(
-            engine=engine,
-            text=text,
-            settings=model,
-            conversational=options.pipeline == "conversational",
-            all_ends=options.chat_stop == "model",
-        ),
+        chat=chat(engine, text, model, options),
         models=models,
         tokens=Tokens(text, engine.limits),
         openai=PassThrough(engine, models, monotonic=time.monotonic),
