@@ -32,7 +32,7 @@ from kaito_serving.http.openai.contract import (
 )
 from kaito_serving.http.openai.endpoints import OpenAI
 from kaito_serving.http.openai.models import Models
-from kaito_serving.http.openai.passthrough import Forwarded, PassThrough
+from kaito_serving.http.openai.passthrough import Forwarded, PassThrough, read
 from kaito_serving.http.openai.tokens import Tokens
 from kaito_serving.http.running import Asker
 
@@ -174,7 +174,7 @@ def _serve_answers(app: FastAPI, service: Service, asking: Asking) -> None:
         async def work(asker: Asker) -> Response:
             return JSONResponse({"Result": await model.chat.answer(body, asker)})
 
-        return await asking.answered(request, work, body.adapters, model.engine.adapters)
+        return await asking.answered(request, work, model.models.named(None, body.adapters))
 
     @app.get("/v1/models", dependencies=guarded, responses=openapi.openai())
     async def models() -> dict[str, Any]:
@@ -201,13 +201,13 @@ def _serve_openai(app: FastAPI, service: Service, asking: Asking) -> None:
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
         model = service.surfaces()
         work = partial(_own(model).chat_completion, body)
-        return await asking.answered(request, work, body.adapters, model.engine.adapters)
+        return await asking.answered(request, work, model.models.named(body.model, body.adapters))
 
     @app.post("/v1/completions", dependencies=guarded, responses=openapi.openai(stream=True))
     async def completions(body: CompletionRequest, request: Request) -> Response:
         model = service.surfaces()
         work = partial(_own(model).completion, body)
-        return await asking.answered(request, work, body.adapters, model.engine.adapters)
+        return await asking.answered(request, work, model.models.named(body.model, body.adapters))
 
 
 def _own(model: Surfaces) -> OpenAI:
@@ -222,10 +222,11 @@ def _serve_passing(app: FastAPI, service: Service, asking: Asking) -> None:
     async def forward(request: Request) -> Response:
         model = service.surfaces()
         content = await request.body()
+        body = read(content)
 
         assert isinstance(model.openai, PassThrough)
-        work = partial(model.openai.forward, request.url.path, content)
-        return await asking.answered(request, work, None, ())
+        work = partial(model.openai.forward, request.url.path, body, content)
+        return await asking.answered(request, work, model.models.named(body.model, body.adapters))
 
     for path in ("/v1/chat/completions", "/v1/completions"):
         app.post(

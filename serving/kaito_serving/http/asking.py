@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from fastapi import HTTPException, Request, Response
@@ -39,12 +39,12 @@ class Asking:
         self,
         request: Request,
         work: Callable[[Asker], Coroutine[Any, Any, Response]],
-        adapters: Mapping[str, float] | None,
-        loaded: tuple[str, ...],
+        adapters: Sequence[str],
     ) -> Response:
         """The answer of `work`, which hears who asks, and until when.
 
-        It is cancelled when the client goes away, and counted whatever becomes of it.
+        It is cancelled when the client goes away, and counted whatever becomes of it, for `adapters` too, which
+        clients must not be able to invent.
         """
         began = self._monotonic()
         asker = Asker(client=_client(request), deadline=began + self._timeout)
@@ -60,8 +60,7 @@ class Asking:
                 self._metrics.rejected(reason_of(error))
             raise
         finally:
-            known = sorted(set(adapters or ()) & set(loaded))  # clients cannot invent series
-            self._metrics.answered(endpoint=path, code=code, seconds=self._monotonic() - began, adapters=known)
+            self._metrics.answered(endpoint=path, code=code, seconds=self._monotonic() - began, adapters=adapters)
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, Response]) -> Response | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any, Self
@@ -10,12 +11,41 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 KEEP_ALIVE = b": keep-alive\n\n"  # a comment: clients skip it, proxies see that the connection lives
+KEEP_ALIVE_EVERY = 15.0  # seconds in which nothing else comes
 DONE = b"data: [DONE]\n\n"
 
 
 def event(data: Mapping[str, Any]) -> bytes:
     """One event with a JSON object."""
     return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def kept_alive(parts: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """`parts` of a stream as they come, and a comment between two events when none comes for `KEEP_ALIVE_EVERY`."""
+    between = True
+    coming: asyncio.Task[bytes | None] | None = None
+    try:
+        while True:
+            if coming is None:
+                coming = asyncio.create_task(_next(parts))
+            await asyncio.wait({coming}, timeout=KEEP_ALIVE_EVERY)
+            if coming.done():
+                part, coming = coming.result(), None
+                if part is None:
+                    return
+                between = part.endswith(b"\n\n")
+                yield part
+            elif between:
+                yield KEEP_ALIVE
+    finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.wait({coming})
+        await parts.aclose()
+
+
+async def _next(parts: AsyncGenerator[bytes, None]) -> bytes | None:
+    return await anext(parts, None)
 
 
 class EventStream(StreamingResponse):

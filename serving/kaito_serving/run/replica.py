@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 
 from kaito_serving import version
@@ -28,9 +29,10 @@ class Replica:
             monotonic=time.monotonic,
             report=Report(folder.reports),
         )
-        self._listener = Listener(
-            application(self._service, options, passing=options.uses_vllm), claim(folder.sockets(options.replicas))
-        )
+        socket = claim(folder.sockets(options.replicas))
+        self._mixes = socket.with_suffix(".mixes")
+        shutil.rmtree(self._mixes, ignore_errors=True)  # of a process that was killed
+        self._listener = Listener(application(self._service, options, passing=options.uses_vllm), socket)
 
     def start(self) -> None:
         """Listen, and load the model in the background. Until it answers, /health says no, and HAProxy waits."""
@@ -48,7 +50,7 @@ class Replica:
         if self._options.uses_vllm:
             from kaito_serving.run import vllm
 
-            return vllm.assemble(self._options, self._service.step)
+            return vllm.assemble(self._options, self._service.step, mixes=self._mixes)
         from kaito_serving.run.assembly import assemble  # torch: only where the model is, 300 MiB less elsewhere
 
         return assemble(self._options, metrics, self._service.step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +37,15 @@ class Report:
         self._folder = folder
 
     def __call__(self, startup: Startup) -> None:
-        """Write it, whole or not at all."""
+        """Write it, whole or not at all; a full disk ends nothing, as whoever reads it sees an older state."""
         process = psutil.Process()
         file = self._folder / f"{process.pid}.json"
         partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps({**asdict(startup), "began": process.create_time()}), encoding="utf-8")
-        os.replace(partial, file)
+        try:
+            partial.write_text(json.dumps({**asdict(startup), "began": process.create_time()}), encoding="utf-8")
+            os.replace(partial, file)
+        except OSError as error:
+            _LOG.warning("How far the start is cannot be written to %s: %s", file, error)
 
 
 @dataclass(frozen=True, slots=True)

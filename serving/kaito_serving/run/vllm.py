@@ -68,10 +68,10 @@ def lora_rank(adapters: Deployment, options: Options) -> int:
     return flags.lora_rank(rank) if rank else 0
 
 
-def assemble(options: Options, step: Callable[[str, float | None], object]) -> Surfaces:
+def assemble(options: Options, step: Callable[[str, float | None], object], *, mixes: Path) -> Surfaces:
     """Start vLLM and wait until it computes; takes minutes. EngineUnavailable with its last words when it ends.
 
-    `step` hears what is done, and which part of it where that is known, 0 to 1.
+    `step` hears what is done, and which part of it where that is known, 0 to 1. Baked mixes lie below `mixes`.
     """
     folder = inspect(Path(options.weights))
     tokenizer = load_tokenizer(folder, options.chat_template)
@@ -95,6 +95,7 @@ def assemble(options: Options, step: Callable[[str, float | None], object]) -> S
         adapters={adapter.name: adapter for adapter in found.adapters},
         strengths=found.mix,
         lora_rank=rank,
+        mixes=mixes,
         max_waiting=options.max_waiting,
         monotonic=time.monotonic,
     )

@@ -135,7 +135,7 @@ def running_vllm(vllm, tiny_folder):
 
 
 @pytest.fixture
-def over_vllm(running_vllm):
+def over_vllm(running_vllm, tmp_path):
     """What answers over that vLLM: `make(options, tokenizer, adapters)`."""
     child, url = running_vllm
 
@@ -148,6 +148,7 @@ def over_vllm(running_vllm):
             adapters={adapter.name: adapter for adapter in adapters},
             strengths=dict(strengths),
             lora_rank=16,
+            mixes=tmp_path / "mixes",
             max_waiting=8,
             monotonic=time.monotonic,
         )

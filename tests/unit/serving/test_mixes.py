@@ -31,7 +31,7 @@ def folders(tiny_folder, tmp_path_factory):
     return folder
 
 
-def engine_at(url, folders, *, strengths=(), lora_rank=8) -> VllmEngine:
+def engine_at(url, folders, baked_in, *, strengths=(), lora_rank=8) -> VllmEngine:
     return VllmEngine(
         Alive(),
         url=url,
@@ -40,20 +40,23 @@ def engine_at(url, folders, *, strengths=(), lora_rank=8) -> VllmEngine:
         adapters={name: read(folders / name) for name in ("one", "two")},
         strengths=dict(strengths),
         lora_rank=lora_rank,
+        mixes=baked_in,
         max_waiting=8,
         monotonic=time.monotonic,
     )
 
 
 @pytest.fixture
-def scripted(folders):
+def scripted(folders, tmp_path):
     """Run `work(engine, vllm)` with the adapters one and two, of which `strengths` are the deployment's mix."""
 
     def run(work, *, strengths=()):
         async def whole():
             vllm = Scripted()
             async with listening(vllm.application()) as url:
-                engine = engine_at(url, folders, strengths={"one": 0.0, "two": 0.0} | dict(strengths))
+                engine = engine_at(
+                    url, folders, tmp_path / "mixes", strengths={"one": 0.0, "two": 0.0} | dict(strengths)
+                )
                 await engine.start()
                 try:
                     async with asyncio.timeout(2 * PATIENCE):
@@ -245,6 +248,27 @@ def test_mixes_that_nobody_uses_make_room_and_others_are_refused(scripted, monke
     scripted(work)
 
 
+def test_a_mix_is_unloaded_after_its_last_answer_also_when_whoever_unloads_it_leaves(scripted):
+    async def work(engine, vllm):
+        async with engine.mix({"one": 1.0}) as name, engine.mix({"one": 1.0}):
+            leaving = asyncio.create_task(engine.unload_adapter("one"))
+            await eventually_here(lambda: "one" not in engine.adapters)
+            leaving.cancel()
+            assert name in vllm.known
+        await eventually_here(lambda: not vllm.known)
+
+    scripted(work)
+
+
+def test_a_server_that_ends_leaves_no_files(scripted, tmp_path):
+    async def work(engine, vllm):
+        await name_of(engine, {"one": 1.0})
+        assert baked(vllm)
+
+    scripted(work)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_refused_adapter_is_not_known(scripted, folders):
     async def work(engine, vllm):
         vllm.refusal = "no slot is left"
@@ -256,8 +280,8 @@ def test_a_refused_adapter_is_not_known(scripted, folders):
     scripted(work)
 
 
-def test_a_deployments_mix_that_cannot_be_served_fails_the_start_for_good_and_says_why(folders):
-    engine = engine_at("http://127.0.0.1:9", folders, lora_rank=3)
+def test_a_deployments_mix_that_cannot_be_served_fails_the_start_for_good_and_says_why(folders, tmp_path):
+    engine = engine_at("http://127.0.0.1:9", folders, tmp_path / "mixes", lora_rank=3)
     told: list[Startup] = []
     service = ModelService(
         load=lambda _: SimpleNamespace(engine=engine),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 
 import httpx
@@ -13,6 +14,7 @@ from tests.unit.serving.test_adapters import make
 
 from kaito_serving.engine.base import Limits, Request, SamplingParams
 from kaito_serving.engine.vllm.engine import VllmEngine
+from kaito_serving.http import sse
 from kaito_serving.http.app import build
 from kaito_serving.http.metrics import ServingMetrics
 from kaito_serving.lora.read import read
@@ -36,7 +38,7 @@ def adapter(tiny_folder, tmp_path_factory):
 
 
 @pytest.fixture
-def served(tiny_folder, adapter):
+def served(tiny_folder, adapter, tmp_path):
     """Run `work(http, vllm, engine)`: a client of our server, which hands on to `vllm`."""
     folder = inspect(tiny_folder)
     tokenizer = load_tokenizer(folder, None)
@@ -54,6 +56,7 @@ def served(tiny_folder, adapter):
                     adapters={"one": adapter},
                     strengths={"one": 0.0},
                     lora_rank=8,
+                    mixes=tmp_path / "mixes",
                     max_waiting=8,
                     monotonic=time.monotonic,
                 )
@@ -116,6 +119,47 @@ def test_an_event_that_comes_in_pieces_is_one(served):
         return await http.post("/v1/completions", json=ONE | {"stream": True})
 
     assert texts(served(work)) == [{"model": "tiny", "text": "ä€🙂"}]
+
+
+def test_a_stream_that_waits_is_kept_alive_between_its_events(served, monkeypatch):
+    monkeypatch.setattr(sse, "KEEP_ALIVE_EVERY", 0.05)
+    goes_on = [asyncio.Event() for _ in range(3)]
+
+    async def parts():
+        for part, may in zip([b'data: {"id": ', b'"1"}\n\n', b"data: [DONE]\n\n"], goes_on, strict=True):
+            await may.wait()
+            yield part
+
+    async def work(http, vllm, engine):
+        vllm.answer = lambda asked: StreamingResponse(parts(), media_type="text/event-stream")
+        said = b""
+        body = {"model": "tiny", "prompt": "x", "stream": True}
+        async with http.stream("POST", "/v1/completions", json=body) as answer:
+            coming = answer.aiter_raw()
+            while said.count(sse.KEEP_ALIVE) < 2:
+                said += await anext(coming)
+            goes_on[0].set()
+            await asyncio.sleep(1)  # in the middle of an event nothing else comes
+            goes_on[1].set()
+            while said.partition(b'"1"}')[2].count(sse.KEEP_ALIVE) < 2:
+                said += await anext(coming)
+            goes_on[2].set()
+            return said + b"".join([part async for part in coming])
+
+    comments = rb"(: keep-alive\n\n){2,}"
+    assert re.fullmatch(comments + rb'data: \{"id": "1"\}\n\n' + comments + rb"data: \[DONE\]\n\n", served(work))
+
+
+def test_requests_are_counted_for_the_adapters_that_they_name(served):
+    async def work(http, vllm, engine):
+        for body in (ONE, ONE | {"stream": True}, {"model": "tiny:one", "prompt": "x"}):
+            assert (await http.post("/v1/completions", json=body)).status_code == 200
+        for changes in ({"adapters": None}, {"adapters": {"invented": 1.0}}, {"adapters": None, "model": "invented"}):
+            await http.post("/v1/completions", json=ONE | changes)
+        return (await http.get("/metrics/prometheus")).text
+
+    counted = re.findall(r"kaito_serving_adapter_requests_total({.*)", served(work))
+    assert counted == ['{adapter="one"} 3.0']
 
 
 @pytest.mark.parametrize(

@@ -539,7 +539,7 @@ def behind_a_proxy(monkeypatch):
 
 
 @pytest.mark.usefixtures("behind_a_proxy")
-def test_a_vllm_that_dies_is_told_and_leaves_nothing(vllm, tiny_folder):
+def test_a_vllm_that_dies_is_told_and_leaves_nothing(vllm, tiny_folder, tmp_path):
     options = Options(
         weights=str(tiny_folder),
         engine="vllm",
@@ -553,7 +553,7 @@ def test_a_vllm_that_dies_is_told_and_leaves_nothing(vllm, tiny_folder):
     before = psutil.Process().children()
 
     async def whole():
-        surfaces = await asyncio.to_thread(assemble, options, lambda *_: None)
+        surfaces = await asyncio.to_thread(assemble, options, lambda *_: None, mixes=tmp_path / "mixes")
         engine = surfaces.engine
         try:
             await engine.start()
@@ -585,4 +585,4 @@ def test_a_model_that_vllm_cannot_serve_is_told_in_its_own_words(tiny_folder, tm
     program.chmod(0o755)
     options = Options(weights=str(tiny_folder), engine="vllm", vllm=program, adapters_dir=Path("/nonexistent"))
     with pytest.raises(EngineUnavailable, match="No available memory for the cache blocks"):
-        assemble(options, lambda *_: None)
+        assemble(options, lambda *_: None, mixes=tmp_path / "mixes")

@@ -28,7 +28,8 @@ class VllmEngine:
     """vLLM's server `child`, which listens at `url` and calls the base model `model`.
 
     `adapters` are what mixes may be made of, `strengths` the mix of requests that name none; a mix may have `lora_rank`
-    columns. `max_waiting` requests may wait behind a full batch. `monotonic` is the clock of deadlines.
+    columns, and lies below `mixes` as files. `max_waiting` requests may wait behind a full
+    batch. `monotonic` is the clock of deadlines.
     """
 
     def __init__(
@@ -41,13 +42,16 @@ class VllmEngine:
         adapters: Mapping[str, Adapter],
         strengths: Mapping[str, float],
         lora_rank: int,
+        mixes: Path,
         max_waiting: int,
         monotonic: Callable[[], float],
     ) -> None:
         self.url = url
         self._child = child
         self._limits = limits
-        self._mixes = Mixes(self._post, model=model, adapters=adapters, strengths=strengths, lora_rank=lora_rank)
+        self._mixes = Mixes(
+            self._post, model=model, adapters=adapters, strengths=strengths, lora_rank=lora_rank, folder=mixes
+        )
         self._most = MAX_NUM_SEQS + max_waiting
         self._monotonic = monotonic
         self._open = 0  # answers, running and waiting

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import secrets
 import shutil
-import tempfile
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import Path
@@ -22,7 +21,6 @@ from kaito_serving.lora.read import Adapter, read
 _LOG = logging.getLogger(__name__)
 
 _MOST_MIXES = 16  # that vLLM knows at a time; one of rank 64 for a model of 4 billion parameters is a file of 0.4 GB
-_LOOK_EVERY = 0.02  # seconds
 
 _Mix = frozenset[tuple[str, float]]
 
@@ -30,7 +28,8 @@ _Mix = frozenset[tuple[str, float]]
 class Mixes:
     """Mixes of `adapters` over the base model `model`; one may have `lora_rank` columns.
 
-    `strengths` is the mix of requests that name none, and `post` asks vLLM: a path, and a body.
+    `strengths` is the mix of requests that name none, and `post` asks vLLM: a path, and a body. Files lie below
+    `folder`, which is nobody else's and may not exist yet.
     """
 
     def __init__(
@@ -41,15 +40,17 @@ class Mixes:
         adapters: Mapping[str, Adapter],
         strengths: Mapping[str, float],
         lora_rank: int,
+        folder: Path,
     ) -> None:
         self._post = post
         self._model = model
         self._adapters = dict(adapters)
         self._strengths = {name: strengths.get(name, 1.0) for name in adapters}
         self._lora_rank = lora_rank
-        self._folder = tempfile.TemporaryDirectory(prefix="kaito-mixes-", ignore_cleanup_errors=True)
+        self._folder = folder
         self._names: OrderedDict[_Mix, str] = OrderedDict()  # at vLLM, last used last
         self._users: Counter[str] = Counter()  # running requests by name
+        self._unused: dict[str, asyncio.Event] = {}  # by name, where its last request is waited for
         self._loads: dict[_Mix, asyncio.Task[None]] = {}
         self._one_at_a_time = asyncio.Lock()
 
@@ -62,7 +63,7 @@ class Mixes:
         """Load nothing more, and remove the files."""
         for load in self._loads.values():
             load.cancel()
-        self._folder.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     @contextlib.asynccontextmanager
     async def use(self, adapters: Mapping[str, float] | None) -> AsyncGenerator[str, None]:
@@ -85,6 +86,8 @@ class Mixes:
             self._users[name] -= 1
             if not self._users[name]:
                 del self._users[name]
+                if name in self._unused:
+                    self._unused.pop(name).set()
 
     async def add(self, name: str, path: Path) -> None:
         """Make an adapter known; AdapterError when it cannot be served."""
@@ -115,10 +118,8 @@ class Mixes:
         self._strengths.pop(name, None)
         # At once, so that an adapter that gets the same name gets mixes of its own.
         left = [self._names.pop(mix) for mix in list(self._names) if name in dict(mix)]
-        for each in left:
-            while each in self._users:
-                await asyncio.sleep(_LOOK_EVERY)
-            await self._forget(each)
+        # They go when whoever asks for it leaves: vLLM must know no mix that is not known here.
+        await asyncio.shield(asyncio.gather(*map(self._forget_unused, left)))
 
     def _mix(self, adapters: Mapping[str, float] | None) -> _Mix:
         """What a request asks for; UnknownModel when it names an adapter that is not there."""
@@ -171,6 +172,12 @@ class Mixes:
                 raise TooManyRequests(f"{_MOST_MIXES} mixes of adapters are in use; try again later.")
             await self._forget(self._names.pop(idle))
 
+    async def _forget_unused(self, name: str) -> None:
+        if name in self._users:  # and no other request can come to it
+            unused = self._unused[name] = asyncio.Event()
+            await unused.wait()
+        await self._forget(name)
+
     async def _forget(self, name: str) -> None:
         answer = await self._post("/v1/unload_lora_adapter", {"lora_name": name})
         if answer.status_code != 200:
@@ -182,4 +189,4 @@ class Mixes:
 
     def _folder_of(self, name: str) -> Path:
         """Kept while vLLM knows the mix: it may read it again."""
-        return Path(self._folder.name) / name
+        return self._folder / name

@@ -23,7 +23,6 @@ from kaito_serving.http.running import Asker, Running
 from kaito_serving.http.text import Text
 
 _COALESCE = 0.02  # seconds within which tokens after the first go out together
-_KEEP_ALIVE = 15.0  # seconds
 _FIRST_WITHIN = 1.0  # seconds to wait for a first token, or a refusal, before the stream begins
 
 
@@ -192,7 +191,7 @@ class OpenAI:
                         sent = now
                     if running.finished:
                         break
-                    wait = max(0.0, sent + _COALESCE - now) if pending else _KEEP_ALIVE
+                    wait = max(0.0, sent + _COALESCE - now) if pending else sse.KEEP_ALIVE_EVERY
                     taken = await running.next(within=wait)
             except RequestError as error:
                 yield sse.event(error_body(error))

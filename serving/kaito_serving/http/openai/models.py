@@ -44,6 +44,14 @@ class Models:
             raise UnknownModel(f"The model {model!r} does not exist; GET /v1/models lists those that do.")
         return mix if adapters is None else adapters
 
+    def named(self, model: str | None, adapters: Mapping[str, float] | None = None) -> tuple[str, ...]:
+        """The loaded adapters that a request names, sorted; those that are not loaded are not among them."""
+        try:
+            mix = self.mix(model, adapters)
+        except UnknownModel:
+            return ()
+        return tuple(sorted(set(mix or ()) & set(self._engine.adapters)))
+
     def _card(self, name: str) -> dict[str, Any]:
         base = self.names[0]
         return {

@@ -53,9 +53,8 @@ class PassThrough:
         """The exposition text of the server behind."""
         return await self._upstream.metrics()
 
-    async def forward(self, path: str, content: bytes, asker: Asker) -> Response:
-        """The answer to POST `path`, whole or in events."""
-        body = _read(content)
+    async def forward(self, path: str, body: Forwarded, content: bytes, asker: Asker) -> Response:
+        """The answer to POST `path`, whole or in events; `body` is what `read` found in `content`."""
         asked = body.model or self._models.names[0]
         if body.use_beam_search:
             raise InvalidRequest("Beam search is not served.", param="use_beam_search")
@@ -77,7 +76,7 @@ class PassThrough:
             kind = answer.headers.get("content-type", "")
             if answer.status_code == 200 and kind.startswith("text/event-stream"):
                 events = self._events(answer, asked if renamed else None, asker, stack.pop_all())
-                return await sse.EventStream.begin(events)
+                return await sse.EventStream.begin(sse.kept_alive(events))
             async with until(asker.deadline, self._monotonic):
                 whole = await _whole(answer)
             if renamed and answer.status_code == 200:
@@ -110,7 +109,8 @@ class PassThrough:
                 yield part
 
 
-def _read(content: bytes) -> Forwarded:
+def read(content: bytes) -> Forwarded:
+    """The fields of a body that are read here; InvalidRequest when it has none such."""
     try:
         return Forwarded.model_validate_json(content)
     except ValidationError as error:
