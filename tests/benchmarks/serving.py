@@ -12,7 +12,8 @@ In one run, in turn, on the same random weights in float32:
     behind     the same vLLM behind our server (--engine vllm)
 
 Cases, each with a number of users: even (equal prompts of 20 tokens), ragged (8 to 400 tokens), arrivals (ragged, over
-ten seconds), penalty (short users while one with a penalty asks), adapters (six mixes; ours alone).
+ten seconds), penalty (short users while one with a penalty asks), long (short users, one each second, while a prompt of
+4,000 tokens arrives), adapters (six mixes; ours alone). The one that others wait beside has a line of its own.
 Prints a table and ratios to ours; nothing is asserted.
 """
 
@@ -42,6 +43,7 @@ import torch
 import transformers
 from tests.tiny_model import tiny_model
 
+_LONG = 2300  # words, about 4,000 tokens
 _NO_TOKEN = 32000  # Phi-3's own end of text, which the tiny tokenizer does not reach
 MIXES = [None, {}, {"one": 1.0}, {"two": 0.5}, {"one": 0.3, "two": 0.7}, {"one": 0.9, "two": 0.1}]
 
@@ -275,6 +277,14 @@ async def measure(server: Server, case: str, *, tokens: int, users: int) -> tupl
                 *(ask(client, server, prompt_of(12, chance), tokens, main) for _ in range(users)),
                 ask(client, server, prompt_of(12, chance), tokens, beside, **settings),
             )
+        elif case == "long":
+
+            async def each(at: int) -> None:
+                await asyncio.sleep(0.5 + at)
+                await ask(client, server, prompt_of(12, chance), 4, main)
+
+            long = ask(client, server, prompt_of(_LONG, chance), 4, beside)
+            await asyncio.gather(long, *(each(at) for at in range(users)))
         elif case in ("adapters", "base"):
             mixes = MIXES if case == "adapters" else [{}]
             await asyncio.gather(
@@ -293,7 +303,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2)
-    cases = "even-1,even-8,even-32,ragged-32,arrivals-32,no-penalty-8,penalty-8,base-32,adapters-32"
+    cases = "even-1,even-8,even-32,ragged-32,arrivals-32,no-penalty-8,penalty-8,long-8,base-32,adapters-32"
     parser.add_argument("--servers", default="ours,no-ray,serve,pipeline")
     parser.add_argument("--cases", default=cases)
     parser.add_argument("--vllm", default="")
@@ -323,8 +333,11 @@ def main() -> None:
                             continue
                         if name == "pipeline" and int(users) > 8:
                             users = "8"  # its rate does not depend on how many wait
-                        reading, _ = asyncio.run(measure(server, case, tokens=options.tokens, users=int(users)))
+                        reading, beside = asyncio.run(measure(server, case, tokens=options.tokens, users=int(users)))
                         readings.setdefault((each, name), []).append(reading)
+                        if beside.tokens:
+                            beside.seconds = reading.seconds
+                            readings.setdefault((f"{each} +1", name), []).append(beside)
                         print(f"{name:10} {each:14} {reading.rate:8.1f} tok/s", file=sys.stderr, flush=True)
     report(readings, names, options)
 

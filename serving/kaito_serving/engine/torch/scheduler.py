@@ -12,8 +12,10 @@ from kaito_serving.engine.torch.row import Row
 class Scheduler:
     """Rows wait until the cache has room for all that they may need; from then on they run to their end.
 
-    A pass takes at most `max_batch_tokens` tokens: first one of each row that answers, then parts of prompts in the
-    order of admission, so that a long prompt never holds an answer up for longer than one pass.
+    A pass takes at most `max_batch_tokens` tokens: first one of each row that answers, so that a long prompt never
+    holds an answer up for longer than one pass; then parts of prompts. Half of that room is for the prompt that was
+    admitted first, which no stream of others can hold up; the rest goes to those of which least is left, so that a
+    short prompt does not wait for a long one.
     """
 
     def __init__(self, arena: Arena, *, max_batch_tokens: int) -> None:
@@ -59,14 +61,13 @@ class Scheduler:
     def plan(self) -> list[tuple[Row, int]]:
         """The next pass: rows with the number of their pending tokens that it takes in."""
         steps = [(row, 1) for row in self.running if row.pending == 1]
-        room = self._max_batch_tokens - len(steps)
-        for row in self.running:
-            if room < 1:
-                break
-            if row.pending > 1:
-                count = min(room, row.pending)
-                steps.append((row, count))
-                room -= count
+        prompts = [row for row in self.running if row.pending > 1]
+        if prompts:
+            room = self._max_batch_tokens - len(steps)
+            parts = Counter({prompts[0]: min(prompts[0].pending, room // 2)})
+            for row in sorted(prompts, key=lambda row: row.pending):
+                parts[row] += min(row.pending - parts[row], room - parts.total())
+            steps += [(row, count) for row, count in parts.items() if count]
         return steps
 
     def _turn(self) -> Callable[[Row], tuple[int, int, int]]:
