@@ -33,6 +33,7 @@ from kaito_local.nodes.containerd import SOCKET, config, plugin_folder, program,
 
 _LOCK = ".lock"
 _PULLED = "pulled"
+_KEPT = "kept.invalid"  # a registry that does not exist (RFC 2606)
 _CONTENT = "io.containerd.content.v1.content"
 _METADATA = "io.containerd.metadata.v1.bolt"
 _SNAPSHOTS = "io.containerd.snapshotter.v1.overlayfs"
@@ -221,6 +222,10 @@ def _pull_all(folder: Path) -> None:
             raise StartError("containerd did not start within 30 s")
         ctr = ["ctr", "--address", str(SOCKET), "--namespace", "k8s.io", "images"]
         wanted = json.loads((folder / "images.json").read_text())
+        # containerd gives a name to the new image before it unpacks that one. Until then nothing but the older image
+        # refers to the layers that both have, and its garbage collection would remove them in between.
+        for number, image in enumerate(_listed(ctr)):
+            subprocess.run([*ctr, "tag", "--force", image, f"{_KEPT}/{number}"], capture_output=True, check=True)
         for image in wanted:
             pull = [*ctr, "pull", "--hosts-dir", str(folder / "certs.d"), image]
             done = subprocess.run(pull, capture_output=True, text=True, check=False)
@@ -228,8 +233,7 @@ def _pull_all(folder: Path) -> None:
                 raise BuildError(f"cannot pull {image}: {done.stderr.strip()}")
             with (folder / _PULLED).open("a") as pulled:
                 pulled.write(f"{image}\n")
-        listed = subprocess.run([*ctr, "list", "--quiet"], capture_output=True, text=True, check=False).stdout.split()
-        stale = sorted(set(listed) - set(wanted))
+        stale = sorted(set(_listed(ctr)) - set(wanted))
         if stale:
             subprocess.run([*ctr, "remove", "--sync", *stale], capture_output=True, check=False)
     finally:
@@ -237,6 +241,10 @@ def _pull_all(folder: Path) -> None:
         containerd.wait()
     for leftover in (folder / "containerd").glob("io.containerd.runtime*"):
         shutil.rmtree(leftover)
+
+
+def _listed(ctr: Sequence[str]) -> list[str]:
+    return subprocess.run([*ctr, "list", "--quiet"], capture_output=True, text=True, check=True).stdout.split()
 
 
 def _mounted_below(directory: Path) -> set[str]:
@@ -269,7 +277,7 @@ def main() -> None:
     wait_for_release()
     try:
         _pull_all(Path(sys.argv[1]))
-    except (LocalError, OSError) as error:
+    except (LocalError, OSError, subprocess.SubprocessError) as error:
         sys.exit(str(error))
 
 
