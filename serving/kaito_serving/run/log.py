@@ -12,7 +12,9 @@ import logging.handlers
 import socket
 import sys
 import threading
+import traceback
 from pathlib import Path
+from typing import Any
 
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _LARGEST = 256 * 1024  # bytes of a line
@@ -60,9 +62,15 @@ class Receiver:
 def send(path: Path, *, name: str, debug: bool) -> None:
     """Send this process' lines to the receiver at `path`, with `name` in front if there is one."""
     handler = logging.handlers.SysLogHandler(address=str(path))
-    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {name + ': ' if name else ''}%(message)s"))
+    handler.setFormatter(_Formatter(f"%(asctime)s %(levelname)s {name + ': ' if name else ''}%(message)s"))
     for each in ("kaito_serving", "uvicorn"):
         logger = logging.getLogger(each)
         logger.handlers = [handler]
         logger.propagate = False
     show_details(debug)
+
+
+class _Formatter(logging.Formatter):
+    def formatException(self, ei: Any) -> str:
+        """Without print, as logging has it: what Ray Serve (2.60) puts in its place writes each line as a tuple."""
+        return "".join(traceback.format_exception(*ei)).rstrip("\n")

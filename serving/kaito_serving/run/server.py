@@ -174,8 +174,8 @@ def _deploy(serve: Any, options: Options, *, gpus: int, processors: int, folder:
     target = application(
         options,
         gpus_per_replica=share if share < 1 else int(share),
-        # One processor is left to HTTP and Ray; Ray sets the number of computing threads by this.
-        cpus_per_replica=max(1, (processors - 1) // count),
+        # Ray sets the number of computing threads by this. HTTP and Ray itself take little, and from all of them.
+        cpus_per_replica=max(1, processors // count),
         folder=folder,
     )
     try:

@@ -14,10 +14,18 @@ from tests.eventually import PATIENCE
 from kaito_serving.run import log
 
 SEND = """
-import logging, sys
+import builtins, logging, sys
 from pathlib import Path
 from kaito_serving.run import log
 
+printed = print
+
+
+def as_in_a_replica_of_ray_serve(*objects, sep=" ", end="\\n", file=None, flush=False):
+    printed(objects, sep=sep, end=end, file=file, flush=flush)
+
+
+builtins.print = as_in_a_replica_of_ray_serve
 log.send(Path(sys.argv[1]), name=sys.argv[2], debug=False)
 ours, theirs = logging.getLogger("kaito_serving.engine"), logging.getLogger("uvicorn.error")
 ours.info("Model loaded")
