@@ -161,4 +161,4 @@ def test_each_layers_cache_lies_on_its_layers_device():
         with during(now):
             out, _ = attend(layer, query, key, value, None)
         assert (out.device.type, tuple(out.shape)) == (name, (1, 8, 4, 8))
-        assert {buffer.device.type for buffer in arena.layer(index)} == {name}
+        assert {buffer.device.type for buffer in arena.layers()[index]} == {name}

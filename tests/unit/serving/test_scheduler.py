@@ -45,7 +45,7 @@ def test_a_short_prompt_does_not_wait_for_a_long_one():
     long = engine.ask(PASS * 8)
     assert engine.step() == {long: PASS}
     short = engine.ask(20)
-    assert engine.step() == {long: PASS - 20, short: 20}
+    assert engine.step() == {long: PASS // 2, short: 20}
     assert short.sampler.answered == 1
 
 
@@ -57,7 +57,7 @@ def test_a_long_prompt_gets_half_of_each_pass_however_many_short_ones_come():
         for _ in range(8):
             engine.ask(20)
         steps = engine.step()
-        assert steps[long] >= PASS // 2
+        assert steps[long] == PASS // 2
         assert sum(steps.values()) == PASS
         passes += 1
     assert passes == 16
@@ -77,12 +77,12 @@ def test_answers_go_before_prompts():
     assert engine.step() == dict.fromkeys(answering, 1) | {long: PASS - 10}
 
 
-def test_a_pass_is_full_or_takes_everything():
+def test_a_pass_is_at_least_half_full_or_takes_everything():
     engine = Engine()
     rows = [engine.ask(length, answer=3) for length in (1, 2, 63, 64, 65, 200, 7)]
     while engine.scheduler.running or engine.scheduler.waiting:
         due = sum(row.pending for row in engine.scheduler.running + engine.scheduler.waiting)
         steps = engine.step()
-        assert sum(steps.values()) == min(PASS, due)
+        assert min(PASS // 2, due) <= sum(steps.values()) <= PASS
         assert all(steps.values())
     assert [row.sampler.answered for row in rows] == [3] * len(rows)

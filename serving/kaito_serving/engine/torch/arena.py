@@ -1,7 +1,8 @@
-"""The key-value cache: one buffer per layer, of which every running request has a span of its own.
+"""The key-value cache: every running request has a span of its own, the same positions in all layers.
 
 A request gets room for its prompt and its longest answer when it is admitted, so nothing is ever evicted, and no step
-allocates. Each layer's buffers lie on that layer's device.
+allocates. Each layer's keys and values lie on that layer's device; those of layers of one shape are one buffer, so that
+a request's part of all of them is one view.
 """
 
 from __future__ import annotations
@@ -39,23 +40,31 @@ class Span:
 
 
 class Arena:
-    """For each layer, keys [heads, tokens, key_dim] and values [heads, tokens, value_dim]."""
+    """For layers of one shape, keys [layers, heads, tokens, key_dim] and values [layers, heads, tokens, value_dim]."""
 
     def __init__(self, layers: Mapping[int, LayerShape], *, tokens: int) -> None:
         self.tokens = tokens
         self._spans: list[Span] = []  # by start
+        self._indices: dict[LayerShape, list[int]] = {}
+        for index, shape in layers.items():
+            self._indices.setdefault(shape, []).append(index)
+
+        def buffer(shape: LayerShape, dim: int) -> Tensor:
+            size = (len(self._indices[shape]), shape.heads, tokens, dim)
+            return torch.empty(size, dtype=shape.dtype, device=shape.device)
+
         # Pages that were never written cost no memory.
         self._buffers = {
-            index: (
-                torch.empty(shape.heads, tokens, shape.key_dim, dtype=shape.dtype, device=shape.device),
-                torch.empty(shape.heads, tokens, shape.value_dim, dtype=shape.dtype, device=shape.device),
-            )
-            for index, shape in layers.items()
+            shape: (buffer(shape, shape.key_dim), buffer(shape, shape.value_dim)) for shape in self._indices
         }
 
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer."""
-        return self._buffers[index]
+    def layers(self, start: int = 0, end: int | None = None) -> dict[int, tuple[Tensor, Tensor]]:
+        """Of each layer, keys and values of the n positions from `start` to `end`: [1, heads, n, dim]."""
+        result: dict[int, tuple[Tensor, Tensor]] = {}
+        for shape, (keys, values) in self._buffers.items():
+            parts = zip(keys[:, None, :, start:end].unbind(), values[:, None, :, start:end].unbind(), strict=True)
+            result.update(zip(self._indices[shape], parts, strict=True))
+        return result
 
     @property
     def reserved(self) -> int:
@@ -104,6 +113,7 @@ class Arena:
                 for keys, values in self._buffers.values():
                     for buffer in (keys, values):
                         # Source and target may overlap, so the part is copied out first.
-                        buffer[:, start : start + span.used] = buffer[:, span.start : span.start + span.used].clone()
+                        part = buffer[:, :, span.start : span.start + span.used].clone()
+                        buffer[:, :, start : start + span.used] = part
                 span.start = start
             start += span.size

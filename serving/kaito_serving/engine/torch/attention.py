@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -40,8 +41,26 @@ class Pass:
 
     arena: Arena
     pieces: Sequence[Piece]
+    _everything: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _seen: dict[tuple[Piece, int | None], dict[int, tuple[Tensor, Tensor]]] = field(default_factory=dict)
     _targets: dict[torch.device, Tensor] = field(default_factory=dict)
     _masks: dict[tuple[int, int, int | None, torch.device], Tensor] = field(default_factory=dict)
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, of all rows."""
+        if not self._everything:
+            self._everything = self.arena.layers()
+        return self._everything[index]
+
+    def seen(self, piece: Piece, window: int | None, index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer that the last token of a piece sees: [1, heads, n, dim]."""
+        found = self._seen.get((piece, window))
+        if found is None:
+            end = piece.done + piece.count
+            first = max(0, end - window) if window is not None else 0
+            found = self.arena.layers(piece.span.start + first, piece.span.start + end)
+            self._seen[piece, window] = found
+        return found[index]
 
     def targets(self, device: torch.device) -> Tensor:
         """The positions of the arena that the new tokens go to: [T]."""
@@ -111,36 +130,41 @@ def attend(
         whole = Piece(Span(0, tokens), 0, tokens)
         mask = Pass(Arena({}, tokens=0), ()).mask(whole, window, query.device)
         return _many(query, key, value, mask, scale, softcap).transpose(1, 2), None
-    keys, values = now.arena.layer(index)
+    keys, values = now.layer(index)
     targets = now.targets(keys.device)
-    keys.index_copy_(1, targets, key[0])
-    values.index_copy_(1, targets, value[0])
-    out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
-    at = 0
-    for piece in now.pieces:
+    keys.index_copy_(2, targets, key)
+    values.index_copy_(2, targets, value)
+    # What needs an operation for each row is what a pass of many rows waits for, so there is one, and no more.
+    ones = sum(1 for _ in takewhile(lambda piece: piece.count == 1, now.pieces))
+    parts = []
+    if ones:
+        parts.append(_ones(query[0, :, :ones], [now.seen(p, window, index) for p in now.pieces[:ones]], scale, softcap))
+    at = ones
+    for piece in now.pieces[ones:]:
         end = piece.done + piece.count
-        start = piece.span.start
-        q = query[:, :, at : at + piece.count]
-        if piece.count == 1:
-            low = start + max(0, end - window if window is not None else 0)
-            k, v = keys[None, :, low : start + end], values[None, :, low : start + end]
-            out[:, at] = _one(q, k, v, scale, softcap)
-        else:
-            k, v = keys[None, :, start : start + end], values[None, :, start : start + end]
-            plain = piece.done == 0 and (window is None or window >= end)
-            seen = None if plain else now.mask(piece, window, q.device)
-            out[:, at : at + piece.count] = _many(q, k, v, seen, scale, softcap).transpose(1, 2)
+        k, v = now.seen(piece, None, index)
+        plain = piece.done == 0 and (window is None or window >= end)
+        visible = None if plain else now.mask(piece, window, query.device)
+        out = _many(query[:, :, at : at + piece.count], k, v, visible, scale, softcap)
+        parts.append(out.transpose(1, 2))
         at += piece.count
-    return out, None
+    return torch.cat(parts, dim=1), None
 
 
-def _one(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None) -> Tensor:
-    """One new token, which sees everything: the queries that share a key head stand beside each other. [1, Hq, D]."""
-    heads, dim = q.shape[1], q.shape[3]
-    grouped = q.reshape(1, k.shape[1], heads // k.shape[1], dim)
+def _ones(queries: Tensor, seen: Sequence[tuple[Tensor, Tensor]], scale: float, softcap: float | None) -> Tensor:
+    """Rows with one new token each, which sees all of `seen`: queries [Hq, rows, D] in, [1, rows, Hq, Dv] out.
+
+    The queries that share a key head stand beside each other, as if they were tokens of it.
+    """
+    heads, rows, dim = queries.shape
+    shared = seen[0][0].shape[1]
+    each = queries.transpose(0, 1).reshape(rows, 1, shared, heads // shared, dim).unbind()
     if softcap is not None:
-        return _capped(grouped, k, v, None, scale, softcap).reshape(1, heads, -1)
-    return functional.scaled_dot_product_attention(grouped, k, v, scale=scale).reshape(1, heads, -1)
+        outs = [_capped(q, k, v, None, scale, softcap) for q, (k, v) in zip(each, seen, strict=True)]
+    else:
+        attention = functional.scaled_dot_product_attention
+        outs = [attention(q, k, v, scale=scale) for q, (k, v) in zip(each, seen, strict=True)]
+    return torch.stack(outs).reshape(1, rows, heads, -1)
 
 
 def _many(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float, softcap: float | None) -> Tensor:

@@ -13,9 +13,9 @@ class Scheduler:
     """Rows wait until the cache has room for all that they may need; from then on they run to their end.
 
     A pass takes at most `max_batch_tokens` tokens: first one of each row that answers, so that a long prompt never
-    holds an answer up for longer than one pass; then parts of prompts. Half of that room is for the prompt that was
-    admitted first, which no stream of others can hold up; the rest goes to those of which least is left, so that a
-    short prompt does not wait for a long one.
+    holds an answer up for longer than one pass; then parts of prompts. The one that was admitted first gets half of
+    that room, so that no stream of others can hold it up, and all of it when it is alone; the others get the rest,
+    the one first of which least is left, so that a short prompt waits neither for a long one nor for much of it.
     """
 
     def __init__(self, arena: Arena, *, max_batch_tokens: int) -> None:
@@ -64,10 +64,12 @@ class Scheduler:
         prompts = [row for row in self.running if row.pending > 1]
         if prompts:
             room = self._max_batch_tokens - len(steps)
-            parts = Counter({prompts[0]: min(prompts[0].pending, room // 2)})
-            for row in sorted(prompts, key=lambda row: row.pending):
-                parts[row] += min(row.pending - parts[row], room - parts.total())
-            steps += [(row, count) for row, count in parts.items() if count]
+            first, *others = prompts
+            parts = [(first, min(first.pending, room // 2 if others else room))]
+            for row in sorted(others, key=lambda row: row.pending):
+                room -= parts[-1][1]
+                parts.append((row, min(row.pending, room)))
+            steps += [(row, count) for row, count in parts if count]
         return steps
 
     def _turn(self) -> Callable[[Row], tuple[int, int, int]]:
