@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
+from urllib.parse import urljoin
 
 import urllib3
 
@@ -22,6 +23,7 @@ from kaito_hooks.artifacts.errors import AccessDenied, ArtifactNotFound, Damaged
 logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 20
+_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +74,15 @@ class Transfer:
                     response.close()
                 if len(body) > limit:
                     raise ArtifactNotFound(
-                        f"{_host(url)} answered with more than {limit} bytes where a small document belongs"
+                        f"{origin(url)} answered with more than {limit} bytes where a small document belongs"
                     )
                 if response.status not in (408, 429) and response.status < 500:
                     return response.status, response.headers, body
                 problem = Unreachable(
-                    f"{_host(url)} answered {response.status}", retry_after=_retry_after(response.headers)
+                    f"{origin(url)} answered {response.status}", retry_after=_retry_after(response.headers)
                 )
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                problem = Unreachable(f"{_host(url)} does not answer: {_cause(error)}")
+                problem = Unreachable(f"{origin(url)} does not answer: {_cause(error)}")
             failures += 1
             self._wait(problem, failures)
 
@@ -109,7 +111,7 @@ class Transfer:
                 try:
                     if response.status in (408, 429) or response.status >= 500:
                         raise Unreachable(
-                            f"{_host(url)} answered {response.status}", retry_after=_retry_after(response.headers)
+                            f"{origin(url)} answered {response.status}", retry_after=_retry_after(response.headers)
                         )
                     if response.status == 401 and renew is not None and renewed_at != position:
                         fresh = renew(response.headers.get("WWW-Authenticate", ""))
@@ -118,7 +120,7 @@ class Transfer:
                             continue
                     _refuse(url, response.status)
                     if response.status == 206 and not _continues(response.headers, position):
-                        raise Unreachable(f"{_host(url)} answered with another part of the file than was asked for")
+                        raise Unreachable(f"{origin(url)} answered with another part of the file than was asked for")
                     skip = position if position and response.status == 200 else 0
                     for chunk in response.stream(CHUNK, decode_content=False):
                         part = chunk[skip:] if skip else chunk
@@ -126,17 +128,17 @@ class Transfer:
                         if part:
                             position += len(part)
                             if size is not None and position > size:
-                                raise Damaged(f"{_host(url)} sends more than the {size} bytes that it announced")
+                                raise Damaged(f"{origin(url)} sends more than the {size} bytes that it announced")
                             yield part
                 finally:
                     response.close()
                 if size is None or position >= size:
                     return
-                problem = Unreachable(f"{_host(url)} ended the transfer after {position} of {size} bytes")
+                problem = Unreachable(f"{origin(url)} ended the transfer after {position} of {size} bytes")
             except Unreachable as error:
                 problem = error
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                problem = Unreachable(f"the transfer from {_host(url)} broke off: {_cause(error)}")
+                problem = Unreachable(f"the transfer from {origin(url)} broke off: {_cause(error)}")
             failures = 1 if position > began else failures + 1
             self._wait(problem, failures)
 
@@ -160,29 +162,28 @@ class Transfer:
             finally:
                 response.close()
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise Unreachable(f"{_host(url)} does not answer: {_cause(error)}") from error
+            raise Unreachable(f"{origin(url)} does not answer: {_cause(error)}") from error
         if response.status in (408, 429) or response.status >= 500:
-            raise Unreachable(f"{_host(url)} answered {response.status}", retry_after=_retry_after(response.headers))
+            raise Unreachable(f"{origin(url)} answered {response.status}", retry_after=_retry_after(response.headers))
         return response.status, response.headers, answer
 
     def _open(self, url: str, *, headers: Mapping[str, str], redirects: int) -> urllib3.response.BaseHTTPResponse:
-        sent = dict(headers)
+        asked, sent = origin(url), dict(headers)
         for _ in range(redirects + 1):
             response = self._request("GET", url, headers=sent)
             location = response.headers.get("Location")
             if response.status not in (301, 302, 303, 307, 308) or not location:
+                if origin(url) != asked:
+                    # To answer this challenge would give the registry's password to its storage.
+                    response.headers.discard("WWW-Authenticate")
                 return response
             response.close()
-            target = urllib3.util.parse_url(location)
-            if target.host is None:
-                location = str(urllib3.util.parse_url(url)._replace(path=target.path, query=target.query))
-            elif target.scheme == "http" and url.startswith("https:"):
-                raise Unreachable(f"{_host(url)} redirects to {_host(location)}, which has no TLS")
-            elif (target.scheme, target.netloc) != _origin(url):
+            target = follow(url, location)
+            if origin(target) != origin(url):
                 # Credentials are for the host that asked for them, not for the storage that it points to.
                 sent = {name: value for name, value in sent.items() if name.lower() != "authorization"}
-            url = location
-        raise Unreachable(f"{_host(url)} redirects in a circle")
+            url = target
+        raise Unreachable(f"{origin(url)} redirects in a circle")
 
     def _request(
         self, method: str, url: str, *, headers: Mapping[str, str], body: bytes | BinaryIO | None = None
@@ -201,7 +202,7 @@ class Transfer:
             )
         target = urllib3.util.parse_url(url)
         host, secure = target.host or "", target.scheme == "https"
-        port = target.port or (443 if secure else 80)
+        port = target.port or _PORTS["https" if secure else "http"]
         address = self.guard(host.strip("[]"), port)
         pool: urllib3.HTTPConnectionPool
         if secure:
@@ -229,6 +230,30 @@ class Transfer:
         self.sleep(pause)
 
 
+def origin(url: str) -> str:
+    """Scheme, host and port, the scheme's own port left out: what credentials are for, and what may be shown of a URL.
+
+    Paths and queries may carry tokens. https://www.rfc-editor.org/rfc/rfc6454#section-4
+    """
+    parsed = urllib3.util.parse_url(url)
+    port = "" if parsed.port in (None, _PORTS.get(parsed.scheme or "")) else f":{parsed.port}"
+    return f"{parsed.scheme}://{parsed.host}{port}"
+
+
+def follow(url: str, location: str) -> str:
+    """The URL that ``location``, said by ``url``, names. Raises Unreachable if it is none, or gives up TLS."""
+    try:
+        target = urljoin(url, location)
+        parsed = urllib3.util.parse_url(target)
+    except ValueError:
+        parsed = urllib3.util.Url()
+    if parsed.scheme not in _PORTS or not parsed.host:
+        raise Unreachable(f"{origin(url)} points to something that is no http or https URL")
+    if parsed.scheme == "http" and origin(url).startswith("https:"):
+        raise Unreachable(f"{origin(url)} points to {origin(target)}, without TLS")
+    return target
+
+
 def _continues(headers: Mapping[str, str], position: int) -> bool:
     """Whether a partial answer begins where we stopped; a server that does not say is believed (the digest tells)."""
     said = headers.get("Content-Range", "")
@@ -237,27 +262,16 @@ def _continues(headers: Mapping[str, str], position: int) -> bool:
 
 def _refuse(url: str, status: int) -> None:
     if status in (401, 403):
-        raise AccessDenied(f"{_host(url)} refuses access ({status})")
+        raise AccessDenied(f"{origin(url)} refuses access ({status})")
     if status == 404:
-        raise ArtifactNotFound(f"{_host(url)} does not have it (404)")
+        raise ArtifactNotFound(f"{origin(url)} does not have it (404)")
     if status not in (200, 206):
-        raise Unreachable(f"{_host(url)} answered {status}")
+        raise Unreachable(f"{origin(url)} answered {status}")
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     value = headers.get("Retry-After", "")
     return float(value) if value.isdigit() else None
-
-
-def _origin(url: str) -> tuple[str | None, str | None]:
-    parsed = urllib3.util.parse_url(url)
-    return parsed.scheme, parsed.netloc
-
-
-def _host(url: str) -> str:
-    """Scheme and host alone: paths and queries may carry tokens."""
-    parsed = urllib3.util.parse_url(url)
-    return f"{parsed.scheme}://{parsed.netloc}"
 
 
 def _cause(error: BaseException) -> str:

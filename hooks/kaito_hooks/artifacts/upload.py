@@ -1,6 +1,7 @@
 """Writing to an OCI registry: blobs, a manifest, and whether one may write at all.
 
-https://github.com/opencontainers/distribution-spec/blob/main/spec.md#push. Mirrors are never written to.
+https://github.com/opencontainers/distribution-spec/blob/main/spec.md#push. Mirrors are never written to, and nothing is
+sent to another origin than the registry's own, wherever it says that an upload belongs.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import urlencode, urljoin
+from urllib.parse import urlencode
 
 from kaito_hooks.artifacts.credentials import Credentials
 from kaito_hooks.artifacts.errors import AccessDenied, ArtifactNotFound, InvalidReference, Unreachable
@@ -17,7 +18,7 @@ from kaito_hooks.artifacts.package import MANIFEST_TYPE, Package, sha256
 from kaito_hooks.artifacts.reference import Reference
 from kaito_hooks.artifacts.registries import Registries
 from kaito_hooks.artifacts.registry import RegistryReader
-from kaito_hooks.artifacts.transfer import Transfer
+from kaito_hooks.artifacts.transfer import Transfer, follow, origin
 
 
 class RegistryWriter(RegistryReader):
@@ -75,7 +76,13 @@ class RegistryWriter(RegistryReader):
         url = f"{self._base()}/blobs/uploads/"
         status, headers = self._send("POST", url, headers={"Content-Length": "0"})
         self._expect(status, 202)
-        return urljoin(url, headers.get("Location", url))
+        location = follow(url, headers.get("Location", url))
+        if origin(location) != origin(url):
+            raise Unreachable(
+                f"{self._reference.registry} wants the upload of {self._reference} sent to {origin(location)}; "
+                f"nothing is sent anywhere but to {origin(url)}"
+            )
+        return location
 
     def _send(
         self, method: str, url: str, *, body: bytes | BinaryIO | None = None, headers: Mapping[str, str] | None = None

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from kaito_hooks.artifacts.errors import AccessDenied, ArtifactNotFound, Unreachable
-from kaito_hooks.artifacts.transfer import Patience, Transfer
+from kaito_hooks.artifacts.transfer import Patience, Transfer, follow
 
 BODY = bytes(range(256)) * 4096
 Answer = Callable[[BaseHTTPRequestHandler, int], None]
@@ -153,6 +153,34 @@ def test_credentials_do_not_follow_a_redirect_to_another_host(server: Server, tr
     finally:
         storage.http.shutdown()
         storage.http.server_close()
+
+
+@pytest.mark.parametrize(
+    ("location", "leads_to"),
+    [
+        ("/b?x=1", "https://a.example.com/b?x=1"),
+        ("b", "https://a.example.com/v2/b"),
+        ("//c.example.com/b", "https://c.example.com/b"),
+        ("https://c.example.com/b", "https://c.example.com/b"),
+    ],
+)
+def test_a_location_is_read_as_seen_from_where_it_was_given(location: str, leads_to: str) -> None:
+    assert follow("https://a.example.com/v2/a", location) == leads_to
+
+
+@pytest.mark.parametrize(
+    ("location", "says"),
+    [
+        ("http://a.example.com/b", "without TLS"),
+        ("HTTP://c.example.com/b", "without TLS"),
+        ("ftp://c.example.com/b", "no http or https"),
+        ("https://[", "no http or https"),
+    ],
+)
+def test_a_location_that_gives_up_tls_or_is_none_is_not_followed(location: str, says: str) -> None:
+    for url in ("https://a.example.com/v2/a", "HTTPS://a.example.com/v2/a"):
+        with pytest.raises(Unreachable, match=says):
+            follow(url, location)
 
 
 def test_nobody_listening_is_told_without_the_path(transfer: Transfer, server: Server) -> None:

@@ -1,0 +1,54 @@
+"""Pushing to a registry that points elsewhere, refuses, or asks for more rights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.unit.artifacts.fake_registry import UPLOADS, FakeRegistry
+
+from kaito_hooks.artifacts.credentials import Credentials
+from kaito_hooks.artifacts.errors import Unreachable
+from kaito_hooks.artifacts.package import Package, pack
+from kaito_hooks.artifacts.reference import parse
+from kaito_hooks.artifacts.registries import Registries
+from kaito_hooks.artifacts.transfer import Transfer
+from kaito_hooks.artifacts.upload import RegistryWriter
+
+
+def writer(fake: FakeRegistry, transfer: Transfer) -> RegistryWriter:
+    return RegistryWriter(
+        parse(f"{fake.host}/team/model:1"),
+        registries=Registries(plain_http=frozenset([fake.host])),
+        transfer=transfer,
+        credentials=Credentials("me", "secret"),
+    )
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Package:
+    folder, work = tmp_path / "adapter", tmp_path / "work"
+    folder.mkdir()
+    work.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    return pack(folder, work=work)
+
+
+def test_what_is_pushed_is_there(fake: FakeRegistry, transfer: Transfer, packed: Package) -> None:
+    fake.token_uses = 100
+    assert writer(fake, transfer).push(packed) == packed.digest
+    assert fake.paths["/v2/team/model/manifests/1"][2] == packed.manifest
+    assert fake.paths[f"/v2/team/model/blobs/{packed.layer_digest}"][2] == packed.layer.read_bytes()
+
+
+@pytest.mark.parametrize("location", ["http://{}/stolen", "//{}/stolen", "http://user@{}/stolen"])
+def test_an_upload_is_not_sent_to_another_origin(
+    fake: FakeRegistry, storage: FakeRegistry, transfer: Transfer, packed: Package, location: str
+) -> None:
+    fake.token_uses = 100
+    fake.overrides[("POST", UPLOADS)] = (202, {"Location": location.format(storage.host)}, b"")
+    with pytest.raises(Unreachable, match=storage.host):
+        writer(fake, transfer).push(packed)
+    with pytest.raises(Unreachable, match=storage.host):
+        writer(fake, transfer).probe()
+    assert storage.requests == []
