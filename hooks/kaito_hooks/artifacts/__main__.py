@@ -18,7 +18,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from kaito_hooks.artifacts import completion, content, credentials, download, hub, image, package, push
+from kaito_hooks.artifacts import addresses, completion, content, credentials, download, hub, image, package, push
 from kaito_hooks.artifacts.errors import ArtifactError, Unfinished, UnsupportedArtifact
 from kaito_hooks.artifacts.reference import parse
 from kaito_hooks.artifacts.registries import Registries
@@ -127,7 +127,7 @@ def data(options: argparse.Namespace) -> None:
             raise UnsupportedArtifact(f"{source} holds no data: there is nothing under {DATA_FOLDER}")
         completion.mark_complete(destination, identity, digest=digest)
     else:
-        guard = download.guard(options.allow_private)
+        guard = addresses.guard(options.allow_private)
         transfer = Transfer(tls=registries.tls(), patience=download.PATIENCE, guard=guard)
         files = download.fetch(options.url, transfer=transfer, destination=destination)
         completion.mark_complete(destination, identity, files=map(asdict, files))

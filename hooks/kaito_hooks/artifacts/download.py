@@ -1,20 +1,17 @@
-"""Training data from URLs: checked addresses, bounded tries, resumed transfers, nothing secret in any text.
+"""Training data from URLs: bounded tries, resumed transfers, nothing secret in any text.
 
-A user's URL is fetched from inside the cluster, so private addresses (other Pods, the cloud's metadata service) are
-refused unless the platform allows them. The address that was checked is the one that is connected to, also on every
-redirect.
+A user's URL is fetched from inside the cluster, so its transfer is guarded (addresses.py): the address that was checked
+is the one that is connected to, also on every redirect.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import ipaddress
 import logging
 import re
 import shutil
-import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -27,8 +24,6 @@ logger = logging.getLogger(__name__)
 PATIENCE = Patience(tries=3, first_pause=2.0, longest_pause=2.0)
 _LONGEST_NAME = 200
 _SPARE = 64 << 20
-
-Resolve = Callable[[str, int], Iterable[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,40 +69,6 @@ def shown(url: str) -> str:
     """The URL without what may be secret: user, password, query."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}{'?...' if parts.query else ''}"
-
-
-def guard(allowed: Iterable[str], *, resolve: Resolve | None = None) -> Callable[[str, int], str]:
-    """A `Transfer.guard` that lets public addresses through, and private ones of the networks ``allowed`` (CIDRs)."""
-    try:
-        networks = [ipaddress.ip_network(network) for network in allowed]
-    except ValueError as error:
-        raise RefusedSource(f"an allowed network is no CIDR: {error}") from None
-    look_up = resolve or _resolve
-
-    def address_of(host: str, port: int) -> str:
-        refused = ""
-        for text in look_up(host, port):
-            address = ipaddress.ip_address(text)
-            if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-                address = address.ipv4_mapped
-            within = any(address.version == network.version and address in network for network in networks)
-            if within or (address.is_global and not address.is_multicast):
-                return str(address)
-            refused = str(address)
-        raise RefusedSource(
-            f"{host} has the private address {refused}, which is not downloaded from unless the chart's value "
-            "tuning.download.allowedPrivateCIDRs allows it"
-        )
-
-    return address_of
-
-
-def _resolve(host: str, port: int) -> list[str]:
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (socket.gaierror, UnicodeError) as error:
-        raise Unreachable(f"the name {host} cannot be resolved: {error}") from None
-    return [str(entry[4][0]) for entry in found]
 
 
 def _fetch(url: str, name: str, *, transfer: Transfer, destination: Path) -> Downloaded:
