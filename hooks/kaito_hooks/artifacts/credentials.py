@@ -8,39 +8,56 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from kaito_hooks.artifacts.errors import InvalidReference
+from kaito_hooks.artifacts.errors import AccessDenied
 from kaito_hooks.artifacts.reference import Reference
 
 _DOCKER_HUB = ("index.docker.io", "registry-1.docker.io")
+_FIELDS = ("username", "password", "auth", "identitytoken", "credsStore")
+_OLD_NAME = ".dockercfg"  # of Secrets of type kubernetes.io/dockercfg
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A user and a password or token."""
+    """A user and a password, or an identity token, which a token server takes instead of a password."""
 
     username: str
     password: str = field(repr=False)
+    identity_token: str = field(default="", repr=False)
 
 
-def find(reference: Reference, files: Iterable[Path]) -> Credentials | None:
-    """The credentials whose registry, or registry and path, is the longest prefix of the reference.
+def find(reference: Reference, files: Iterable[Path]) -> list[Credentials]:
+    """All credentials whose registry, or registry and path, is a prefix of the reference, the longest prefix first.
 
-    A label of the registry may be a pattern (``*.azurecr.io``), as the kubelet reads it:
-    https://kubernetes.io/docs/concepts/containers/images/#config-json. Raises InvalidReference for a file that is no
-    .dockerconfigjson, naming the file and nothing of its content.
+    A label of the registry may be a pattern (``*.azurecr.io``). Like the kubelet, try them in turn:
+    https://kubernetes.io/docs/concepts/containers/images/#config-json. Raises AccessDenied for a Secret that holds
+    nothing usable for this registry although it should, naming the Secret's folder and nothing of its content.
     """
     wanted = f"{reference.registry}/{reference.repository}"
-    best: tuple[int, Credentials] | None = None
+    found: list[tuple[int, Credentials]] = []
+    unusable = ""
     for path in files:
-        for key, entry in _entries(path).items():
+        for key, entry in _read(path).items():
             prefix = _normal(key)
             if not _covers(prefix, wanted):
                 continue
-            found = _decode(entry)
-            if found is not None and (best is None or len(prefix) > best[0]):
-                best = (len(prefix), found)
-    return best[1] if best else None
+            try:
+                credentials = _decode(entry)
+            except ValueError:
+                unusable = f"the Secret mounted at {path.parent} has an auth for {prefix} that is no user:password"
+                continue
+            if credentials is not None:
+                found.append((len(prefix), credentials))
+            elif entry["credsStore"]:
+                unusable = (
+                    f"the Secret mounted at {path.parent} leaves the credentials for {prefix} to the credential store "
+                    f"{entry['credsStore']}; create it with `kubectl create secret docker-registry`"
+                )
+    if unusable and not found:
+        raise AccessDenied(unusable)
+    found.sort(key=lambda entry: -entry[0])
+    return list(dict.fromkeys(credentials for _, credentials in found))
 
 
 def _covers(prefix: str, wanted: str) -> bool:
@@ -54,29 +71,37 @@ def _covers(prefix: str, wanted: str) -> bool:
     return not path or wanted_path == path or wanted_path.startswith(f"{path}/")
 
 
-def _entries(path: Path) -> Mapping[str, Mapping[str, str]]:
+def _read(path: Path) -> Mapping[str, Mapping[str, Any]]:
+    """The entries by registry; ``credsStore`` of one is the program that keeps its credentials outside of the file."""
     try:
-        document = json.loads(path.read_text())
-        auths = document.get("auths", document) if isinstance(document, dict) else None
-        if isinstance(auths, dict) and all(isinstance(entry, dict) for entry in auths.values()):
-            return auths
+        document = json.loads((path if path.exists() else path.with_name(_OLD_NAME)).read_text())
+        if {"auths", "credsStore", "credHelpers"}.isdisjoint(document):
+            document = {"auths": document}
+        auths = document.get("auths") or {}
+        stores = {**dict.fromkeys(auths, document.get("credsStore")), **(document.get("credHelpers") or {})}
+        entries = {key: {**(auths.get(key) or {}), "credsStore": store} for key, store in stores.items()}
+        if all(isinstance(entry.get(name), str | None) for entry in entries.values() for name in _FIELDS):
+            return entries
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, AttributeError):
         pass
-    raise InvalidReference(
-        f"the secret mounted at {path.parent} holds no usable {path.name} (is its type kubernetes.io/dockerconfigjson?)"
+    raise AccessDenied(
+        f"the Secret mounted at {path.parent} holds no usable {path.name} (is its type kubernetes.io/dockerconfigjson?)"
     )
 
 
-def _decode(entry: Mapping[str, str]) -> Credentials | None:
-    if entry.get("username") and entry.get("password"):
-        return Credentials(entry["username"], entry["password"])
-    try:
-        username, colon, password = base64.b64decode(entry.get("auth", "")).decode().partition(":")
-    except ValueError:
-        return None
-    return Credentials(username, password) if colon else None
+def _decode(entry: Mapping[str, Any]) -> Credentials | None:
+    """Raises ValueError for an ``auth`` that is none."""
+    username, password, auth, identity_token, _ = (entry.get(name) or "" for name in _FIELDS)
+    if auth and not (username and password):
+        # The kubelet takes base64 with and without its padding.
+        packed = "".join(auth.split()).rstrip("=")
+        pair = base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True).decode()
+        username, colon, password = pair.partition(":")
+        if not colon:
+            raise ValueError(f"{len(pair)} characters without a colon")
+    return Credentials(username, password, identity_token) if password or identity_token else None
 
 
 def _normal(key: str) -> str:

@@ -1,20 +1,19 @@
 """Reading an OCI registry: manifests by tag or digest, blobs as verified streams.
 
-https://github.com/opencontainers/distribution-spec/blob/main/spec.md; token authentication as registries do it:
-https://distribution.github.io/distribution/spec/auth/token/
+https://github.com/opencontainers/distribution-spec/blob/main/spec.md
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
-from urllib.parse import urlencode
 
+from kaito_hooks.artifacts.access import Access
 from kaito_hooks.artifacts.credentials import Credentials
 from kaito_hooks.artifacts.errors import (
     AccessDenied,
@@ -25,7 +24,7 @@ from kaito_hooks.artifacts.errors import (
     UnsupportedArtifact,
 )
 from kaito_hooks.artifacts.reference import Reference
-from kaito_hooks.artifacts.registries import Endpoint, Registries
+from kaito_hooks.artifacts.registries import Registries
 from kaito_hooks.artifacts.transfer import Transfer
 
 _INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
@@ -56,15 +55,24 @@ class Manifest:
 class RegistryReader:
     """Reads one repository. The first endpoint that answers is used for everything that follows."""
 
+    _actions: Sequence[str] = ("pull",)
+
     def __init__(
-        self, reference: Reference, *, registries: Registries, transfer: Transfer, credentials: Credentials | None
+        self,
+        reference: Reference,
+        *,
+        registries: Registries,
+        transfer: Transfer,
+        credentials: Sequence[Credentials] = (),
     ) -> None:
         self._reference = reference
-        self._endpoints = registries.endpoints(reference)
-        self._endpoint: Endpoint | None = None
+        self._has_credentials = bool(credentials)
         self._transfer = transfer
-        self._credentials = credentials
-        self._authorization: str | None = None
+        self._untried = [
+            Access(endpoint, credentials=credentials, actions=self._actions, transfer=transfer)
+            for endpoint in registries.endpoints(reference)
+        ]
+        self._access: Access | None = None
 
     def manifest(self) -> Manifest:
         """The manifest; of an index, the one for linux/amd64. Digests are verified."""
@@ -88,8 +96,13 @@ class RegistryReader:
         """The blob's bytes. Raises Damaged after the last byte if they are not what the digest says."""
         digest = hashlib.sha256()
         received = 0
-        url = f"{self._base()}/blobs/{descriptor.digest}"
-        chunks = self._transfer.stream(url, headers=self._headers(), size=descriptor.size, renew=self._renew)
+        access = self._chosen()
+
+        def renew(challenge: str) -> Mapping[str, str] | None:
+            return access.headers if access.answer(challenge) else None
+
+        url = f"{access.base}/blobs/{descriptor.digest}"
+        chunks = self._transfer.stream(url, headers=access.headers, size=descriptor.size, renew=renew)
         for chunk in chunks:
             digest.update(chunk)
             received += len(chunk)
@@ -104,7 +117,7 @@ class RegistryReader:
                 f"{self._reference.registry} refuses access to {self._reference.repository} ({status}): "
                 + (
                     "the pull secret's credentials are not accepted"
-                    if self._credentials
+                    if self._has_credentials
                     else "no pull secret is given for it"
                 )
             )
@@ -124,69 +137,29 @@ class RegistryReader:
         return document, digest
 
     def _get_manifest(self, version: str) -> tuple[int, bytes]:
-        accept = {"Accept": ", ".join((*_MANIFESTS, *_INDEXES))}
-        remaining = [self._endpoint] if self._endpoint else list(self._endpoints)
         while True:
-            self._endpoint = remaining.pop(0)
-            url = f"{self._base()}/manifests/{version}"
+            access = self._access or self._untried.pop(0)
             try:
-                status, headers, body = self._transfer.get(url, headers=self._headers() | accept, limit=_DOCUMENT_LIMIT)
-                if status == 401 and self._authenticate(headers.get("WWW-Authenticate", "")):
-                    status, _, body = self._transfer.get(url, headers=self._headers() | accept, limit=_DOCUMENT_LIMIT)
-                return status, body
+                status, _, body = access.request(partial(self._ask, f"{access.base}/manifests/{version}"))
             except Unreachable:
-                if not remaining:
+                if self._access or not self._untried:
                     raise
+            else:
+                self._access = access
+                return status, body
 
-    def _renew(self, challenge: str) -> Mapping[str, str] | None:
-        return self._headers() if self._authenticate(challenge) else None
+    def _ask(self, url: str, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str], bytes]:
+        accept = {"Accept": ", ".join((*_MANIFESTS, *_INDEXES))}
+        return self._transfer.get(url, headers={**headers, **accept}, limit=_DOCUMENT_LIMIT)
 
-    def _authenticate(self, challenge: str) -> bool:
-        """Answers a Basic or Bearer challenge; whether there is something new to try."""
-        assert self._endpoint is not None
-        scheme, _, rest = challenge.partition(" ")
-        basic = self._basic()
-        if scheme.lower() == "basic":
-            self._authorization = basic
-            return basic is not None
-        if scheme.lower() != "bearer":
-            return False
-        fields = dict(re.findall(r'(\w+)="([^"]*)"', rest))
-        if "realm" not in fields:
-            return False
-        scope = fields.get("scope") or f"repository:{self._endpoint.repository}:pull"
-        url = fields["realm"] + "?" + urlencode({"service": fields.get("service", ""), "scope": scope})
-        if basic and url.startswith("http:") and self._endpoint.url.startswith("https:"):
-            raise AccessDenied(f"{self._reference.registry} wants its password sent to a server without TLS")
-        headers = {"Authorization": basic} if basic else {}
-        status, _, body = self._transfer.get(url, headers=headers, limit=_DOCUMENT_LIMIT)
-        if status != 200:
-            return False
-        try:
-            answer = json.loads(body)
-            token = answer.get("token") or answer.get("access_token")
-        except (ValueError, AttributeError):
-            token = None
-        self._authorization = f"Bearer {token}" if token else None
-        return token is not None
-
-    def _basic(self) -> str | None:
-        if self._credentials is None or (self._endpoint is not None and self._endpoint.is_mirror):
-            return None
-        pair = f"{self._credentials.username}:{self._credentials.password}"
-        return f"Basic {base64.b64encode(pair.encode()).decode()}"
-
-    def _headers(self) -> dict[str, str]:
-        return {"Authorization": self._authorization} if self._authorization else {}
-
-    def _base(self) -> str:
-        if self._endpoint is None:
+    def _chosen(self) -> Access:
+        if self._access is None:
             raise ArtifactError("the manifest is read before its blobs")
-        return f"{self._endpoint.url}/v2/{self._endpoint.repository}"
+        return self._access
 
     def _via(self) -> str:
-        mirrored = self._endpoint is not None and self._endpoint.is_mirror
-        return f" (asked the mirror {self._endpoint.url})" if mirrored and self._endpoint else ""
+        mirrored = self._access is not None and self._access.endpoint.is_mirror
+        return f" (asked the mirror {self._access.endpoint.url})" if mirrored and self._access else ""
 
 
 def _descriptor(layer: Mapping[str, Any]) -> Descriptor:

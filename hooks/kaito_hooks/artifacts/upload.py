@@ -6,7 +6,7 @@ sent to another origin than the registry's own, wherever it says that an upload 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -24,14 +24,21 @@ from kaito_hooks.artifacts.transfer import Transfer, follow, origin
 class RegistryWriter(RegistryReader):
     """Writes one repository. Every call is one try; the caller decides about another."""
 
+    _actions = ("pull", "push")
+
     def __init__(
-        self, reference: Reference, *, registries: Registries, transfer: Transfer, credentials: Credentials | None
+        self,
+        reference: Reference,
+        *,
+        registries: Registries,
+        transfer: Transfer,
+        credentials: Sequence[Credentials] = (),
     ) -> None:
         if reference.tag is None:
             raise InvalidReference(f"{reference} has no tag to push to")
         direct = replace(registries, mirrors={})
         super().__init__(reference, registries=direct, transfer=transfer, credentials=credentials)
-        (self._endpoint,) = direct.endpoints(reference)
+        (self._access,) = self._untried
 
     def probe(self) -> None:
         """Opens an upload and cancels it. Raises AccessDenied, Unreachable."""
@@ -45,7 +52,7 @@ class RegistryWriter(RegistryReader):
             return package.digest
         self._put_blob(package.config_digest, package.config)
         self._put_blob(package.layer_digest, package.layer)
-        url = f"{self._base()}/manifests/{self._reference.tag}"
+        url = f"{self._chosen().base}/manifests/{self._reference.tag}"
         status, _ = self._send("PUT", url, body=package.manifest, headers={"Content-Type": MANIFEST_TYPE})
         self._expect(status, 201)
         return package.digest
@@ -58,7 +65,7 @@ class RegistryWriter(RegistryReader):
         return sha256(body) if status == 200 else None
 
     def _put_blob(self, digest: str, content: bytes | Path) -> None:
-        status, _ = self._send("HEAD", f"{self._base()}/blobs/{digest}")
+        status, _ = self._send("HEAD", f"{self._chosen().base}/blobs/{digest}")
         if status == 200:
             return
         location = self._begin_upload()
@@ -73,7 +80,7 @@ class RegistryWriter(RegistryReader):
         self._expect(status, 201)
 
     def _begin_upload(self) -> str:
-        url = f"{self._base()}/blobs/uploads/"
+        url = f"{self._chosen().base}/blobs/uploads/"
         status, headers = self._send("POST", url, headers={"Content-Length": "0"})
         self._expect(status, 202)
         location = follow(url, headers.get("Location", url))
@@ -88,11 +95,13 @@ class RegistryWriter(RegistryReader):
         self, method: str, url: str, *, body: bytes | BinaryIO | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, Mapping[str, str]]:
         more = dict(headers or {})
-        status, answer, _ = self._transfer.send(method, url, headers=self._headers() | more, body=body)
-        if status == 401 and self._authenticate(answer.get("WWW-Authenticate", "")):
+
+        def ask(authorization: Mapping[str, str]) -> tuple[int, Mapping[str, str], bytes]:
             if body is not None and not isinstance(body, bytes):
                 body.seek(0)
-            status, answer, _ = self._transfer.send(method, url, headers=self._headers() | more, body=body)
+            return self._transfer.send(method, url, headers={**authorization, **more}, body=body)
+
+        status, answer, _ = self._chosen().request(ask)
         return status, answer
 
     def _expect(self, status: int, wanted: int) -> None:
@@ -100,7 +109,9 @@ class RegistryWriter(RegistryReader):
             return
         where = f"{self._reference.registry}/{self._reference.repository}"
         if status in (401, 403):
-            known = "the push secret's credentials are not accepted" if self._credentials else "no push secret is given"
+            known = (
+                "the push secret's credentials are not accepted" if self._has_credentials else "no push secret is given"
+            )
             raise AccessDenied(f"pushing to {where} is refused ({status}): {known}")
         if status == 404:
             raise ArtifactNotFound(f"{where} cannot be pushed to (404): does the repository exist?")

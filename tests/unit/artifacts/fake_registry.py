@@ -55,16 +55,19 @@ class Request:
 class FakeRegistry:
     """Serves ``paths`` and takes uploads; with ``token_uses`` every token is good for that many requests.
 
-    ``overrides`` are answers by method and path, before anything else is looked at.
+    It asks with ``challenge`` and takes the users and identity tokens of ``accepted``; tokens of ``forbidden`` open
+    nothing. ``overrides`` are answers by method and path, before anything else is looked at.
     """
 
     def __init__(self) -> None:
         self.paths: dict[str, Answer] = {}
         self.overrides: dict[tuple[str, str], Answer] = {}
         self.requests: list[Request] = []
-        self.accepted = {basic()}
+        self.accepted: set[str | None] = {basic()}
+        self.challenge = 'Bearer realm="http://{host}/token",service="x",scope="repository:team/model:pull"'
         self.token_uses: int | None = None
         self.tokens: dict[str, int] = {}
+        self.forbidden: set[str] = set()
         self.break_after: list[int] = []
         outer = self
 
@@ -104,11 +107,14 @@ class FakeRegistry:
         if request.path == "/token":
             return self.token(request)
         if self.token_uses is not None and request.path.startswith("/v2/"):
-            token = request.headers.get("Authorization", "").removeprefix("Bearer ")
-            if self.tokens.get(token, 0) <= 0:
-                challenge = f'Bearer realm="http://{self.host}/token",service="x",scope="repository:team/model:pull"'
-                return 401, {"WWW-Authenticate": challenge}, b""
-            self.tokens[token] -= 1
+            authorization = request.headers.get("Authorization", "")
+            token = authorization.removeprefix("Bearer ")
+            if token in self.forbidden:
+                return 403, {}, b""
+            if self.tokens.get(token, 0) > 0:
+                self.tokens[token] -= 1
+            elif "Basic" not in self.challenge or authorization not in self.accepted:
+                return 401, {"WWW-Authenticate": self.challenge.format(host=self.host)}, b""
         if request.method == "POST":
             return 202, {"Location": f"{UPLOADS}1?state=x"}, b""
         if request.method == "PUT":
@@ -122,7 +128,8 @@ class FakeRegistry:
         return status, headers, body
 
     def token(self, request: Request) -> Answer:
-        if request.headers.get("Authorization") not in self.accepted:
+        form = parse_qs(request.body.decode())
+        if self.accepted.isdisjoint([request.headers.get("Authorization"), *form.get("refresh_token", [])]):
             return 401, {}, b""
         token = f"t{len(self.tokens)}"
         self.tokens[token] = self.token_uses or 0

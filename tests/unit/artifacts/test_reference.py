@@ -1,14 +1,11 @@
-"""Image references, mirrors and credentials."""
+"""Image references and mirrors."""
 
 from __future__ import annotations
 
-import base64
 import json
-from pathlib import Path
 
 import pytest
 
-from kaito_hooks.artifacts.credentials import Credentials, find
 from kaito_hooks.artifacts.errors import InvalidReference
 from kaito_hooks.artifacts.reference import Reference, parse
 from kaito_hooks.artifacts.registries import Registries
@@ -39,31 +36,6 @@ def test_what_is_no_reference_is_refused_showing_it(text: str) -> None:
     with pytest.raises(InvalidReference) as refused:
         parse(text)
     assert repr(text) in str(refused.value)
-
-
-def test_the_longest_matching_registry_path_gives_the_credentials(tmp_path: Path) -> None:
-    secret = tmp_path / ".dockerconfigjson"
-    auths = {
-        "https://index.docker.io/v1/": {"auth": base64.b64encode(b"hub:1").decode()},
-        "ghcr.io": {"username": "all", "password": "2"},
-        "ghcr.io/team": {"username": "team", "password": "3"},
-        "ghcr.io/tea": {"username": "tea", "password": "4"},
-    }
-    secret.write_text(json.dumps({"auths": auths}))
-    assert find(parse("ghcr.io/team/x:1"), [secret]) == Credentials("team", "3")
-    assert find(parse("ghcr.io/other/x:1"), [secret]) == Credentials("all", "2")
-    assert find(parse("python"), [secret]) == Credentials("hub", "1")
-    assert find(parse("quay.io/x/y"), [secret, tmp_path / "absent"]) is None
-    assert "3" not in repr(find(parse("ghcr.io/team/x:1"), [secret]))
-
-
-def test_a_secret_that_is_no_docker_config_is_named_without_its_content(tmp_path: Path) -> None:
-    secret = tmp_path / ".dockerconfigjson"
-    secret.write_text("hunter2")
-    with pytest.raises(InvalidReference) as refused:
-        find(parse("x/y"), [secret])
-    assert "hunter2" not in str(refused.value)
-    assert str(tmp_path) in str(refused.value)
 
 
 def test_a_mirror_comes_first_and_the_registry_itself_last() -> None:

@@ -36,7 +36,7 @@ def reader(fake: FakeRegistry, transfer: Transfer, version: str = ":1", *, passw
         parse(f"{fake.host}/team/model{version}"),
         registries=Registries(plain_http=frozenset([fake.host])),
         transfer=transfer,
-        credentials=Credentials("me", password),
+        credentials=[Credentials("me", password)],
     )
 
 
@@ -238,15 +238,3 @@ def test_a_model_that_needs_code_of_its_own_is_refused(tmp_path: Path, config: d
         return
     with pytest.raises(RefusedContent, match="code of its own"):
         check_config(path, architecture=None, source="it")
-
-
-def test_credentials_may_be_for_a_pattern_of_registries(tmp_path: Path) -> None:
-    from kaito_hooks.artifacts.credentials import find
-
-    secret = tmp_path / ".dockerconfigjson"
-    auths = {"*.azurecr.io": {"username": "any", "password": "1"}, "a.azurecr.io/b": {"username": "b", "password": "2"}}
-    secret.write_text(json.dumps({"auths": auths}))
-    assert find(parse("a.azurecr.io/x:1"), [secret]) == Credentials("any", "1")
-    assert find(parse("a.azurecr.io/b/x:1"), [secret]) == Credentials("b", "2")
-    assert find(parse("azurecr.io/x:1"), [secret]) is None
-    assert find(parse("x.a.azurecr.io/x:1"), [secret]) is None

@@ -21,7 +21,7 @@ def writer(fake: FakeRegistry, transfer: Transfer) -> RegistryWriter:
         parse(f"{fake.host}/team/model:1"),
         registries=Registries(plain_http=frozenset([fake.host])),
         transfer=transfer,
-        credentials=Credentials("me", "secret"),
+        credentials=[Credentials("me", "secret")],
     )
 
 
@@ -39,6 +39,16 @@ def test_what_is_pushed_is_there(fake: FakeRegistry, transfer: Transfer, packed:
     assert writer(fake, transfer).push(packed) == packed.digest
     assert fake.paths["/v2/team/model/manifests/1"][2] == packed.manifest
     assert fake.paths[f"/v2/team/model/blobs/{packed.layer_digest}"][2] == packed.layer.read_bytes()
+
+
+def test_a_push_asks_once_for_the_right_to_pull_and_to_push(
+    fake: FakeRegistry, transfer: Transfer, packed: Package
+) -> None:
+    """The first answer asks for no more than the right to read the tag."""
+    fake.token_uses = 100
+    writer(fake, transfer).push(packed)
+    (asked,) = [request.query for request in fake.requests if request.path == "/token"]
+    assert asked == {"service": ["x"], "scope": ["repository:team/model:pull,push"]}
 
 
 @pytest.mark.parametrize("location", ["http://{}/stolen", "//{}/stolen", "http://user@{}/stolen"])
