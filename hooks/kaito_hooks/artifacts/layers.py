@@ -22,6 +22,7 @@ import zstandard
 from kaito_hooks.artifacts.errors import Damaged, DiskFull, RefusedContent, UnsupportedArtifact
 
 _CHUNK = 1 << 20
+_BLOCK = 512
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _GZIP = b"\x1f\x8b"
@@ -35,7 +36,7 @@ def unpack(chunks: Iterator[bytes], *, media_type: str, prefix: str, destination
     ``chunks`` is consumed to its end, so that its digest is checked. Raises Damaged, DiskFull, RefusedContent.
     """
     prefix = prefix.strip("/")
-    source = _Reader(_decompress(chunks, media_type))
+    source = _Reader(_closed(_decompress(chunks, media_type)))
     target = _Folder(destination, prefix)
     written = 0
     try:
@@ -164,7 +165,9 @@ def _below(name: str, prefix: str) -> str | None:
 
 
 def _decompress(chunks: Iterator[bytes], media_type: str) -> Iterator[bytes]:
-    first = next(chunks, b"")
+    first = b""
+    while len(first) < len(_ZSTD) and (chunk := next(chunks, None)) is not None:
+        first += chunk
     if first.startswith(_GZIP):
         return _gunzip(first, chunks)
     if first.startswith(_ZSTD):
@@ -175,19 +178,24 @@ def _decompress(chunks: Iterator[bytes], media_type: str) -> Iterator[bytes]:
 
 
 def _gunzip(first: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Concatenated members, as parallel compressors write them, and zeros after and between them."""
     inflate = zlib.decompressobj(wbits=31)
+    carried = b""
     for chunk in _chain(first, chunks):
-        data = chunk
+        data, carried = carried + chunk, b""
         while data:
             if inflate.eof:
-                # Concatenated members, as parallel compressors write them; anything else after the end is padding.
-                if not data.startswith(_GZIP):
+                data = data.lstrip(b"\0")
+                if len(data) < len(_GZIP):
+                    carried = data
                     break
+                if not data.startswith(_GZIP):
+                    raise zlib.error("what follows the compressed stream is no more of it")
                 inflate = zlib.decompressobj(wbits=31)
             # Bounded, because a megabyte of zeros compresses to a kilobyte.
             yield inflate.decompress(data, _CHUNK)
             data = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
-    if not inflate.eof:
+    if carried or not inflate.eof:
         raise EOFError("the compressed stream ends too early")
 
 
@@ -197,6 +205,19 @@ def _unzstd(first: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
     with decompressor.stream_reader(source, read_across_frames=True) as reader:
         while data := reader.read(_CHUNK):
             yield data
+
+
+def _closed(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """An archive's bytes. Raises EOFError after the last one if they do not end with the zeros that close it.
+
+    https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html: two blocks of zeros; some writers leave one.
+    """
+    end = b""
+    for chunk in chunks:
+        end = (end + chunk[-_BLOCK:])[-_BLOCK:]
+        yield chunk
+    if end != bytes(_BLOCK):
+        raise EOFError("the archive is not closed: its last files are missing")
 
 
 def _chain(first: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:

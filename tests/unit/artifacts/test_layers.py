@@ -6,7 +6,7 @@ import gzip
 import io
 import resource
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -130,6 +130,43 @@ def test_concatenated_gzip_members_are_one_layer(tmp_path: Path) -> None:
     layer = archive(file("w/a", b"a" * 5000))
     packed = b"".join(gzip.compress(layer[i : i + 1000]) for i in range(0, len(layer), 1000))
     assert apply(tmp_path / "d", packed) == {"a": b"a" * 5000}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_where_the_network_cuts_a_layer_does_not_matter(tmp_path: Path, size: int) -> None:
+    """Above all between the two bytes that begin a gzip member."""
+    layer = archive(file("w/a", b"a" * 5000), file("w/b", b"b" * 5000))
+    halves = layer[:6000], layer[6000:]
+    packers = {
+        "gzip": b"".join(map(gzip.compress, halves)),
+        "padded": gzip.compress(halves[0]) + bytes(700) + gzip.compress(halves[1]) + bytes(3),
+        "zstd": b"".join(map(zstandard.ZstdCompressor().compress, halves)),
+        "plain": layer,
+    }
+    for name, packed in packers.items():
+        target = tmp_path / name
+        target.mkdir()
+        unpack(chunks(packed, size), media_type="", prefix="w", destination=target)
+        assert sorted(path.name for path in target.iterdir()) == ["a", "b"], name
+
+
+@pytest.mark.parametrize("end", [b"\x1f", b"\x1f\x8b", b"garbage", b"\0\0x"])
+def test_what_follows_a_compressed_layer_and_is_neither_member_nor_padding_is_damage(
+    tmp_path: Path, end: bytes
+) -> None:
+    with pytest.raises(Damaged):
+        apply(tmp_path / "d", gzip.compress(archive(file("w/a"))) + end)
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstandard.ZstdCompressor().compress])
+def test_an_archive_that_ends_before_its_end_is_damaged(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
+    """Cut between two files, it looks whole."""
+    whole = archive(file("w/a", b"a"), file("w/b", b"b"))
+    with pytest.raises(Damaged, match="not closed"):
+        apply(tmp_path / "cut", compress(whole[:1024]))
+    assert set(apply(tmp_path / "one block", compress(whole[: 2048 + 512]))) == {"a", "b"}
+    assert set(apply(tmp_path / "two blocks", compress(whole[: 2048 + 1024]))) == {"a", "b"}
+    assert apply(tmp_path / "nothing in it", compress(archive())) == {}
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, lambda d: zstandard.ZstdCompressor().compress(d)])
