@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +32,9 @@ TERMINATION_LOG = Path("/dev/termination-log")
 WEIGHTS_FOLDER = "/workspace/tfs/weights"
 ADAPTER_FOLDER = DATA_FOLDER = "/data"
 TRAINING_DATA = "/mnt/data"
+MARKS = "/tmp/kaito-complete"
 COMPLETED = "fine_tuning_completed.txt"
+PUSH_RIGHT = ".kaito-push-right.json"
 
 
 def main(argv: Sequence[str] | None = None, *, termination_log: Path = TERMINATION_LOG) -> int:
@@ -66,16 +67,16 @@ def weights(options: argparse.Namespace) -> None:
         source = f"{options.hugging_face} at revision {options.revision}"
     else:
         raise ArtifactError(f"--hugging-face {options.hugging_face} needs --revision, a commit of 40 hex digits")
-    if completion.is_complete(destination, source):
+    mark = completion.mark_of(destination, source, marks=options.marks)
+    if mark.is_set():
         logger.info("%s is there already", source)
         return
     completion.empty(destination)
     registries = Registries.parse(os.environ.get("KAITO_REGISTRIES", ""))
     transfer = Transfer(tls=registries.tls())
-    digest = None
     if options.image:
         reader = _reader(options, registries, transfer)
-        digest = image.fetch(reader, folder=options.image_path, destination=destination)
+        image.fetch(reader, folder=options.image_path, destination=destination)
     else:
         token = options.token_file.read_text().strip() if options.token_file else None
         endpoint = os.environ.get("HF_ENDPOINT", hub.DEFAULT_ENDPOINT).rstrip("/")
@@ -89,7 +90,7 @@ def weights(options: argparse.Namespace) -> None:
             check_config=partial(content.check_config, architecture=options.architecture, source=source),
         )
     content.check_weights(destination, architecture=options.architecture, source=source)
-    completion.mark_complete(destination, source, digest=digest)
+    mark.set()
     logger.info("%s is complete", source)
 
 
@@ -97,7 +98,8 @@ def pull(options: argparse.Namespace) -> None:
     """Brings one adapter from an image (files under /data) or an artifact, and checks it."""
     destination: Path = options.destination
     source = f"adapter {options.image}"
-    if completion.is_complete(destination, source):
+    mark = completion.mark_of(destination, source, marks=options.marks)
+    if mark.is_set():
         logger.info("%s is there already", source)
         return
     completion.empty(destination)
@@ -105,7 +107,7 @@ def pull(options: argparse.Namespace) -> None:
     reader = _reader(options, registries, Transfer(tls=registries.tls()))
     digest = image.fetch(reader, folder=ADAPTER_FOLDER, destination=destination)
     content.check_adapter(destination, source=source)
-    completion.mark_complete(destination, source, digest=digest)
+    mark.set()
     logger.info("%s is complete, %s", source, digest)
 
 
@@ -115,22 +117,22 @@ def data(options: argparse.Namespace) -> None:
     source = f"image {options.image}" if options.image else "URLs " + " ".join(map(download.shown, options.url))
     # Queries may be secret, and still tell one source from another.
     identity = source if options.image else package.sha256("\n".join(options.url).encode())
-    if completion.is_complete(destination, identity):
+    mark = completion.mark_of(destination, identity, marks=options.marks)
+    if mark.is_set():
         logger.info("%s is there already", source)
         return
     completion.empty(destination)
     registries = Registries.parse(os.environ.get("KAITO_REGISTRIES", ""))
     if options.image:
         reader = _reader(options, registries, Transfer(tls=registries.tls()))
-        digest = image.fetch(reader, folder=DATA_FOLDER, destination=destination)
+        image.fetch(reader, folder=DATA_FOLDER, destination=destination)
         if not any(destination.iterdir()):
             raise UnsupportedArtifact(f"{source} holds no data: there is nothing under {DATA_FOLDER}")
-        completion.mark_complete(destination, identity, digest=digest)
     else:
         guard = addresses.guard(options.allow_private)
         transfer = Transfer(tls=registries.tls(), patience=download.PATIENCE, guard=guard)
-        files = download.fetch(options.url, transfer=transfer, destination=destination)
-        completion.mark_complete(destination, identity, files=map(asdict, files))
+        download.fetch(options.url, transfer=transfer, destination=destination)
+    mark.set()
     logger.info("%s is complete", source)
 
 
@@ -141,13 +143,14 @@ def check(options: argparse.Namespace) -> None:
     push's to wait for, and no reason to fail a new sandbox.
     """
     source = f"a check that {parse(options.image)} may be pushed to"
-    if options.results and completion.is_complete(options.results, source):
+    mark = completion.Mark(options.results / PUSH_RIGHT, source) if options.results else None
+    if mark and mark.is_set():
         logger.info("%s was made already", source)
         return
     registries = Registries.parse(os.environ.get("KAITO_REGISTRIES", ""))
     _writer(options, registries, Transfer(tls=registries.tls())).probe()
-    if options.results:
-        completion.mark_complete(options.results, source)
+    if mark:
+        mark.set()
     logger.info("%s may be pushed to", parse(options.image))
 
 
@@ -262,6 +265,7 @@ def _common(
 ) -> None:
     if destination:
         command.add_argument("--destination", type=Path, default=Path(destination), help="the folder to fill")
+        command.add_argument("--marks", type=Path, default=Path(MARKS), help="a folder for marks of what is complete")
     command.add_argument(
         "--docker-config", type=Path, action="append", default=[], metavar="FILE", help="a mounted .dockerconfigjson"
     )

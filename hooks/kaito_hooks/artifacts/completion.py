@@ -1,34 +1,54 @@
-"""A mark in a folder that says from where it was filled, so that a second run of the same step does nothing.
+"""Marks that say that a step was done, so that a second run of the same step does nothing.
 
-A new Pod sandbox runs all init containers again, on volumes that still hold the first run's work.
+A new Pod sandbox runs all init containers again, on volumes that still hold the first run's work. A mark never lies in
+the folder that it is about: whatever fills a folder could bring its own mark along and escape all checks.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-MARK = ".kaito-complete.json"
-
-
-def is_complete(folder: Path, source: str) -> bool:
-    """Whether ``folder`` was filled from ``source`` before."""
-    try:
-        return bool(json.loads((folder / MARK).read_text())["source"] == source)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+from urllib.parse import quote
 
 
-def mark_complete(
-    folder: Path, source: str, *, digest: str | None = None, files: Iterable[Mapping[str, Any]] = ()
-) -> None:
-    """Written last, whole or not at all. ``files``: what is known of each file, for whoever reads the mark."""
-    partial = folder / f"{MARK}.partial"
-    partial.write_text(json.dumps({"source": source, "digest": digest, "files": [dict(file) for file in files]}))
-    partial.replace(folder / MARK)
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The file ``path`` says that a step is done for ``source``, and which files its ``folder`` held then."""
+
+    path: Path
+    source: str
+    folder: Path | None = None
+
+    def is_set(self) -> bool:
+        """Whether the step was done for this very source, and its folder still holds the same files."""
+        try:
+            return bool(json.loads(self.path.read_text()) == self._document())
+        except (OSError, ValueError):
+            return False
+
+    def set(self) -> None:
+        """Written whole or not at all."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f"{self.path.name}.partial")
+        partial.write_text(json.dumps(self._document()))
+        partial.replace(self.path)
+
+    def _document(self) -> dict[str, Any]:
+        return {"source": self.source, "files": _sizes(self.folder) if self.folder else {}}
+
+
+def mark_of(folder: Path, source: str, *, marks: Path) -> Mark:
+    """The mark in ``marks`` that ``folder`` was filled from ``source``."""
+    return Mark(marks / f"{quote(str(folder.absolute()), safe='')}.json", source, folder)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {
+        path.relative_to(folder).as_posix(): path.lstat().st_size for path in folder.rglob("*") if not path.is_dir()
+    }
 
 
 def empty(folder: Path) -> None:

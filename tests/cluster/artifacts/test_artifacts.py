@@ -76,6 +76,7 @@ class Command:
     def __init__(self, registry: RunningRegistry, tmp_path: Path) -> None:
         self.termination_log = tmp_path / "termination-log"
         self.destination = tmp_path / "destination"
+        self.marks = tmp_path / "marks"
         self.registries: dict[str, object] = {"plainHTTP": [registry.host]}
 
     def run(self, *arguments: str | Path) -> tuple[int, str]:
@@ -98,12 +99,14 @@ class Command:
         return done.returncode, self.termination_log.read_text()
 
     def _into(self, arguments: tuple[str | Path, ...]) -> list[str]:
-        return [] if arguments[0] in ("check", "push") else ["--destination", str(self.destination)]
+        if arguments[0] in ("check", "push"):
+            return []
+        return ["--destination", str(self.destination), "--marks", str(self.marks)]
 
     def files(self) -> dict[str, bytes]:
         found = {}
         for path in self.destination.rglob("*"):
-            if path.is_file() and path.name != ".kaito-complete.json":
+            if path.is_file():
                 found[str(path.relative_to(self.destination))] = path.read_bytes()
         return found
 
@@ -132,6 +135,29 @@ def test_a_second_run_fetches_nothing(registry: RunningRegistry, command: Comman
     assert command.run(*arguments)[0] == 0
     assert "is there already" in command.said
     assert (command.destination / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_an_image_cannot_say_of_itself_that_it_was_checked(
+    registry: RunningRegistry, command: Command, secret: Path
+) -> None:
+    image = f"{registry.host}/models/marked:1"
+    source = json.dumps({"source": f"image {image}", "digest": None, "files": []}).encode()
+    files = {f"{FOLDER}/config.json": CONFIG_JSON, f"{FOLDER}/pytorch_model.bin": b"\x80"}
+    marks = {f"{FOLDER}/.kaito-complete.json": source, f"{FOLDER}/{command.marks.name}/x.json": source}
+    registry.image("models/marked", "1", tar(files | marks))
+    for _ in range(2):
+        code, said = command.run("weights", "--image", image, "--docker-config", secret)
+        assert code == 2
+        assert "pickled weights only" in said
+
+
+def test_a_folder_that_lost_a_file_is_filled_again(registry: RunningRegistry, command: Command, secret: Path) -> None:
+    registry.image("models/lost", "1", tar(MODEL))
+    arguments = ("weights", "--image", f"{registry.host}/models/lost:1", "--docker-config", secret)
+    assert command.run(*arguments)[0] == 0
+    (command.destination / "model.safetensors").unlink()
+    assert command.run(*arguments)[0] == 0
+    assert command.files()["model.safetensors"] == WEIGHTS
 
 
 def test_later_layers_replace_and_remove_files_of_earlier_ones(
@@ -338,8 +364,7 @@ def test_memory_does_not_grow_with_the_layer(registry: RunningRegistry, command:
             f"{registry.host}/models/big:1",
             "--docker-config",
             str(secret),
-            "--destination",
-            str(command.destination),
+            *("--destination", str(command.destination), "--marks", str(command.marks)),
         ],
         env=os.environ | {"KAITO_REGISTRIES": json.dumps(command.registries)},
         capture_output=True,
