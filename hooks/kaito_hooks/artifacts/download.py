@@ -78,7 +78,15 @@ def _fetch(url: str, name: str, *, transfer: Transfer, destination: Path) -> Dow
     logger.info("downloading %s", shown(url))
     try:
         with partial.open("wb") as file:
-            for chunk in transfer.stream(url, headers={}, size=None):
+
+            def restart() -> None:
+                nonlocal digest, size
+                logger.info("%s may have changed meanwhile: beginning anew", shown(url))
+                file.seek(0)
+                file.truncate()
+                digest, size = hashlib.sha256(), 0
+
+            for chunk in transfer.stream(url, headers={}, size=None, restart=restart):
                 size += len(chunk)
                 if size > room:
                     raise DiskFull(f"{shown(url)} does not fit: the volume has {room / 2**30:.1f} GiB of room")

@@ -1,8 +1,8 @@
 """Bounded HTTP: timeouts on every read, retries that end, downloads that resume where they broke off.
 
-A body is streamed in chunks; memory does not grow with its size. A broken stream is continued with a Range request; a
-server that ignores the range makes the download start over, which a consumer of bytes cannot take back, so it is
-skipped forward to where it was.
+A body is streamed in chunks; memory does not grow with its size. A broken stream is continued with a Range request. If
+the server ignores the range, a body that never changes is skipped forward to where it was; one that may have changed
+meanwhile begins anew.
 """
 
 from __future__ import annotations
@@ -93,21 +93,26 @@ class Transfer:
         headers: Mapping[str, str],
         size: int | None,
         renew: Callable[[str], Mapping[str, str] | None] | None = None,
+        restart: Callable[[], None] | None = None,
         redirects: int = 5,
     ) -> Iterator[bytes]:
         """The body's bytes, each once and in order, however often the connection breaks. ``size``: bytes, if known.
 
         ``renew`` answers a 401's challenge with other headers, because a token may expire before a long download ends;
-        None from it, or a second 401 in a row, is final. Raises Damaged as soon as there are more than ``size`` bytes.
+        None from it, or a second 401 in a row, is final. Without ``restart`` the URL must always mean the same bytes.
+        With it, only a part of the same version is added to what came before; ``restart`` is called when there is none:
+        forget all, the body begins anew. Raises Damaged as soon as there are more than ``size`` bytes.
         """
         position = 0
         failures = 0
+        furthest = 0
         renewed_at = -1
+        version: Mapping[str, str] = {}
         while True:
-            began = position
+            began = furthest
             try:
-                ranged = dict(headers) | ({"Range": f"bytes={position}-"} if position else {})
-                response = self._open(url, headers=ranged, redirects=redirects)
+                resumed = _resumption(position, version=None if restart is None else version)
+                response = self._open(url, headers={**headers, **resumed}, redirects=redirects)
                 try:
                     if response.status in (408, 429) or response.status >= 500:
                         raise Unreachable(
@@ -118,15 +123,23 @@ class Transfer:
                         if fresh is not None:
                             headers, renewed_at = fresh, position
                             continue
-                    _refuse(url, response.status)
-                    if response.status == 206 and not _continues(response.headers, position):
+                    continues = response.status != 206 or _continues(response.headers, position, version=version)
+                    if response.status == 416 or not continues:
+                        version = {}
                         raise Unreachable(f"{origin(url)} answered with another part of the file than was asked for")
-                    skip = position if position and response.status == 200 else 0
+                    _refuse(url, response.status)
+                    skip = position if response.status == 200 else 0
+                    if restart is not None and response.status == 200:
+                        if position:
+                            restart()
+                        position = skip = 0
+                        version = _version(response.headers)
                     for chunk in response.stream(CHUNK, decode_content=False):
                         part = chunk[skip:] if skip else chunk
                         skip = max(0, skip - len(chunk))
                         if part:
                             position += len(part)
+                            furthest = max(furthest, position)
                             if size is not None and position > size:
                                 raise Damaged(f"{origin(url)} sends more than the {size} bytes that it announced")
                             yield part
@@ -139,7 +152,7 @@ class Transfer:
                 problem = error
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 problem = Unreachable(f"the transfer from {origin(url)} broke off: {_cause(error)}")
-            failures = 1 if position > began else failures + 1
+            failures = 1 if furthest > began else failures + 1
             self._wait(problem, failures)
 
     def send(
@@ -254,10 +267,32 @@ def follow(url: str, location: str) -> str:
     return target
 
 
-def _continues(headers: Mapping[str, str], position: int) -> bool:
-    """Whether a partial answer begins where we stopped; a server that does not say is believed (the digest tells)."""
-    said = headers.get("Content-Range", "")
-    return not said or said.replace(" ", "").startswith(f"bytes{position}-")
+def _version(headers: Mapping[str, str]) -> dict[str, str]:
+    """What tells one version of a file from another byte for byte: a weak ETag does not."""
+    found = {name: headers.get(name, "") for name in ("ETag", "Last-Modified")}
+    return {name: value for name, value in found.items() if value and not value.startswith("W/")}
+
+
+def _resumption(position: int, *, version: Mapping[str, str] | None) -> dict[str, str]:
+    """The headers that ask for the rest; none where the version is not known. ``version`` None: there is only one.
+
+    https://www.rfc-editor.org/rfc/rfc9110#section-13.1.5
+    """
+    if not position or version == {}:
+        return {}
+    conditional = {"If-Range": next(iter(version.values()))} if version else {}
+    return {"Range": f"bytes={position}-", **conditional}
+
+
+def _continues(headers: Mapping[str, str], position: int, *, version: Mapping[str, str]) -> bool:
+    """Whether a partial answer begins where we stopped, in the version that we have the beginning of.
+
+    A server that does not say where is believed if there is only one version (the digest tells).
+    """
+    said = headers.get("Content-Range", "").replace(" ", "")
+    if version and any(version.get(name, value) != value for name, value in _version(headers).items()):
+        return False
+    return said.startswith(f"bytes{position}-") or not (said or version)
 
 
 def _refuse(url: str, status: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import ssl
 import threading
@@ -125,6 +126,20 @@ def test_a_site_that_recovers_is_good_enough(site: Site, tmp_path: Path) -> None
     site.paths["/f.csv"] = (200, {}, b"x")
     site.refuse_first = 2
     assert download.fetch([f"{site.url}/f.csv"], transfer=transfer(), destination=tmp_path)[0].bytes == 1
+
+
+def test_a_file_that_changes_while_it_is_downloaded_is_one_version_of_it(site: Site, tmp_path: Path) -> None:
+    old, new = b"old," * 5000, b"new," * 4000
+    site.paths["/f.csv"] = (200, {"ETag": '"old"', "Content-Length": str(len(old) + 1)}, old)
+
+    def change(seconds: float) -> None:
+        site.paths["/f.csv"] = (200, {"ETag": '"new"'}, new)
+
+    patient = transfer()
+    patient.sleep = change
+    (found,) = download.fetch([f"{site.url}/f.csv"], transfer=patient, destination=tmp_path)
+    assert (tmp_path / "f.csv").read_bytes() == new
+    assert (found.bytes, found.sha256) == (len(new), hashlib.sha256(new).hexdigest())
 
 
 @pytest.mark.parametrize(

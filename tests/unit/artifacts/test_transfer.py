@@ -91,6 +91,95 @@ def test_a_server_without_ranges_is_skipped_forward(server: Server, transfer: Tr
     assert b"".join(transfer.stream(server.url, headers={}, size=len(BODY))) == BODY
 
 
+def version_of(headers: dict[str, str], body: bytes) -> Answer:
+    """A file of which the first answer breaks off; it honours If-Range for the version that these headers name."""
+
+    def answer(handler: BaseHTTPRequestHandler, number: int) -> None:
+        condition = handler.headers.get("If-Range")
+        start = start_of(handler) if condition in (None, *headers.values()) else 0
+        handler.send_response(206 if start else 200)
+        handler.send_header("Content-Length", str(len(body) - start))
+        if start:
+            handler.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(body[start:] if number else body[:100_000])
+
+    return answer
+
+
+def then(first: Answer, later: Answer) -> Answer:
+    return lambda handler, number: (later if number else first)(handler, number)
+
+
+MONDAY, TUESDAY = "Mon, 01 Jan 2024 00:00:00 GMT", "Tue, 02 Jan 2024 00:00:00 GMT"
+OTHER = BODY[::-1]
+
+
+def ignores_conditions(headers: dict[str, str], body: bytes) -> Answer:
+    def answer(handler: BaseHTTPRequestHandler, number: int) -> None:
+        del handler.headers["If-Range"]
+        version_of(headers, body)(handler, number)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "body", "ranges"),
+    [
+        (version_of({"ETag": '"1"'}, BODY), BODY, [None, "bytes=100000-"]),
+        (version_of({"Last-Modified": MONDAY}, BODY), BODY, [None, "bytes=100000-"]),
+        (version_of({"ETag": 'W/"1"'}, BODY), BODY, [None, None]),
+        (version_of({}, BODY), BODY, [None, None]),
+        (then(version_of({"ETag": '"1"'}, BODY), version_of({"ETag": '"2"'}, OTHER)), OTHER, [None, "bytes=100000-"]),
+        (then(version_of({}, BODY), version_of({}, OTHER)), OTHER, [None, None]),
+        (
+            then(version_of({"ETag": '"1"'}, BODY), ignores_conditions({"ETag": '"2"'}, OTHER)),
+            OTHER,
+            [None, "bytes=100000-", None],
+        ),
+        (
+            then(version_of({"Last-Modified": MONDAY}, BODY), ignores_conditions({"Last-Modified": TUESDAY}, OTHER)),
+            OTHER,
+            [None, "bytes=100000-", None],
+        ),
+    ],
+    ids=["etag", "date", "weak etag", "no version", "changed", "changed without a word", "no conditions", "nor dates"],
+)
+def test_only_parts_of_one_version_are_put_together(
+    server: Server, transfer: Transfer, answer: Answer, body: bytes, ranges: list[str | None]
+) -> None:
+    server.answer = answer
+    found = bytearray()
+    for chunk in transfer.stream(server.url, headers={}, size=None, restart=found.clear):
+        found += chunk
+    assert found == body
+    assert [request.get("Range") for request in server.requests] == ranges
+    assert [request.get("If-Range") is not None for request in server.requests] == [r is not None for r in ranges]
+
+
+def test_a_file_whose_rest_is_refused_begins_anew(server: Server, transfer: Transfer) -> None:
+    def refuse_ranges(handler: BaseHTTPRequestHandler, number: int) -> None:
+        if "Range" in handler.headers:
+            send(handler, b"", status=416)
+        else:
+            version_of({"ETag": '"1"'}, BODY)(handler, number)
+
+    server.answer = refuse_ranges
+    found = bytearray()
+    for chunk in transfer.stream(server.url, headers={}, size=None, restart=found.clear):
+        found += chunk
+    assert found == BODY
+
+
+def test_a_file_that_always_breaks_off_where_it_did_is_given_up(server: Server, transfer: Transfer) -> None:
+    server.answer = lambda handler, number: send(handler, BODY[:1000], length=len(BODY))
+    with pytest.raises(Unreachable, match="broke off"):
+        b"".join(transfer.stream(server.url, headers={}, size=None, restart=lambda: None))
+    assert len(server.requests) == transfer.patience.tries
+
+
 def test_a_download_that_makes_progress_is_never_given_up(server: Server, transfer: Transfer) -> None:
     def crumbs(handler: BaseHTTPRequestHandler, number: int) -> None:
         start = start_of(handler)
