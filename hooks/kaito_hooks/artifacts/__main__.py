@@ -74,9 +74,11 @@ def weights(options: argparse.Namespace) -> None:
     completion.empty(destination)
     registries = Registries.parse(os.environ.get("KAITO_REGISTRIES", ""))
     transfer = Transfer(tls=registries.tls())
+    left_out: Sequence[str] = ()
     if options.image:
         reader = _reader(options, registries, transfer)
-        image.fetch(reader, folder=options.image_path, destination=destination)
+        fetched = image.fetch(reader, folder=options.image_path, destination=destination, leave_out=content.is_left_out)
+        left_out = fetched.left_out
     else:
         token = options.token_file.read_text().strip() if options.token_file else None
         endpoint = os.environ.get("HF_ENDPOINT", hub.DEFAULT_ENDPOINT).rstrip("/")
@@ -89,7 +91,7 @@ def weights(options: argparse.Namespace) -> None:
             destination=destination,
             check_config=partial(content.check_config, architecture=options.architecture, source=source),
         )
-    content.check_weights(destination, architecture=options.architecture, source=source)
+    content.check_weights(destination, architecture=options.architecture, source=source, left_out=left_out)
     mark.set()
     logger.info("%s is complete", source)
 
@@ -105,10 +107,10 @@ def pull(options: argparse.Namespace) -> None:
     completion.empty(destination)
     registries = Registries.parse(os.environ.get("KAITO_REGISTRIES", ""))
     reader = _reader(options, registries, Transfer(tls=registries.tls()))
-    digest = image.fetch(reader, folder=ADAPTER_FOLDER, destination=destination)
-    content.check_adapter(destination, source=source)
+    fetched = image.fetch(reader, folder=ADAPTER_FOLDER, destination=destination, leave_out=content.is_left_out)
+    content.check_adapter(destination, source=source, left_out=fetched.left_out)
     mark.set()
-    logger.info("%s is complete, %s", source, digest)
+    logger.info("%s is complete, %s", source, fetched.digest)
 
 
 def data(options: argparse.Namespace) -> None:

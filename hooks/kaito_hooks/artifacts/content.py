@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kaito_hooks.artifacts import safetensors
 from kaito_hooks.artifacts.errors import Damaged, RefusedContent, UnsupportedArtifact
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl")
+# The same tensors once more, in another library's layout.
+_DUPLICATES = ("consolidated*.safetensors", "original/*")
 # The model_type under which transformers itself has each class; another one would need code of the repository.
 _NATIVE = {
     "FalconForCausalLM": "falcon",
@@ -22,12 +25,23 @@ _NATIVE = {
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def check_weights(folder: Path, *, architecture: str | None, source: str) -> None:
+def is_duplicate(name: str) -> bool:
+    """Whether a file, by its path in a model's folder, holds tensors that other files hold, too."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _DUPLICATES)
+
+
+def is_left_out(name: str) -> bool:
+    """Whether a model or adapter is fetched without this file: a pickle is never opened, a duplicate not needed."""
+    return PurePosixPath(name).suffix.lower() in _PICKLES or is_duplicate(name)
+
+
+def check_weights(folder: Path, *, architecture: str | None, source: str, left_out: Sequence[str] = ()) -> None:
     """A model folder in the Hugging Face layout, complete, in safetensors, of ``architecture`` (None: any).
 
-    Raises RefusedContent, UnsupportedArtifact or Damaged with a sentence that names ``source``.
+    ``left_out``: files that ``source`` has and the folder has not. Raises RefusedContent, UnsupportedArtifact or
+    Damaged with a sentence that names ``source``.
     """
-    refuse_pickles_alone(folder, source=source)
+    refuse_pickles_alone(folder, source=source, left_out=left_out)
     if not (folder / "config.json").is_file():
         raise UnsupportedArtifact(f"{source} holds no model: there is no config.json in its weights folder")
     check_config(folder / "config.json", architecture=architecture, source=source)
@@ -64,9 +78,9 @@ def check_config(path: Path, *, architecture: str | None, source: str) -> None:
             )
 
 
-def check_adapter(folder: Path, *, source: str) -> None:
-    """A LoRA adapter as PEFT saves it. Raises RefusedContent, UnsupportedArtifact or Damaged."""
-    refuse_pickles_alone(folder, source=source)
+def check_adapter(folder: Path, *, source: str, left_out: Sequence[str] = ()) -> None:
+    """A LoRA adapter as PEFT saves it; else as `check_weights`."""
+    refuse_pickles_alone(folder, source=source, left_out=left_out)
     missing = [name for name in _ADAPTER_FILES if not (folder / name).is_file()]
     if missing:
         raise UnsupportedArtifact(f"{source} is no adapter: {' and '.join(missing)} missing under /data")
@@ -76,12 +90,13 @@ def check_adapter(folder: Path, *, source: str) -> None:
     safetensors.header(folder / "adapter_model.safetensors")
 
 
-def refuse_pickles_alone(folder: Path, *, source: str) -> None:
+def refuse_pickles_alone(folder: Path, *, source: str, left_out: Sequence[str]) -> None:
     """Raises RefusedContent if there are weights that can run code when they are loaded, and no others.
 
     Many models and adapters carry both kinds; pickles beside safetensors are never opened.
     """
-    found = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _PICKLES)
+    names = [*(path.name for path in folder.iterdir()), *left_out]
+    found = sorted(name for name in names if PurePosixPath(name).suffix.lower() in _PICKLES)
     if found and not any(folder.glob("*.safetensors")):
         raise RefusedContent(
             f"{source} holds pickled weights only ({', '.join(found[:3])}), which can run code when loaded; "

@@ -7,7 +7,6 @@ there are safetensors too.
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
 import logging
@@ -16,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
+from kaito_hooks.artifacts.content import is_duplicate
 from kaito_hooks.artifacts.errors import (
     AccessDenied,
     ArtifactNotFound,
@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 _WANTED = (".safetensors", ".json", ".txt", ".model", ".jinja")
-# The same tensors once more, in another library's layout.
-_DUPLICATES = ("consolidated*.safetensors", "original/*")
 _LISTING_LIMIT = 32 << 20
 
 
@@ -97,4 +95,4 @@ def fetch(
 
 
 def _wanted(name: str) -> bool:
-    return name.endswith(_WANTED) and not any(fnmatch.fnmatchcase(name, pattern) for pattern in _DUPLICATES)
+    return name.endswith(_WANTED) and not is_duplicate(name)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from kaito_hooks.artifacts.errors import DiskFull, RefusedContent
 from kaito_hooks.artifacts.layers import unpack
-from kaito_hooks.artifacts.registry import Descriptor, RegistryReader
+from kaito_hooks.artifacts.registry import RegistryReader
 
 logger = logging.getLogger(__name__)
 
@@ -16,26 +17,56 @@ _LAYERS = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.roo
 _IMAGE_CONFIGS = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
 
 
-def fetch(reader: RegistryReader, *, folder: str, destination: Path) -> str:
-    """Fills ``destination`` with the image's ``folder`` (or the artifact's files) and returns the manifest's digest."""
+def nothing(name: str) -> bool:
+    """Leaves no file out."""
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What came: the digest of the manifest that was asked for, and the files that were left out."""
+
+    digest: str
+    left_out: tuple[str, ...]
+
+
+def fetch(
+    reader: RegistryReader, *, folder: str, destination: Path, leave_out: Callable[[str], bool] = nothing
+) -> Fetched:
+    """Fills ``destination`` with the image's ``folder``, or the artifact's files.
+
+    ``leave_out`` says by a file's path below the folder whether it is not wanted.
+    """
     manifest = reader.manifest()
     is_image = manifest.config_media_type in _IMAGE_CONFIGS
+    left_out: list[str] = []
+
+    def skip(name: str) -> bool:
+        skipped = leave_out(name)
+        if skipped:
+            left_out.append(name)
+        return skipped
+
     for number, layer in enumerate(manifest.layers, start=1):
         logger.info("layer %d of %d, %.1f MiB", number, len(manifest.layers), layer.size / 2**20)
         if is_image or layer.media_type.startswith(_LAYERS):
             prefix = folder if is_image else PurePosixPath(folder).name
-            unpack(reader.blob(layer), media_type=layer.media_type, prefix=prefix, destination=destination)
+            unpack(reader.blob(layer), media_type=layer.media_type, prefix=prefix, destination=destination, skip=skip)
         elif layer.title:
-            _write(reader.blob(layer), layer, destination)
-    return manifest.digest
+            name = _name(layer.title)
+            if not skip(name.as_posix()):
+                _write(reader.blob(layer), destination / name)
+    return Fetched(manifest.digest, tuple(left_out))
 
 
-def _write(chunks: Iterator[bytes], layer: Descriptor, destination: Path) -> None:
-    path = PurePosixPath(layer.title or "")
+def _name(title: str) -> PurePosixPath:
+    path = PurePosixPath(title)
     if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise RefusedContent(f"the artifact names a file {layer.title!r} outside of its folder")
-    parts = path.parts[1:] if path.parts[0] == "data" and len(path.parts) > 1 else path.parts
-    target = destination.joinpath(*parts)
+        raise RefusedContent(f"the artifact names a file {title!r} outside of its folder")
+    return path.relative_to("data") if path.parts[0] == "data" and len(path.parts) > 1 else path
+
+
+def _write(chunks: Iterator[bytes], target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as file:

@@ -14,7 +14,7 @@ import posixpath
 import shutil
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import zstandard
@@ -30,19 +30,21 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 _ZSTD_WINDOW = 1 << 27  # what zstd itself decodes without being asked for more; memory grows with it
 
 
-def unpack(chunks: Iterator[bytes], *, media_type: str, prefix: str, destination: Path) -> int:
-    """Applies one layer: what it holds below ``prefix`` lands in ``destination``; returns the bytes written.
+def unpack(
+    chunks: Iterator[bytes], *, media_type: str, prefix: str, destination: Path, skip: Callable[[str], bool]
+) -> None:
+    """Applies one layer: what it holds below ``prefix`` lands in ``destination``, but the files that ``skip`` names.
 
-    ``chunks`` is consumed to its end, so that its digest is checked. Raises Damaged, DiskFull, RefusedContent.
+    ``skip`` gets paths below ``prefix``. ``chunks`` is consumed to its end, so that its digest is checked. Raises
+    Damaged, DiskFull, RefusedContent.
     """
     prefix = prefix.strip("/")
     source = _Reader(_closed(_decompress(chunks, media_type)))
-    target = _Folder(destination, prefix)
-    written = 0
+    target = _Folder(destination, prefix, skip=skip)
     try:
         with tarfile.open(fileobj=source, mode="r|", bufsize=_CHUNK) as archive:
             for member in archive:
-                written += target.apply(archive, member)
+                target.apply(archive, member)
         source.drain()
         for _ in chunks:
             pass
@@ -50,35 +52,35 @@ def unpack(chunks: Iterator[bytes], *, media_type: str, prefix: str, destination
         raise Damaged(f"a layer cannot be unpacked: {error}") from error
     except OSError as error:
         raise DiskFull(f"{destination} cannot be written: {error.strerror or error}") from error
-    return written
 
 
 class _Folder:
     """The folder while one layer is applied to it: whiteouts hide what earlier layers brought, never this one's own."""
 
-    def __init__(self, destination: Path, prefix: str) -> None:
+    def __init__(self, destination: Path, prefix: str, *, skip: Callable[[str], bool]) -> None:
         self._destination = destination
         self._prefix = prefix
+        self._skip = skip
         self._own: set[Path] = set()
 
-    def apply(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> int:
-        """One entry of the layer; returns the bytes written."""
+    def apply(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        """One entry of the layer."""
         name = posixpath.normpath(member.name.lstrip("/"))
         if name.startswith("../") or name == "..":
             raise RefusedContent(f"the image holds a path that leads out of it: {member.name!r}")
         folder, base = posixpath.split(name)
         if base.startswith(_WHITEOUT):
             self._white_out(folder, base)
-            return 0
+            return
         relative = _below(name, self._prefix)
-        if relative is None:
-            return 0
+        if relative is None or (not member.isdir() and self._skip(relative)):
+            return
         target = self._place(relative)
         if member.isdir():
             if target.is_symlink() or target.is_file():
                 target.unlink()
             target.mkdir(parents=True, exist_ok=True)
-            return 0
+            return
         target.parent.mkdir(parents=True, exist_ok=True)
         if member.isreg():
             self._replace(target)
@@ -87,11 +89,10 @@ class _Folder:
             with target.open("xb") as file:
                 shutil.copyfileobj(content, file, _CHUNK)
             target.chmod(0o644)
-            return member.size
-        if member.islnk() or member.issym():
+        elif member.islnk() or member.issym():
             self._link(member, name, target)
-            return 0
-        raise RefusedContent(f"the image holds a special file, {member.name!r}, among the files that are needed")
+        else:
+            raise RefusedContent(f"the image holds a special file, {member.name!r}, among the files that are needed")
 
     def _link(self, member: tarfile.TarInfo, name: str, target: Path) -> None:
         linked = member.linkname.lstrip("/") if member.islnk() or member.linkname.startswith("/") else None

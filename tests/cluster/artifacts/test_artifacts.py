@@ -303,13 +303,29 @@ def test_an_adapter_pushed_as_plain_files_is_pulled_too(
     assert sorted(command.files()) == ["adapter_config.json", "adapter_model.safetensors"]
 
 
-def test_pickles_beside_safetensors_are_no_reason_to_refuse(
+def test_pickles_beside_safetensors_stay_where_they_are(
     registry: RunningRegistry, command: Command, secret: Path
 ) -> None:
     files = ADAPTER | {"data/training_args.bin": b"\x80", "data/optimizer.pt": b"\x80"}
     registry.image("adapters/both", "1", tar(dict(files)))
     code, said = command.run("pull", "--image", f"{registry.host}/adapters/both:1", "--docker-config", secret)
     assert (code, said) == (0, "")
+    assert sorted(command.files()) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_weights_come_once_and_never_pickled(registry: RunningRegistry, command: Command, secret: Path) -> None:
+    """Upstream's images hold the same tensors several times."""
+    more = ("pytorch_model.bin", "consolidated.00.pth", "consolidated.safetensors", "original/tokenizer.model")
+    registry.image("models/more", "1", tar(MODEL | {f"{FOLDER}/{name}": b"\x80" for name in more}))
+    code, said = command.run("weights", "--image", f"{registry.host}/models/more:1", "--docker-config", secret)
+    assert (code, said) == (0, "")
+    assert sorted(command.files()) == ["config.json", "model.safetensors"]
+
+
+def test_data_may_be_called_as_it_likes(registry: RunningRegistry, command: Command, secret: Path) -> None:
+    registry.image("sets/names", "1", tar({"data/train.bin": b"x", "data/original/a.jsonl": b"{}"}))
+    assert command.run("data", "--image", f"{registry.host}/sets/names:1", "--docker-config", secret) == (0, "")
+    assert sorted(command.files()) == ["original/a.jsonl", "train.bin"]
 
 
 @pytest.mark.parametrize(

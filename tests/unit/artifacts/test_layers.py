@@ -13,6 +13,7 @@ import pytest
 import zstandard
 
 from kaito_hooks.artifacts.errors import Damaged, RefusedContent
+from kaito_hooks.artifacts.image import nothing
 from kaito_hooks.artifacts.layers import unpack
 
 LAYER = "application/vnd.oci.image.layer.v1.tar"
@@ -51,12 +52,12 @@ def chunks(data: bytes, size: int = 1 << 16) -> Iterator[bytes]:
     return (data[i : i + size] for i in range(0, len(data), size))
 
 
-def apply(destination: Path, *layers: bytes, prefix: str = "/w") -> dict[str, bytes]:
+def apply(
+    destination: Path, *layers: bytes, prefix: str = "/w", skip: Callable[[str], bool] = nothing
+) -> dict[str, bytes]:
     destination.mkdir(exist_ok=True)
     for layer in layers:
-        unpack(
-            chunks(layer), media_type="application/vnd.oci.image.layer.v1.tar", prefix=prefix, destination=destination
-        )
+        unpack(chunks(layer), media_type=LAYER, prefix=prefix, destination=destination, skip=skip)
     return {str(p.relative_to(destination)): p.read_bytes() for p in destination.rglob("*") if p.is_file()}
 
 
@@ -97,6 +98,21 @@ def test_a_hard_link_is_the_file_of_the_folder_that_it_names(tmp_path: Path) -> 
 def test_what_leads_out_is_refused(tmp_path: Path, layer: bytes) -> None:
     with pytest.raises(RefusedContent):
         apply(tmp_path / "d", layer)
+
+
+def test_what_is_skipped_never_reaches_the_disk(tmp_path: Path) -> None:
+    layer = archive(
+        file("w/model.safetensors"), file("w/pytorch_model.bin"), link("w/x.bin", "/etc/passwd"), file("w/sub/y.bin")
+    )
+    asked: list[str] = []
+
+    def skip(name: str) -> bool:
+        asked.append(name)
+        return name.endswith(".bin")
+
+    assert set(apply(tmp_path / "d", layer, skip=skip)) == {"model.safetensors"}
+    assert asked == ["model.safetensors", "pytorch_model.bin", "x.bin", "sub/y.bin"]
+    assert not list((tmp_path / "d").rglob("*.bin"))
 
 
 def test_an_opaque_folder_hides_earlier_layers_and_nothing_of_its_own(tmp_path: Path) -> None:
@@ -146,7 +162,7 @@ def test_where_the_network_cuts_a_layer_does_not_matter(tmp_path: Path, size: in
     for name, packed in packers.items():
         target = tmp_path / name
         target.mkdir()
-        unpack(chunks(packed, size), media_type="", prefix="w", destination=target)
+        unpack(chunks(packed, size), media_type="", prefix="w", destination=target, skip=nothing)
         assert sorted(path.name for path in target.iterdir()) == ["a", "b"], name
 
 
@@ -175,7 +191,7 @@ def test_what_was_packed_a_thousandfold_is_unpacked_piece_by_piece(tmp_path: Pat
     packed = compress(archive(file("w/zeros", bytes(100 << 20))))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     (tmp_path / "d").mkdir()
-    unpack(iter([packed]), media_type="", prefix="w", destination=tmp_path / "d")
+    unpack(iter([packed]), media_type="", prefix="w", destination=tmp_path / "d", skip=nothing)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert (tmp_path / "d" / "zeros").stat().st_size == 100 << 20
     assert grown < 48 << 10, f"{grown} KiB"

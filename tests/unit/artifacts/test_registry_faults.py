@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.artifacts.fake_registry import FakeRegistry, basic, digest, layer
+from tests.unit.artifacts.fake_registry import DOCKER, FakeRegistry, basic, digest, layer
 
 from kaito_hooks.artifacts import hub, image
-from kaito_hooks.artifacts.content import check_config
+from kaito_hooks.artifacts.content import check_config, is_left_out
 from kaito_hooks.artifacts.credentials import Credentials
 from kaito_hooks.artifacts.errors import (
     AccessDenied,
@@ -96,6 +96,20 @@ def test_the_storage_that_a_registry_points_to_never_gets_the_password(
 def test_an_image_is_fetched_by_the_digest_of_its_list(fake: FakeRegistry, transfer: Transfer, tmp_path: Path) -> None:
     listed = fake.image("1", layer("w/x", b"x"))
     assert fetch(fake, transfer, tmp_path / "d", f"@{listed}") == {"x": b"x"}
+
+
+def test_an_artifact_s_pickles_are_not_even_fetched(fake: FakeRegistry, transfer: Transfer, tmp_path: Path) -> None:
+    names = ("adapter_config.json", "adapter_model.safetensors", "training_args.bin", "data/optimizer.PT")
+    blobs = [
+        fake.blob(name.encode(), "application/octet-stream", annotations={"org.opencontainers.image.title": name})
+        for name in names
+    ]
+    config = fake.blob(b"{}", "application/vnd.oci.empty.v1+json")
+    fake.manifest("1", {"schemaVersion": 2, "mediaType": DOCKER, "config": config, "layers": blobs})
+    fetched = image.fetch(reader(fake, transfer), folder="/data", destination=tmp_path, leave_out=is_left_out)
+    assert fetched.left_out == ("training_args.bin", "optimizer.PT")
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert sum("/blobs/" in request.path for request in fake.requests) == 2
 
 
 @pytest.mark.parametrize("damage", ["other bytes", "one byte more", "manifest"])
