@@ -8,7 +8,7 @@ ArtifactError
 ├── ArtifactNotFound     the registry or hub has no such thing; somebody may push it
 ├── Unfinished           there is no result to push yet
 ├── InvalidReference     the reference is no image reference; final
-├── UnsupportedArtifact  it exists, but is not what was asked for: wrong platform, no adapter, no weights; final
+├── UnsupportedArtifact  it exists, but is not what was asked for: no adapter, no weights, no image; final
 ├── RefusedSource        a URL that is not downloaded from: its scheme, its address, its name; final
 ├── NotPushed            the registry did not take the result until the deadline; final
 └── RefusedContent       it holds what is never loaded: pickles, links out of its folder; final

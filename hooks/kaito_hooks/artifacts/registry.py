@@ -30,6 +30,7 @@ from kaito_hooks.artifacts.transfer import Transfer
 _INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 _MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
 _DOCUMENT_LIMIT = 8 << 20
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """An image or artifact for this platform, with the digest of the manifest that was asked for."""
+    """An image or artifact, with the digest of the manifest that was asked for."""
 
     digest: str
     config_media_type: str
@@ -75,11 +76,10 @@ class RegistryReader:
         self._access: Access | None = None
 
     def manifest(self) -> Manifest:
-        """The manifest; of an index, the one for linux/amd64. Digests are verified."""
+        """The manifest; of an index, the one for linux/amd64 if there is one. Digests are verified."""
         document, digest = self._document(self._reference.version)
         if document.get("mediaType") in _INDEXES or "manifests" in document:
-            entry = _for_linux_amd64(document, self._reference)
-            document, _ = self._document(str(entry["digest"]))
+            document, _ = self._document(_entry(document, self._reference))
         if "layers" not in document:
             raise UnsupportedArtifact(f"{self._reference} is neither an image nor an artifact with files")
         try:
@@ -164,7 +164,7 @@ class RegistryReader:
 
 def _descriptor(layer: Mapping[str, Any]) -> Descriptor:
     digest = str(layer["digest"])
-    if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+    if not _DIGEST.fullmatch(digest):
         raise ValueError(digest)
     return Descriptor(
         digest=digest,
@@ -174,14 +174,21 @@ def _descriptor(layer: Mapping[str, Any]) -> Descriptor:
     )
 
 
-def _for_linux_amd64(index: Mapping[str, Any], reference: Reference) -> Mapping[str, Any]:
-    entries = index.get("manifests") or []
-    for entry in entries:
+def _entry(index: Mapping[str, Any], reference: Reference) -> str:
+    """The digest of an index's manifest: best for linux/amd64, but only files are wanted, and they have no platform."""
+
+    def rank(entry: Mapping[str, Any]) -> tuple[bool, ...]:
         platform = entry.get("platform") or {}
-        if (platform.get("os"), platform.get("architecture")) == ("linux", "amd64"):
-            found: Mapping[str, Any] = entry
-            return found
-    offered = sorted(
-        {f"{(e.get('platform') or {}).get('os')}/{(e.get('platform') or {}).get('architecture')}" for e in entries}
-    )
-    raise UnsupportedArtifact(f"{reference} has no linux/amd64 variant; it offers {', '.join(offered) or 'nothing'}")
+        named = (platform.get("os"), platform.get("architecture"))
+        return named != ("linux", "amd64"), named != (None, None), named[0] != "linux"
+
+    try:
+        entries = [
+            entry
+            for entry in index["manifests"]
+            # What was attested of an image stands beside it: https://docs.docker.com/build/metadata/attestations/
+            if (entry.get("platform") or {}).get("os") != "unknown" and _DIGEST.fullmatch(entry["digest"])
+        ]
+        return str(min(entries, key=rank)["digest"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UnsupportedArtifact(f"{reference} is an index that names no image") from None

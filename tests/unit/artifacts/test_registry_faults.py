@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.artifacts.fake_registry import DOCKER, FakeRegistry, basic, digest, layer
+from tests.unit.artifacts.fake_registry import (
+    DOCKER,
+    DOCKER_CONFIG,
+    DOCKER_LAYER,
+    DOCKER_LIST,
+    FakeRegistry,
+    basic,
+    digest,
+    layer,
+)
 
 from kaito_hooks.artifacts import hub, image
 from kaito_hooks.artifacts.content import check_config, is_left_out
@@ -96,6 +105,55 @@ def test_the_storage_that_a_registry_points_to_never_gets_the_password(
 def test_an_image_is_fetched_by_the_digest_of_its_list(fake: FakeRegistry, transfer: Transfer, tmp_path: Path) -> None:
     listed = fake.image("1", layer("w/x", b"x"))
     assert fetch(fake, transfer, tmp_path / "d", f"@{listed}") == {"x": b"x"}
+
+
+AMD, ARM, WINDOWS, ATTESTATION = (
+    {"os": "linux", "architecture": "amd64"},
+    {"os": "linux", "architecture": "arm64"},
+    {"os": "windows", "architecture": "amd64"},
+    {"os": "unknown", "architecture": "unknown"},
+)
+
+
+def an_index(fake: FakeRegistry, *platforms: dict[str, str] | None) -> None:
+    """Its images hold one file each, called as their place in it."""
+    entries = []
+    for number, platform in enumerate(platforms):
+        config = fake.blob(b"{}", DOCKER_CONFIG)
+        blobs = [fake.blob(layer(f"w/{number}", b"x"), DOCKER_LAYER)]
+        document = {"schemaVersion": 2, "mediaType": DOCKER, "config": config, "layers": blobs}
+        entry = {"mediaType": DOCKER, "digest": fake.manifest(f"{number}", document), "size": 1}
+        entries.append(entry if platform is None else {**entry, "platform": platform})
+    fake.manifest("index", {"schemaVersion": 2, "mediaType": DOCKER_LIST, "manifests": entries})
+
+
+@pytest.mark.parametrize(
+    ("platforms", "taken"),
+    [
+        ((ATTESTATION, ARM, AMD), 2),
+        ((None,), 0),
+        ((ARM, None), 1),
+        ((None, AMD), 1),
+        ((ATTESTATION, ARM), 1),
+        ((WINDOWS, ARM), 1),
+        ((WINDOWS,), 0),
+        (({},), 0),
+    ],
+)
+def test_files_have_no_platform(
+    fake: FakeRegistry, transfer: Transfer, tmp_path: Path, platforms: tuple[dict[str, str] | None, ...], taken: int
+) -> None:
+    an_index(fake, *platforms)
+    assert fetch(fake, transfer, tmp_path / "d", ":index") == {f"{taken}": b"x"}
+
+
+@pytest.mark.parametrize(
+    "entries", [[], [{}], [{"digest": "x"}], [5], None, [{"platform": ATTESTATION, "digest": digest(b"")}]]
+)
+def test_an_index_without_an_image_is_told(fake: FakeRegistry, transfer: Transfer, entries: Any) -> None:
+    fake.manifest("1", {"schemaVersion": 2, "mediaType": DOCKER_LIST, "manifests": entries})
+    with pytest.raises(UnsupportedArtifact, match="an index that names no image"):
+        reader(fake, transfer).manifest()
 
 
 def test_an_artifact_s_pickles_are_not_even_fetched(fake: FakeRegistry, transfer: Transfer, tmp_path: Path) -> None:
