@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 import time
@@ -18,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from kaito_hooks.artifacts import addresses, completion, content, credentials, download, hub, image, package, push
-from kaito_hooks.artifacts.errors import ArtifactError, Unfinished, UnsupportedArtifact
+from kaito_hooks.artifacts.errors import AccessDenied, ArtifactError, Unfinished, UnsupportedArtifact
 from kaito_hooks.artifacts.reference import parse
 from kaito_hooks.artifacts.registries import Registries
 from kaito_hooks.artifacts.registry import RegistryReader
@@ -44,9 +45,12 @@ def main(argv: Sequence[str] | None = None, *, termination_log: Path = TERMINATI
     try:
         run: Callable[[argparse.Namespace], str | None] = options.run
         said = run(options)
-    except (ArtifactError, OSError) as error:
-        message = " ".join(str(error).split())
-        logger.error("%s", message)
+    except Exception as error:
+        expected = isinstance(error, ArtifactError | OSError)
+        # What an unexpected error says may hold what it stumbled over, a token for instance.
+        text = str(error) if expected else f"an unexpected {type(error).__name__} ended this step; its log says where"
+        message = " ".join(text.split())
+        logger.error("%s", message, exc_info=not expected)
         if termination_log.exists():
             termination_log.write_text(message)
         return 2 if isinstance(error, ArtifactError) and error.final else 1
@@ -80,7 +84,7 @@ def weights(options: argparse.Namespace) -> None:
         fetched = image.fetch(reader, folder=options.image_path, destination=destination, leave_out=content.is_left_out)
         left_out = fetched.left_out
     else:
-        token = options.token_file.read_text().strip() if options.token_file else None
+        token = _token(options.token_file) if options.token_file else None
         endpoint = os.environ.get("HF_ENDPOINT", hub.DEFAULT_ENDPOINT).rstrip("/")
         hub.fetch(
             options.hugging_face,
@@ -184,6 +188,13 @@ def push_adapter(options: argparse.Namespace) -> str:
         server.stop()
     logger.info("Upload complete: %s@%s", options.image, digest)
     return json.dumps({"image": options.image, "digest": digest, "metrics": _metrics(options.results)})
+
+
+def _token(path: Path) -> str:
+    text = path.read_bytes().strip()
+    if not re.fullmatch(rb"[\x21-\x7e]+", text):
+        raise AccessDenied(f"the Secret mounted at {path.parent} holds no token of one line in its key {path.name}")
+    return text.decode()
 
 
 def _metrics(results: Path | None) -> dict[str, float]:

@@ -173,4 +173,4 @@ def _token(body: bytes) -> str | None:
         token = answer.get("token") or answer.get("access_token")
     except (ValueError, AttributeError):
         return None
-    return token if isinstance(token, str) else None
+    return token if isinstance(token, str) and re.fullmatch(r"[\x21-\x7e]+", token) else None

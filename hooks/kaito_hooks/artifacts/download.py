@@ -10,12 +10,12 @@ import contextlib
 import hashlib
 import logging
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from kaito_hooks.artifacts import volume
 from kaito_hooks.artifacts.errors import ArtifactError, Damaged, DiskFull, RefusedSource, Unreachable
 from kaito_hooks.artifacts.transfer import Patience, Transfer
 
@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = Patience(tries=3, first_pause=2.0, longest_pause=2.0)
 _LONGEST_NAME = 200
-_SPARE = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,7 @@ def shown(url: str) -> str:
 def _fetch(url: str, name: str, *, transfer: Transfer, destination: Path) -> Downloaded:
     partial, target = destination / f".{name[:100]}.partial", destination / name
     digest, size = hashlib.sha256(), 0
-    room = shutil.disk_usage(destination).free - _SPARE
+    room = volume.room(destination)
     logger.info("downloading %s", shown(url))
     try:
         with partial.open("wb") as file:
@@ -101,7 +100,7 @@ def _fetch(url: str, name: str, *, transfer: Transfer, destination: Path) -> Dow
     except ArtifactError as error:
         raise type(error)(f"Failed to download {shown(url)}: {error}") from error
     except OSError as error:
-        raise DiskFull(f"{target} cannot be written: {error.strerror or error}") from error
+        raise volume.not_written(target, error) from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()

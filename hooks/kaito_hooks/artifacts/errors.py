@@ -4,13 +4,14 @@ ArtifactError
 ├── Unreachable          no answer, or the server is in trouble; may succeed later
 ├── Damaged              what arrived is not what was announced; may succeed later
 ├── DiskFull             the volume has no room left; may succeed later on another node
+├── Unwritable           the volume does not take a file for another reason; may succeed later on another node
 ├── AccessDenied         401 or 403 with the credentials that we have; a Secret can be put right
 ├── ArtifactNotFound     the registry or hub has no such thing; somebody may push it
 ├── Unfinished           there is no result to push yet
 ├── InvalidReference     the reference is no image reference; final
 ├── UnsupportedArtifact  it exists, but is not what was asked for: no adapter, no weights, no image; final
 ├── RefusedSource        a URL that is not downloaded from: its scheme, its address, its name; final
-├── NotPushed            the registry did not take the result until the deadline; final
+├── NotPushed            the registry did not take the result until the deadline, or never would; final
 └── RefusedContent       it holds what is never loaded: pickles, links out of its folder; final
 
 Final errors end a command with exit code 2, the others with 1, and the kubelet tries again with its back-off.
@@ -42,7 +43,13 @@ class Damaged(ArtifactError):
 
 
 class DiskFull(ArtifactError):
-    """A file could not be written."""
+    """There is no room for a file."""
+
+    final = False
+
+
+class Unwritable(ArtifactError):
+    """A file could not be written although there may be room."""
 
     final = False
 
@@ -82,4 +89,4 @@ class RefusedSource(ArtifactError):
 
 
 class NotPushed(ArtifactError):
-    """The time for pushing is over."""
+    """The time for pushing is over, or it would never succeed."""

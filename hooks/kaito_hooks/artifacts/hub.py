@@ -20,11 +20,11 @@ from kaito_hooks.artifacts.errors import (
     AccessDenied,
     ArtifactNotFound,
     Damaged,
-    DiskFull,
     InvalidReference,
     Unreachable,
 )
 from kaito_hooks.artifacts.transfer import Transfer
+from kaito_hooks.artifacts.volume import not_written, require_room
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ def fetch(
         files = [entry for entry in json.loads(body)["siblings"] if _wanted(str(entry["rfilename"]))]
     except (ValueError, KeyError, TypeError):
         raise Unreachable(f"the hub answered with something that is no list of files for {repo}") from None
+    require_room(destination, sum(entry.get("size") or 0 for entry in files), what=repo)
     for entry in sorted(files, key=lambda entry: str(entry["rfilename"]).endswith(".safetensors")):
         name = str(entry["rfilename"])
         path = PurePosixPath(name)
@@ -85,7 +86,7 @@ def fetch(
                     file.write(chunk)
             target.chmod(0o644)
         except OSError as error:
-            raise DiskFull(f"{target} cannot be written: {error.strerror or error}") from error
+            raise not_written(target, error) from error
         # Large files are known by their SHA-256, the others by git's name for their content.
         known = (digest.hexdigest(), sha256) if sha256 else (blob.hexdigest(), entry.get("blobId"))
         if known[1] and known[0] != known[1]:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from kaito_hooks.artifacts.errors import DiskFull, RefusedContent
+from kaito_hooks.artifacts.errors import RefusedContent
 from kaito_hooks.artifacts.layers import unpack
-from kaito_hooks.artifacts.registry import RegistryReader
+from kaito_hooks.artifacts.registry import Descriptor, RegistryReader
+from kaito_hooks.artifacts.volume import not_written, require_room
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def fetch(
 ) -> Fetched:
     """Fills ``destination`` with the image's ``folder``, or the artifact's files.
 
-    ``leave_out`` says by a file's path below the folder whether it is not wanted.
+    ``leave_out`` says by a file's path below the folder whether it is not wanted. Nothing is begun that does not fit.
     """
     manifest = reader.manifest()
     is_image = manifest.config_media_type in _IMAGE_CONFIGS
@@ -47,16 +48,22 @@ def fetch(
             left_out.append(name)
         return skipped
 
+    # Of an image, only its archives say how much of it is wanted.
+    files = {layer: _name(layer.title) for layer in manifest.layers if layer.title and not _is_archive(layer, is_image)}
+    wanted = [layer for layer, name in files.items() if not skip(name.as_posix())]
+    require_room(destination, sum(layer.size for layer in wanted), what="the artifact")
     for number, layer in enumerate(manifest.layers, start=1):
         logger.info("layer %d of %d, %.1f MiB", number, len(manifest.layers), layer.size / 2**20)
-        if is_image or layer.media_type.startswith(_LAYERS):
+        if _is_archive(layer, is_image):
             prefix = folder if is_image else PurePosixPath(folder).name
             unpack(reader.blob(layer), media_type=layer.media_type, prefix=prefix, destination=destination, skip=skip)
-        elif layer.title:
-            name = _name(layer.title)
-            if not skip(name.as_posix()):
-                _write(reader.blob(layer), destination / name)
+        elif layer in wanted:
+            _write(reader.blob(layer), destination / files[layer])
     return Fetched(manifest.digest, tuple(left_out))
+
+
+def _is_archive(layer: Descriptor, is_image: bool) -> bool:
+    return is_image or layer.media_type.startswith(_LAYERS)
 
 
 def _name(title: str) -> PurePosixPath:
@@ -74,4 +81,4 @@ def _write(chunks: Iterator[bytes], target: Path) -> None:
                 file.write(chunk)
         target.chmod(0o644)
     except OSError as error:
-        raise DiskFull(f"{target} cannot be written: {error.strerror or error}") from error
+        raise not_written(target, error) from error

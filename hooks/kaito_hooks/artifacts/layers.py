@@ -19,7 +19,8 @@ from pathlib import Path
 
 import zstandard
 
-from kaito_hooks.artifacts.errors import Damaged, DiskFull, RefusedContent, UnsupportedArtifact
+from kaito_hooks.artifacts.errors import Damaged, RefusedContent, UnsupportedArtifact
+from kaito_hooks.artifacts.volume import not_written, require_room
 
 _CHUNK = 1 << 20
 _BLOCK = 512
@@ -36,7 +37,7 @@ def unpack(
     """Applies one layer: what it holds below ``prefix`` lands in ``destination``, but the files that ``skip`` names.
 
     ``skip`` gets paths below ``prefix``. ``chunks`` is consumed to its end, so that its digest is checked. Raises
-    Damaged, DiskFull, RefusedContent.
+    Damaged, DiskFull, Unwritable, RefusedContent.
     """
     prefix = prefix.strip("/")
     source = _Reader(_closed(_decompress(chunks, media_type)))
@@ -51,7 +52,7 @@ def unpack(
     except (tarfile.TarError, zlib.error, zstandard.ZstdError, EOFError) as error:
         raise Damaged(f"a layer cannot be unpacked: {error}") from error
     except OSError as error:
-        raise DiskFull(f"{destination} cannot be written: {error.strerror or error}") from error
+        raise not_written(destination, error) from error
 
 
 class _Folder:
@@ -83,6 +84,7 @@ class _Folder:
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         if member.isreg():
+            require_room(self._destination, member.size, what=f"the image's {name}")
             self._replace(target)
             content = archive.extractfile(member)
             assert content is not None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from kaito_hooks.artifacts.errors import Damaged, RefusedContent
+from kaito_hooks.artifacts.errors import Damaged, DiskFull, RefusedContent, Unwritable
 from kaito_hooks.artifacts.image import nothing
 from kaito_hooks.artifacts.layers import unpack
 
@@ -113,6 +113,20 @@ def test_what_is_skipped_never_reaches_the_disk(tmp_path: Path) -> None:
     assert set(apply(tmp_path / "d", layer, skip=skip)) == {"model.safetensors"}
     assert asked == ["model.safetensors", "pytorch_model.bin", "x.bin", "sub/y.bin"]
     assert not list((tmp_path / "d").rglob("*.bin"))
+
+
+def test_a_file_that_does_not_fit_is_not_begun(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("w/huge")
+    member.size = 1 << 50
+    layer = member.tobuf(tarfile.PAX_FORMAT) + bytes(10240)
+    with pytest.raises(DiskFull, match="the image's w/huge does not fit"):
+        apply(tmp_path / "d", layer)
+    assert list((tmp_path / "d").iterdir()) == []
+
+
+def test_a_folder_in_a_file_s_place_is_no_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(Unwritable):
+        apply(tmp_path / "d", archive(file("w/a"), file("w/a/b")))
 
 
 def test_an_opaque_folder_hides_earlier_layers_and_nothing_of_its_own(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from kaito_hooks.artifacts.errors import (
     ArtifactError,
     ArtifactNotFound,
     Damaged,
+    DiskFull,
     InvalidReference,
     RefusedContent,
     UnsupportedArtifact,
@@ -170,6 +171,18 @@ def test_an_artifact_s_pickles_are_not_even_fetched(fake: FakeRegistry, transfer
     assert sum("/blobs/" in request.path for request in fake.requests) == 2
 
 
+def test_nothing_of_an_artifact_is_fetched_that_does_not_fit(
+    fake: FakeRegistry, transfer: Transfer, tmp_path: Path
+) -> None:
+    config = fake.blob(b"{}", "application/vnd.oci.empty.v1+json")
+    title = {"org.opencontainers.image.title": "adapter_model.safetensors"}
+    blobs = [{**fake.blob(b"x", "application/octet-stream", annotations=title), "size": 1 << 50}]
+    fake.manifest("1", {"schemaVersion": 2, "mediaType": DOCKER, "config": config, "layers": blobs})
+    with pytest.raises(DiskFull, match="the artifact does not fit"):
+        fetch(fake, transfer, tmp_path / "d")
+    assert not any("/blobs/" in request.path for request in fake.requests)
+
+
 @pytest.mark.parametrize("damage", ["other bytes", "one byte more", "manifest"])
 def test_what_does_not_match_its_digest_is_damaged(
     fake: FakeRegistry, transfer: Transfer, tmp_path: Path, damage: str
@@ -250,6 +263,16 @@ def test_the_architecture_is_checked_before_the_weights_are_fetched(
     with pytest.raises(UnsupportedArtifact, match="GPT2LMHeadModel"):
         model_hub.fetch(transfer, tmp_path / "d")
     assert not any(request.path.endswith(".safetensors") for request in fake.requests)
+
+
+def test_nothing_of_a_hub_s_model_is_fetched_that_does_not_fit(
+    fake: FakeRegistry, model_hub: Hub, transfer: Transfer, tmp_path: Path
+) -> None:
+    model_hub.siblings[0]["size"] = 1 << 50
+    model_hub.add("tokenizer.json", b"{}")
+    with pytest.raises(DiskFull, match="org/model does not fit"):
+        model_hub.fetch(transfer, tmp_path / "d")
+    assert not any("/resolve/" in request.path for request in fake.requests)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from tests.unit.artifacts.fake_registry import UPLOADS, FakeRegistry
 
 from kaito_hooks.artifacts.credentials import Credentials
-from kaito_hooks.artifacts.errors import Unreachable
+from kaito_hooks.artifacts.errors import AccessDenied, ArtifactError, ArtifactNotFound, NotPushed, Unreachable
 from kaito_hooks.artifacts.package import Package, pack
 from kaito_hooks.artifacts.reference import parse
 from kaito_hooks.artifacts.registries import Registries
@@ -62,3 +63,47 @@ def test_an_upload_is_not_sent_to_another_origin(
     with pytest.raises(Unreachable, match=storage.host):
         writer(fake, transfer).probe()
     assert storage.requests == []
+
+
+def refusal(code: str, message: str = "no") -> bytes:
+    return json.dumps({"errors": [{"code": code, "message": message, "detail": {}}]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error", "says"),
+    [
+        (
+            400,
+            refusal("NAME_INVALID", "invalid name"),
+            NotPushed,
+            "answered 400 to a push of .*: NAME_INVALID invalid name",
+        ),
+        (405, b"", NotPushed, "takes no pushes"),
+        (405, refusal("UNSUPPORTED", "read-only mode"), NotPushed, "UNSUPPORTED read-only mode"),
+        (413, b"<html>too large</html>", NotPushed, "takes nothing so large"),
+        (412, b"[]", NotPushed, "answered 412"),
+        (308, b"", NotPushed, "answered 308"),
+        (400, refusal("DIGEST_INVALID"), Unreachable, "DIGEST_INVALID"),
+        (409, b"", Unreachable, "answered 409"),
+        (429, b"", Unreachable, "answered 429"),
+        (503, b"", Unreachable, "answered 503"),
+        (403, refusal("DENIED"), AccessDenied, "refused"),
+        (404, refusal("NAME_UNKNOWN"), ArtifactNotFound, "does the repository exist"),
+    ],
+)
+def test_a_refusal_that_no_other_try_would_change_is_final(
+    fake: FakeRegistry,
+    transfer: Transfer,
+    packed: Package,
+    status: int,
+    body: bytes,
+    error: type[ArtifactError],
+    says: str,
+) -> None:
+    fake.overrides = {("PUT", f"{UPLOADS}1"): (status, {}, body)}
+    with pytest.raises(error, match=says) as raised:
+        writer(fake, transfer).push(packed)
+    assert raised.value.final is (error is NotPushed)
+    fake.overrides = {("POST", UPLOADS): (status, {}, body)}
+    with pytest.raises(error, match=says):
+        writer(fake, transfer).probe()
