@@ -2,8 +2,8 @@
 
 ``{"mirrors": {"docker.io": "http://10.0.0.1:5000/docker.io"}, "plainHTTP": ["10.0.0.1:5000"], "caBundle": "<PEM>"}``.
 A mirror is a base URL below whose /v2 the registry's repositories lie under the URL's path, like containerd's
-hosts.toml with override_path. What a mirror answers is final; only a mirror that does not answer lets the registry
-itself be asked.
+hosts.toml with override_path. What a mirror does not have, refuses or does not answer is asked of the registry itself,
+as containerd does: https://github.com/containerd/containerd/blob/main/docs/hosts.md
 """
 
 from __future__ import annotations

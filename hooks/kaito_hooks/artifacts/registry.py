@@ -17,7 +17,6 @@ from kaito_hooks.artifacts.access import Access
 from kaito_hooks.artifacts.credentials import Credentials
 from kaito_hooks.artifacts.errors import (
     AccessDenied,
-    ArtifactError,
     ArtifactNotFound,
     Damaged,
     Unreachable,
@@ -54,7 +53,7 @@ class Manifest:
 
 
 class RegistryReader:
-    """Reads one repository. The first endpoint that answers is used for everything that follows."""
+    """Reads one repository: from a mirror if there is one, and from the registry itself what the mirror lacks."""
 
     _actions: Sequence[str] = ("pull",)
 
@@ -69,11 +68,11 @@ class RegistryReader:
         self._reference = reference
         self._has_credentials = bool(credentials)
         self._transfer = transfer
-        self._untried = [
+        self._endpoints = [
             Access(endpoint, credentials=credentials, actions=self._actions, transfer=transfer)
             for endpoint in registries.endpoints(reference)
         ]
-        self._access: Access | None = None
+        self._passed: list[str] = []
 
     def manifest(self) -> Manifest:
         """The manifest; of an index, the one for linux/amd64 if there is one. Digests are verified."""
@@ -96,31 +95,35 @@ class RegistryReader:
         """The blob's bytes. Raises Damaged after the last byte if they are not what the digest says."""
         digest = hashlib.sha256()
         received = 0
-        access = self._chosen()
+        while True:
+            try:
+                for chunk in self._stream(self._access, descriptor):
+                    digest.update(chunk)
+                    received += len(chunk)
+                    yield chunk
+                break
+            except (AccessDenied, ArtifactNotFound, Unreachable) as error:
+                if received or self._is_last():
+                    raise
+                self._pass_over(str(error))
+        if f"sha256:{digest.hexdigest()}" != descriptor.digest or received != descriptor.size:
+            raise Damaged(f"{self._reference}: blob {descriptor.digest[:19]} arrived damaged ({received} bytes)")
 
+    def _stream(self, access: Access, descriptor: Descriptor) -> Iterator[bytes]:
         def renew(challenge: str) -> Mapping[str, str] | None:
             return access.headers if access.answer(challenge) else None
 
         url = f"{access.base}/blobs/{descriptor.digest}"
-        chunks = self._transfer.stream(url, headers=access.headers, size=descriptor.size, renew=renew)
-        for chunk in chunks:
-            digest.update(chunk)
-            received += len(chunk)
-            yield chunk
-        if f"sha256:{digest.hexdigest()}" != descriptor.digest or received != descriptor.size:
-            raise Damaged(f"{self._reference}: blob {descriptor.digest[:19]} arrived damaged ({received} bytes)")
+        return self._transfer.stream(url, headers=access.headers, size=descriptor.size, renew=renew)
 
     def _document(self, version: str) -> tuple[dict[str, Any], str]:
         status, body = self._get_manifest(version)
         if status in (401, 403):
-            raise AccessDenied(
-                f"{self._reference.registry} refuses access to {self._reference.repository} ({status}): "
-                + (
-                    "the pull secret's credentials are not accepted"
-                    if self._has_credentials
-                    else "no pull secret is given for it"
-                )
-            )
+            known = "no pull secret is given for it"
+            if self._has_credentials:
+                known = "the pull secret's credentials are not accepted"
+            where = f"{self._reference.registry} refuses access to {self._reference.repository}"
+            raise AccessDenied(f"{where} ({status}): {known}{self._via()}")
         if status == 404:
             raise ArtifactNotFound(f"there is no image {self._reference}{self._via()}")
         if status != 200:
@@ -138,28 +141,36 @@ class RegistryReader:
 
     def _get_manifest(self, version: str) -> tuple[int, bytes]:
         while True:
-            access = self._access or self._untried.pop(0)
+            access = self._access
             try:
                 status, _, body = access.request(partial(self._ask, f"{access.base}/manifests/{version}"))
-            except Unreachable:
-                if self._access or not self._untried:
-                    raise
+            except Unreachable as error:
+                if self._is_last():
+                    raise Unreachable(f"{error}{self._via()}", retry_after=error.retry_after) from error
+                self._pass_over(str(error))
             else:
-                self._access = access
-                return status, body
+                if status == 200 or self._is_last():
+                    return status, body
+                self._pass_over(f"{access.endpoint.url} answered {status}")
 
     def _ask(self, url: str, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str], bytes]:
         accept = {"Accept": ", ".join((*_MANIFESTS, *_INDEXES))}
         return self._transfer.get(url, headers={**headers, **accept}, limit=_DOCUMENT_LIMIT)
 
-    def _chosen(self) -> Access:
-        if self._access is None:
-            raise ArtifactError("the manifest is read before its blobs")
-        return self._access
+    @property
+    def _access(self) -> Access:
+        return self._endpoints[0]
+
+    def _is_last(self) -> bool:
+        return len(self._endpoints) == 1
+
+    def _pass_over(self, reason: str) -> None:
+        """From here on the next endpoint is asked."""
+        self._passed.append(reason)
+        del self._endpoints[0]
 
     def _via(self) -> str:
-        mirrored = self._access is not None and self._access.endpoint.is_mirror
-        return f" (asked the mirror {self._access.endpoint.url})" if mirrored and self._access else ""
+        return f" (asked its mirror before: {'; '.join(self._passed)})" if self._passed else ""
 
 
 def _descriptor(layer: Mapping[str, Any]) -> Descriptor:

@@ -46,7 +46,6 @@ class RegistryWriter(RegistryReader):
             raise InvalidReference(f"{reference} has no tag to push to")
         direct = replace(registries, mirrors={})
         super().__init__(reference, registries=direct, transfer=transfer, credentials=credentials)
-        (self._access,) = self._untried
 
     def probe(self) -> None:
         """Opens an upload and cancels it. Raises AccessDenied, NotPushed, Unreachable."""
@@ -60,7 +59,7 @@ class RegistryWriter(RegistryReader):
             return package.digest
         self._put_blob(package.config_digest, package.config)
         self._put_blob(package.layer_digest, package.layer)
-        url = f"{self._chosen().base}/manifests/{self._reference.tag}"
+        url = f"{self._access.base}/manifests/{self._reference.tag}"
         self._expect(201, self._send("PUT", url, body=package.manifest, headers={"Content-Type": MANIFEST_TYPE}))
         return package.digest
 
@@ -72,7 +71,7 @@ class RegistryWriter(RegistryReader):
         return sha256(body) if status == 200 else None
 
     def _put_blob(self, digest: str, content: bytes | Path) -> None:
-        if self._send("HEAD", f"{self._chosen().base}/blobs/{digest}")[0] == 200:
+        if self._send("HEAD", f"{self._access.base}/blobs/{digest}")[0] == 200:
             return
         location = self._begin_upload()
         url = f"{location}{'&' if '?' in location else '?'}{urlencode({'digest': digest})}"
@@ -86,7 +85,7 @@ class RegistryWriter(RegistryReader):
         self._expect(201, answer)
 
     def _begin_upload(self) -> str:
-        url = f"{self._chosen().base}/blobs/uploads/"
+        url = f"{self._access.base}/blobs/uploads/"
         answer = self._send("POST", url, headers={"Content-Length": "0"})
         self._expect(202, answer)
         location = follow(url, answer[1].get("Location", url))
@@ -107,7 +106,7 @@ class RegistryWriter(RegistryReader):
                 body.seek(0)
             return self._transfer.send(method, url, headers={**authorization, **more}, body=body)
 
-        return self._chosen().request(ask)
+        return self._access.request(ask)
 
     def _expect(self, wanted: int, answer: Answer) -> None:
         status, _, body = answer

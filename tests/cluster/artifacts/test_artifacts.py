@@ -194,15 +194,16 @@ def test_an_index_leads_to_its_amd64_image_or_to_what_there_is(
     assert sorted(command.files()) == ["config.json", "model.safetensors"]
 
 
-def test_a_mirror_is_asked_in_the_registrys_place(registry: RunningRegistry, command: Command, tmp_path: Path) -> None:
+def test_a_mirror_is_asked_before_the_registry(registry: RunningRegistry, command: Command, secret: Path) -> None:
     """This mirror wants credentials, and gets none: those of the registry are not sent to it."""
-    command.registries["mirrors"] = {"mcr.example.com": f"http://{registry.host}/mcr.example.com"}
-    secret = tmp_path / "mcr" / ".dockerconfigjson"
-    secret.parent.mkdir()
-    secret.write_text(json.dumps({"auths": {"mcr.example.com": {"username": "u", "password": "never-sent"}}}))
-    code, said = command.run("weights", "--image", "mcr.example.com/a/b:1", "--docker-config", secret)
+    registry.image("models/mirrored", "1", tar(MODEL))
+    command.registries["mirrors"] = {registry.host: f"http://{registry.host}/mirror"}
+    arguments = ("weights", "--docker-config", secret, "--image")
+    assert command.run(*arguments, f"{registry.host}/models/mirrored:1") == (0, "")
+    code, said = command.run(*arguments, f"{registry.host}/models/nowhere:1")
     assert code == 1
-    assert "mcr.example.com refuses access to a/b (401)" in said
+    assert f"there is no image {registry.host}/models/nowhere:1" in said
+    assert f"asked its mirror before: http://{registry.host} answered 401" in said
 
 
 BROKEN = {
