@@ -172,20 +172,16 @@ def push_adapter(options: argparse.Namespace) -> str:
     tls = registries.tls()
     parse(options.image)
     state = push.State()
-    server = push.ProgressServer(options.host, options.port, state=state)
-    try:
-        with tempfile.TemporaryDirectory() as work:
-            packed = package.pack(options.folder, work=Path(work))
-            digest = push.push(
-                packed,
-                writer=lambda: _writer(options, registries, Transfer(tls=tls)),
-                deadline=options.deadline,
-                state=state,
-                monotonic=time.monotonic,
-                sleep=time.sleep,
-            )
-    finally:
-        server.stop()
+    with push.progress_served(state, options.host, options.port), tempfile.TemporaryDirectory() as work:
+        packed = package.pack(options.folder, work=Path(work))
+        digest = push.push(
+            packed,
+            writer=lambda: _writer(options, registries, Transfer(tls=tls)),
+            deadline=options.deadline,
+            state=state,
+            monotonic=time.monotonic,
+            sleep=time.sleep,
+        )
     logger.info("Upload complete: %s@%s", options.image, digest)
     return json.dumps({"image": options.image, "digest": digest, "metrics": _metrics(options.results)})
 

@@ -6,10 +6,12 @@ happen inside one process, which reads the mounted secret again each time and te
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -78,36 +80,48 @@ def push(
             pause = min(pause * 2, _LONGEST_PAUSE)
 
 
-class ProgressServer:
-    """GET /progress, from a thread of its own, until `stop`."""
+@contextlib.contextmanager
+def progress_served(state: State, host: str, port: int) -> Iterator[int | None]:
+    """Answers GET /progress on an IPv4 or IPv6 address meanwhile; yields the port.
 
-    def __init__(self, host: str, port: int, *, state: State) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            timeout = 10
+    None if it cannot listen there: a push that nobody can watch is still better than none.
+    """
+    try:
+        server = (_IPv6Server if ":" in host else _Server)((host, port), _handler(state))
+    except OSError as error:
+        logger.warning("nobody can ask for the progress: %s port %d: %s", host, port, error.strerror or error)
+        yield None
+        return
+    threading.Thread(target=server.serve_forever, args=(0.1,), name="progress", daemon=True).start()
+    try:
+        yield int(server.server_address[1])
+    finally:
+        server.shutdown()
+        server.server_close()
 
-            def do_GET(self) -> None:
-                found = self.path.split("?")[0] in ("/progress", "/healthz", "/health")
-                body = json.dumps(state.document() if found else {"detail": "Not Found"}).encode()
-                self.send_response(200 if found else 404)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
 
-            def log_message(self, format: str, *args: object) -> None:
-                pass
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
 
-        self._server = ThreadingHTTPServer((host, port), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="progress", daemon=True)
-        self._thread.start()
 
-    @property
-    def port(self) -> int:
-        """The port that is listened on."""
-        return int(self._server.server_address[1])
+class _IPv6Server(_Server):
+    address_family = socket.AF_INET6
 
-    def stop(self) -> None:
-        """Answers no more."""
-        self._server.shutdown()
-        self._server.server_close()
+
+def _handler(state: State) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10
+
+        def do_GET(self) -> None:
+            found = self.path.split("?")[0] in ("/progress", "/healthz", "/health")
+            body = json.dumps(state.document() if found else {"detail": "Not Found"}).encode()
+            self.send_response(200 if found else 404)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    return Handler

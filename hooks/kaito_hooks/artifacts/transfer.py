@@ -214,9 +214,9 @@ class Transfer:
                 preload_content=False,
             )
         target = urllib3.util.parse_url(url)
-        host, secure = target.host or "", target.scheme == "https"
+        host, secure = (target.host or "").strip("[]"), target.scheme == "https"
         port = target.port or _PORTS["https" if secure else "http"]
-        address = self.guard(host.strip("[]"), port)
+        address = self.guard(host, port)
         pool: urllib3.HTTPConnectionPool
         if secure:
             pool = urllib3.HTTPSConnectionPool(
@@ -227,7 +227,7 @@ class Transfer:
         return pool.urlopen(
             method,
             target.request_uri,
-            headers={"Host": target.netloc or host, **headers},
+            headers={"Host": target.netloc or "", **headers},
             body=body,
             timeout=timeout,
             retries=False,
