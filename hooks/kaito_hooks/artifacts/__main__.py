@@ -15,11 +15,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from kaito_hooks.artifacts import addresses, completion, content, credentials, download, hub, image, package, push
 from kaito_hooks.artifacts.errors import AccessDenied, ArtifactError, Unfinished, UnsupportedArtifact
+from kaito_hooks.artifacts.proxies import Proxies
 from kaito_hooks.artifacts.reference import parse
 from kaito_hooks.artifacts.registries import Registries
 from kaito_hooks.artifacts.registry import RegistryReader
@@ -77,7 +79,7 @@ def weights(options: argparse.Namespace) -> None:
         return
     completion.empty(destination)
     registries = Registries.parse(os.environ.get("KAITO_REGISTRIES", ""))
-    transfer = Transfer(tls=registries.tls())
+    transfer = _transfer(registries)
     left_out: Sequence[str] = ()
     if options.image:
         reader = _reader(options, registries, transfer)
@@ -110,7 +112,7 @@ def pull(options: argparse.Namespace) -> None:
         return
     completion.empty(destination)
     registries = Registries.parse(os.environ.get("KAITO_REGISTRIES", ""))
-    reader = _reader(options, registries, Transfer(tls=registries.tls()))
+    reader = _reader(options, registries, _transfer(registries))
     fetched = image.fetch(reader, folder=ADAPTER_FOLDER, destination=destination, leave_out=content.is_left_out)
     content.check_adapter(destination, source=source, left_out=fetched.left_out)
     mark.set()
@@ -130,13 +132,13 @@ def data(options: argparse.Namespace) -> None:
     completion.empty(destination)
     registries = Registries.parse(os.environ.get("KAITO_REGISTRIES", ""))
     if options.image:
-        reader = _reader(options, registries, Transfer(tls=registries.tls()))
+        reader = _reader(options, registries, _transfer(registries))
         image.fetch(reader, folder=DATA_FOLDER, destination=destination)
         if not any(destination.iterdir()):
             raise UnsupportedArtifact(f"{source} holds no data: there is nothing under {DATA_FOLDER}")
     else:
         guard = addresses.guard(options.allow_private)
-        transfer = Transfer(tls=registries.tls(), patience=download.PATIENCE, guard=guard)
+        transfer = replace(_transfer(registries), patience=download.PATIENCE, guard=guard)
         download.fetch(options.url, transfer=transfer, destination=destination)
     mark.set()
     logger.info("%s is complete", source)
@@ -154,7 +156,7 @@ def check(options: argparse.Namespace) -> None:
         logger.info("%s was made already", source)
         return
     registries = Registries.parse(os.environ.get("KAITO_REGISTRIES", ""))
-    _writer(options, registries, Transfer(tls=registries.tls())).probe()
+    _writer(options, registries, _transfer(registries)).probe()
     if mark:
         mark.set()
     logger.info("%s may be pushed to", parse(options.image))
@@ -169,14 +171,13 @@ def push_adapter(options: argparse.Namespace) -> str:
         raise Unfinished(f"there is nothing to push yet: {options.results / COMPLETED} does not exist")
     content.check_adapter(options.folder, source=f"the folder {options.folder}")
     registries = Registries.parse(os.environ.get("KAITO_REGISTRIES", ""))
-    tls = registries.tls()
     parse(options.image)
     state = push.State()
     with push.progress_served(state, options.host, options.port), tempfile.TemporaryDirectory() as work:
         packed = package.pack(options.folder, work=Path(work))
         digest = push.push(
             packed,
-            writer=lambda: _writer(options, registries, Transfer(tls=tls)),
+            writer=lambda: _writer(options, registries, _transfer(registries)),
             deadline=options.deadline,
             state=state,
             monotonic=time.monotonic,
@@ -200,6 +201,10 @@ def _metrics(results: Path | None) -> dict[str, float]:
         return {name: value for name, value in found.items() if isinstance(value, int | float)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def _transfer(registries: Registries) -> Transfer:
+    return Transfer(tls=registries.tls(), proxies=Proxies.from_environment(os.environ))
 
 
 def _writer(options: argparse.Namespace, registries: Registries, transfer: Transfer) -> RegistryWriter:

@@ -7,6 +7,7 @@ meanwhile begins anew.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import ssl
@@ -14,11 +15,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
-from urllib.parse import urljoin
+from urllib.parse import unquote, urljoin
 
 import urllib3
 
 from kaito_hooks.artifacts.errors import AccessDenied, ArtifactNotFound, Damaged, Unreachable
+from kaito_hooks.artifacts.proxies import Proxies
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +46,11 @@ class Patience:
 
 @dataclass(slots=True)
 class Transfer:
-    """One pool of connections. ``sleep`` and ``rng`` are injected so that tests need not wait.
+    """Pools of connections, one for each proxy. ``sleep`` and ``rng`` are injected so that tests need not wait.
 
     ``guard`` names the address to connect to for a host and port, or raises: what was checked is what is connected to,
-    whatever the name resolves to a moment later.
+    whatever the name resolves to a moment later. Only behind a proxy, which looks names up by itself, is it no more
+    than a check, and a name that nobody here knows is left to the proxy.
     """
 
     tls: ssl.SSLContext
@@ -55,10 +58,8 @@ class Transfer:
     sleep: Callable[[float], None] = time.sleep
     rng: random.Random = field(default_factory=random.Random)
     guard: Callable[[str, int], str] | None = None
-    _pool: urllib3.PoolManager = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._pool = urllib3.PoolManager(ssl_context=self.tls, retries=False, maxsize=4)
+    proxies: Proxies = field(default_factory=Proxies)
+    _pools: dict[str | None, urllib3.PoolManager] = field(init=False, default_factory=dict)
 
     def get(
         self, url: str, *, headers: Mapping[str, str], limit: int, redirects: int = 5
@@ -202,8 +203,15 @@ class Transfer:
         self, method: str, url: str, *, headers: Mapping[str, str], body: bytes | BinaryIO | None = None
     ) -> urllib3.response.BaseHTTPResponse:
         timeout = urllib3.Timeout(connect=self.patience.connect, read=self.patience.read)
-        if self.guard is None:
-            return self._pool.request(
+        target = urllib3.util.parse_url(url)
+        host, secure = (target.host or "").strip("[]"), target.scheme == "https"
+        port = target.port or _PORTS["https" if secure else "http"]
+        proxy = self.proxies.of(url)
+        if self.guard is None or proxy:
+            if self.guard is not None:
+                with contextlib.suppress(Unreachable):
+                    self.guard(host, port)
+            return self._pool(proxy).request(
                 method,
                 url,
                 headers=dict(headers),
@@ -213,9 +221,6 @@ class Transfer:
                 redirect=False,
                 preload_content=False,
             )
-        target = urllib3.util.parse_url(url)
-        host, secure = (target.host or "").strip("[]"), target.scheme == "https"
-        port = target.port or _PORTS["https" if secure else "http"]
         address = self.guard(host, port)
         pool: urllib3.HTTPConnectionPool
         if secure:
@@ -233,6 +238,25 @@ class Transfer:
             retries=False,
             redirect=False,
             preload_content=False,
+        )
+
+    def _pool(self, proxy: str | None) -> urllib3.PoolManager:
+        if proxy not in self._pools:
+            self._pools[proxy] = self._new_pool(proxy)
+        return self._pools[proxy]
+
+    def _new_pool(self, proxy: str | None) -> urllib3.PoolManager:
+        if proxy is None:
+            return urllib3.PoolManager(ssl_context=self.tls, retries=False, maxsize=4)
+        parsed = urllib3.util.parse_url(proxy)
+        login = urllib3.make_headers(proxy_basic_auth=unquote(parsed.auth)) if parsed.auth else None
+        return urllib3.ProxyManager(
+            parsed._replace(auth=None).url,
+            proxy_headers=login,
+            ssl_context=self.tls,
+            proxy_ssl_context=self.tls,
+            retries=False,
+            maxsize=4,
         )
 
     def _wait(self, problem: Unreachable, failures: int) -> None:
@@ -310,6 +334,8 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _cause(error: BaseException) -> str:
+    if isinstance(error, urllib3.exceptions.ProxyError):
+        return f"the proxy: {_cause(error.original_error)}"
     if isinstance(error, urllib3.exceptions.NameResolutionError):
         return f"its name {error.conn.host} cannot be resolved"
     if isinstance(error, urllib3.exceptions.ConnectTimeoutError):

@@ -77,6 +77,10 @@ class FakeRegistry:
 
             do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
+            def do_CONNECT(self) -> None:
+                outer.requests.append(Request("CONNECT", self.path, {}, dict(self.headers), b""))
+                self.send_error(502)
+
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
