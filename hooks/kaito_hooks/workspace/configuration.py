@@ -20,6 +20,7 @@ from kaito_hooks.workspace.settings import (
     Images,
     NodeClaims,
     Process,
+    Proxy,
     Registries,
     Serving,
     Settings,
@@ -58,6 +59,8 @@ def read(document: Any, environ: Mapping[str, str]) -> Settings:
             top.text("presetRegistry", "") or environ.get("PRESET_REGISTRY_NAME", "") or default.preset_registry
         ).rstrip("/"),
         registries=_registries(top.section("registries")),
+        proxy=_proxy(top.section("proxy")),
+        hugging_face_endpoint=top.text("huggingFaceEndpoint", ""),
         serving=_serving(top.section("serving")),
         tuning=_tuning(top.section("tuning")),
         network_policy=_enabled(top.section("networkPolicy")),
@@ -187,6 +190,16 @@ def _registries(section: _Section) -> Registries:
     )
     section.done()
     return registries
+
+
+def _proxy(section: _Section) -> Proxy:
+    proxy = Proxy(
+        http=section.text("httpProxy", ""),
+        https=section.text("httpsProxy", ""),
+        no_proxy=section.texts("noProxy"),
+    )
+    section.done()
+    return proxy
 
 
 def _serving(section: _Section) -> Serving:

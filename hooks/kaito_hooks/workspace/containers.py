@@ -42,11 +42,23 @@ def artifact_step(name: str, args: list[str], *, mounts: list[Obj], settings: Se
         "env": [
             {"name": "HOME", "value": TMP},
             {"name": "KAITO_REGISTRIES", "value": registries_json(settings.registries)},
+            *_network_environment(settings),
         ],
         "securityContext": CONTAINER_SECURITY,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [TMP_MOUNT, *mounts],
     }
+
+
+def _network_environment(settings: Settings) -> list[Obj]:
+    """Proxies and the hub, where the chart names them; a cluster may set the same variables in every Pod."""
+    wanted = {
+        "HTTP_PROXY": settings.proxy.http,
+        "HTTPS_PROXY": settings.proxy.https,
+        "NO_PROXY": ",".join(settings.proxy.no_proxy),
+        "HF_ENDPOINT": settings.hugging_face_endpoint,
+    }
+    return [{"name": name, "value": value} for name, value in wanted.items() if value]
 
 
 def with_gpus(configured: Mapping[str, Any], gpus: int) -> Obj:

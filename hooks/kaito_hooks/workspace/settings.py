@@ -40,6 +40,15 @@ class Registries:
 
 
 @dataclass(frozen=True, slots=True)
+class Proxy:
+    """The proxies of init containers for http and https, and the hosts, domains and CIDRs that none is asked for."""
+
+    http: str = ""
+    https: str = ""
+    no_proxy: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Serving:
     """The server container: its resources besides the GPUs, extra arguments and environment."""
 
@@ -87,6 +96,8 @@ class Settings:
     images: Images = field(default_factory=Images)
     preset_registry: str = "mcr.microsoft.com/aks/kaito"
     registries: Registries = field(default_factory=Registries)
+    proxy: Proxy = Proxy()
+    hugging_face_endpoint: str = ""
     serving: Serving = field(default_factory=Serving)
     tuning: Tuning = field(default_factory=Tuning)
     network_policy: bool = True

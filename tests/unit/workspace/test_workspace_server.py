@@ -11,7 +11,7 @@ from tests.unit.workspace.worlds import node_object, snapshot, workspace_object
 
 from kaito_hooks.workspace.actions import CreateChild
 from kaito_hooks.workspace.plan import plan
-from kaito_hooks.workspace.settings import Images, Registries, Serving, Settings
+from kaito_hooks.workspace.settings import Images, Proxy, Registries, Serving, Settings
 
 Obj = dict[str, Any]
 
@@ -248,6 +248,23 @@ def test_settings_reach_the_pod() -> None:
         "plainHTTP": ["10.0.0.1:5000"],
         "caBundle": "",
     }
+
+
+def test_proxies_and_the_hub_reach_the_steps_where_the_chart_names_them() -> None:
+    names = {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "HF_ENDPOINT"}
+    assert names.isdisjoint(e["name"] for e in step(pod(), "weights")["env"])
+    settings = Settings(
+        proxy=Proxy(http="http://proxy:3128", https="http://proxy:3129", no_proxy=("10.0.0.0/8", ".example.com")),
+        hugging_face_endpoint="https://hub.example.com",
+    )
+    env = {e["name"]: e.get("value") for e in step(pod(settings), "weights")["env"]}
+    assert {name: env[name] for name in names} == {
+        "HTTP_PROXY": "http://proxy:3128",
+        "HTTPS_PROXY": "http://proxy:3129",
+        "NO_PROXY": "10.0.0.0/8,.example.com",
+        "HF_ENDPOINT": "https://hub.example.com",
+    }
+    assert names.isdisjoint(e["name"] for e in step(pod(settings), "phi")["env"])
 
 
 def test_gpus_are_never_wanted_twice_at_a_roll_out() -> None:

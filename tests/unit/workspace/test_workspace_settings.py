@@ -18,6 +18,8 @@ def test_the_charts_configuration_is_read() -> None:
             "images": {"hooks": "h:1", "serving": {"cpu": "s:1"}, "variant": "cpu", "pullSecrets": ["p"]},
             "presetRegistry": "r.io/presets/",
             "registries": {"mirrors": {"docker.io": "http://m"}, "plainHTTP": ["m:5000"], "caBundle": "PEM"},
+            "proxy": {"httpProxy": "http://p:1", "httpsProxy": "http://p:2", "noProxy": ["10.0.0.0/8"]},
+            "huggingFaceEndpoint": "https://hub.example.com",
             "serving": {"resources": {"limits": {"memory": "1Gi"}}, "extraArgs": ["--x"], "extraEnv": []},
             "tuning": {"pushDeadline": "24h", "download": {"allowedPrivateCIDRs": ["10.0.0.0/8"]}},
             "networkPolicy": {"enabled": False},
@@ -32,6 +34,9 @@ def test_the_charts_configuration_is_read() -> None:
     assert settings.images.serving["cpu"] == "s:1"
     assert settings.preset_registry == "r.io/presets"
     assert settings.registries.plain_http == ("m:5000",)
+    assert (settings.proxy.http, settings.proxy.https) == ("http://p:1", "http://p:2")
+    assert settings.proxy.no_proxy == ("10.0.0.0/8",)
+    assert settings.hugging_face_endpoint == "https://hub.example.com"
     assert settings.tuning.push_deadline == 86400
     assert settings.network_policy is False
     assert (settings.timeouts.gpu_plugin, settings.timeouts.buy_backoff_max) == (90, 5400)
