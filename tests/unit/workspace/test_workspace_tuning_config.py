@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kaito_hooks.workspace.tuning.config import output_directory, problems
 
@@ -79,6 +81,61 @@ def test_a_missing_key_is_named() -> None:
 @pytest.mark.parametrize("text", ["a: [", "- 1", "training_config: 3", ""])
 def test_no_configuration_at_all_is_a_sentence_too(text: str) -> None:
     assert len(list(problems("mine", {"training_config.yaml": text}, method="lora"))) == 1
+
+
+def told_of(fields: str) -> list[str]:
+    """What is said of these lines in TrainingArguments."""
+    text = "training_config:\n  TrainingArguments:\n" + "".join(f"    {line}\n" for line in fields.splitlines())
+    return [p.message for p in problems("mine", {"training_config.yaml": text}, method="lora")]
+
+
+HOSTILE = {
+    "an alias that multiplies": (
+        "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]",
+        "aliases are not read; write out what *a stands for in line 4",
+    ),
+    "an alias that repeats": (
+        "optim: &o adamw_torch\nrun_name: *o",
+        "aliases are not read; write out what *o stands for in line 4",
+    ),
+    "nesting": (f"run_name: {'[' * 30}{']' * 30}", "more than 20 levels are nested in line 3"),
+    "nesting without an end": (f"run_name: {'[' * 20000}", "more than 20 levels are nested in line 3"),
+    "size": ("#" * 40000, "more than 32768 characters"),
+    "no day": ("run_name: 2024-02-30", "'2024-02-30' is no timestamp"),
+    "no timestamp": ("run_name: !!timestamp soon", "'soon' is no timestamp"),
+    "no integer": ("seed: !!int x", "'x' is no int"),
+    "an empty integer": ('seed: !!int ""', "'' is no int"),
+    "no boolean": ("bf16: !!bool perhaps", "'perhaps' is no bool"),
+    "digits that Python does not read": (f"seed: {'9' * 5000}", "is no int"),
+    "digits that Python does not write": (f"seed: 0x{'f' * 5000}", "is a number of more than 64 bits"),
+    "a number to the base of 60": (f"seed: 1{':59' * 100}", "is a number of more than 64 bits"),
+    "a float to the base of 60": (f"seed: 1{':59' * 300}.5", "is no float"),
+    "a list as a key": ("? [a]\n: b", "found unhashable key"),
+    "an object of Python": ("run_name: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+}
+
+
+@pytest.mark.parametrize(("fields", "told"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_yaml_is_one_sentence(fields: str, told: str) -> None:
+    [message] = told_of(fields)
+    assert message.startswith("training_config.yaml in ConfigMap 'mine': ")
+    assert told in message
+    assert len(message) < 1000
+
+
+@pytest.mark.parametrize(
+    "fields", [f"{'x' * 20000}: 1", f"optim: {'x' * 20000}", f"optim: {[0] * 5000}", f"output_dir: /{'x' * 20000}"]
+)
+def test_a_message_does_not_repeat_all_of_a_long_value(fields: str) -> None:
+    messages = told_of(fields)
+    assert messages
+    assert max(map(len, messages)) < 1000
+
+
+@given(st.text())
+def test_no_text_stops_the_controller(text: str) -> None:
+    for prefix in ("", "training_config: ", "training_config: {LoraConfig: {r: "):
+        assert all(p.rule == "C27" for p in problems("mine", {"training_config.yaml": prefix + text}, method="lora"))
 
 
 @pytest.mark.parametrize(

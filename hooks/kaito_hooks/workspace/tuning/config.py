@@ -5,14 +5,16 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from typing import Any
-
-import yaml
 
 from kaito_hooks.api.workspace import TuningSpec, Workspace
 from kaito_hooks.runtime import Obj
+from kaito_hooks.workspace.errors import ConfigInvalid
 from kaito_hooks.workspace.snapshot import TuningConfig
 from kaito_hooks.workspace.tuning import fields
+from kaito_hooks.workspace.tuning.document import MAX_SIZE, read, shown, shown_name
 from kaito_hooks.workspace.validate import Problem
 
 KEY = "training_config.yaml"
@@ -22,6 +24,8 @@ MOUNT = "/mnt"
 DEFAULT_OUTPUT = "/mnt/output"
 DATA_PATH = "/mnt/data"
 CONFIG_PATH = "/mnt/config"
+MOST_PROBLEMS = 5
+"""How many problems of one document are told."""
 _GO_TYPES = {str: "string", int: "int", float: "float64", list: "[]interface {}", dict: "map[string]interface {}"}
 
 
@@ -57,46 +61,69 @@ def check(workspace: Workspace, config: TuningConfig | None, *, release_namespac
             )
         )
     data = source.get("data") or {}
-    broken = next(iter(problems(name, data, method=spec.method)), None)
-    if broken is not None:
-        return Checked(problem=broken)
+    content = _content(name, data, method=spec.method)
+    if content.problems:
+        return Checked(problem=_problem(content.problems[0]))
     copied = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": name, "namespace": workspace.namespace},
         "data": dict(data),
     }
-    return Checked(output_directory(_arguments(data)), copy=None if found else copied)
+    return Checked(content.output_dir, copy=None if found else copied)
 
 
-def problems(name: str, data: Mapping[str, Any], *, method: str) -> Iterator[Problem]:
-    """What is wrong with the content of the ConfigMap of that name."""
+def problems(name: str, data: Mapping[str, Any], *, method: str) -> list[Problem]:
+    """What is wrong with the content of the ConfigMap of that name, the first few."""
+    return [_problem(message) for message in _content(name, data, method=method).problems]
 
-    def problem(message: str) -> Problem:
-        return Problem("C27", "tuning.config", message)
 
-    if KEY not in data:
-        yield problem(f"missing field(s): {KEY} in ConfigMap")
-        return
+def _problem(message: str) -> Problem:
+    return Problem("C27", "tuning.config", message)
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What is wrong with a ConfigMap's content, and where the results go if nothing is."""
+
+    problems: tuple[str, ...]
+    output_dir: str = DEFAULT_OUTPUT
+
+
+def _content(name: str, data: Mapping[str, Any], *, method: str) -> _Content:
+    text = data.get(KEY)
+    if text is None:
+        return _Content((f"missing field(s): {KEY} in ConfigMap",))
+    # Nothing longer than what is read anyway is kept by the cache.
+    return _judge(name, text[: MAX_SIZE + 1], method)
+
+
+@lru_cache(maxsize=256)
+def _judge(name: str, text: str, method: str) -> _Content:
+    """Judge one text; a Workspace that waits asks for the same one every few seconds."""
     try:
-        document = yaml.safe_load(data[KEY])
-    except yaml.YAMLError as error:
-        yield problem(f"{KEY} in ConfigMap '{name}' is no YAML: {' '.join(str(error).split())}")
-        return
+        document = read(text)
+    except ConfigInvalid as error:
+        return _Content((f"{KEY} in ConfigMap '{name}': {error}",))
     root = document.get(ROOT) if isinstance(document, Mapping) else None
     if not isinstance(root, Mapping):
-        yield problem(f"missing field(s): {ROOT} in {KEY} of ConfigMap '{name}'")
-        return
+        return _Content((f"missing field(s): {ROOT} in {KEY} of ConfigMap '{name}'",))
+    if broken := tuple(islice(_broken(name, root, method), MOST_PROBLEMS)):
+        return _Content(broken)
+    return _Content((), output_directory(root.get("TrainingArguments") or {}))
+
+
+def _broken(name: str, root: Mapping[Any, Any], method: str) -> Iterator[str]:
     for section in root:
         if section not in SECTIONS:
-            yield problem(f"Unrecognized section: {section}{fields.nearest(str(section), SECTIONS)}")
+            yield f"Unrecognized section: {shown_name(section)}{fields.nearest(str(section), SECTIONS)}"
     for section in SECTIONS:
         if root.get(section) is not None and not isinstance(root[section], Mapping):
-            yield problem(f"{section} in ConfigMap '{name}' must hold keys and values")
+            yield f"{section} in ConfigMap '{name}' must hold keys and values"
             return
-    yield from map(problem, _quantization(name, root.get("QuantizationConfig") or {}, method))
-    yield from map(problem, _output(root.get("TrainingArguments") or {}))
-    yield from map(problem, fields.problems({section: root.get(section) or {} for section in SECTIONS}))
+    yield from _quantization(name, root.get("QuantizationConfig") or {}, method)
+    yield from _output(root.get("TrainingArguments") or {})
+    yield from fields.problems({section: root.get(section) or {} for section in SECTIONS})
 
 
 def _quantization(name: str, section: Mapping[str, Any], method: str) -> Iterator[str]:
@@ -120,7 +147,7 @@ def _output(arguments: Mapping[str, Any]) -> Iterator[str]:
         return
     for taken in (DATA_PATH, CONFIG_PATH):
         if found == taken or found.startswith(f"{taken}/"):
-            yield f"Invalid output_dir specified: '{arguments['output_dir']}', {taken} is in use by the job"
+            yield f"Invalid output_dir specified: {shown(arguments['output_dir'])}, {taken} is in use by the job"
 
 
 def output_directory(arguments: Mapping[str, Any]) -> str:
@@ -130,10 +157,5 @@ def output_directory(arguments: Mapping[str, Any]) -> str:
         return DEFAULT_OUTPUT
     cleaned = posixpath.normpath(posixpath.join(MOUNT, value)) if isinstance(value, str) else ""
     if not cleaned.startswith(f"{MOUNT}/"):
-        raise ValueError(f"Invalid output_dir specified: '{value}', must be a directory")
+        raise ValueError(f"Invalid output_dir specified: {shown(str(value))}, must be a directory")
     return cleaned
-
-
-def _arguments(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    document = yaml.safe_load(data[KEY])
-    return document[ROOT].get("TrainingArguments") or {}

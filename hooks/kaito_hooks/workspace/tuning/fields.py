@@ -13,6 +13,8 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+from kaito_hooks.workspace.tuning.document import shown, shown_name
+
 _LIST: Mapping[str, Any] = json.loads(resources.files(__package__).joinpath("fields.json").read_text())
 _OWN_RULES = {"load_in_4bit", "load_in_8bit", "output_dir", "report_to"}
 """Fields whose values other rules judge, with other sentences."""
@@ -47,13 +49,16 @@ def _named(section: str, given: Mapping[Any, Any]) -> Generator[str, None, dict[
     for key, value in ((str(key), value) for key, value in given.items()):
         if key in _LIST["refused"] or key.startswith(_LIST["refusedPrefix"]):
             if value not in (None, False, "", []):
-                yield f"{section}.{key} is not allowed: nothing is loaded as code, uploaded or sharded by this job"
+                yield (
+                    f"{section}.{shown_name(key)} is not allowed: "
+                    "nothing is loaded as code, uploaded or sharded by this job"
+                )
             continue
         name = _LIST["renamed"].get(key, key) if key not in known else key
         if name in known:
             taken[name] = value
         elif key not in _LIST["gone"] and not key.startswith(_LIST["gonePrefix"]):
-            yield f"{section} has no field {key}{nearest(key, known)}"
+            yield f"{section} has no field {shown_name(key)}{nearest(key, known)}"
     return taken
 
 
@@ -63,13 +68,13 @@ def _ill_typed(section: str, name: str, value: object) -> Iterator[str]:
         return
     wanted = " or ".join(word for kind, word in _LIST["kinds"].items() if kind in accepted and word)
     quotes = "; a word like no or on needs quotes" if isinstance(value, bool) and "string" in accepted else ""
-    yield f"{section}.{name} must be {wanted}, got {value!r}{quotes}"
+    yield f"{section}.{name} must be {wanted}, got {shown(value)}{quotes}"
 
 
 def _not_offered(section: str, name: str, value: object) -> Iterator[str]:
     offered = _LIST["choices"][section].get(name)
     if offered is not None and isinstance(value, str) and value not in offered:
-        yield f"{section}.{name}: {value!r} is {_none_of(value, offered)}"
+        yield f"{section}.{name}: {shown(value)} is {_none_of(value, offered)}"
 
 
 def _none_of(value: object, offered: Sequence[str]) -> str:
@@ -99,19 +104,19 @@ def _number(value: object) -> float | None:
 
 def _report_to(value: object) -> Iterator[str]:
     if value not in (None, "none", [], ["none"]):
-        yield f"TrainingArguments.report_to: {value!r} would send data elsewhere; only none is allowed"
+        yield f"TrainingArguments.report_to: {shown(value)} would send data elsewhere; only none is allowed"
 
 
 def _dtypes(model: Mapping[str, Any], quantization: Mapping[str, Any]) -> Iterator[str]:
     known = _LIST["dtypes"]
     dtype, compute = model.get("dtype", "auto"), quantization.get("bnb_4bit_compute_dtype")
     if dtype not in known:
-        yield f"ModelConfig.torch_dtype: {dtype!r} is {_none_of(dtype, known)}"
+        yield f"ModelConfig.torch_dtype: {shown(dtype)} is {_none_of(dtype, known)}"
     if compute is not None and str(compute).removeprefix("torch.") not in known:
-        yield f"QuantizationConfig.bnb_4bit_compute_dtype: {compute!r} is {_none_of(compute, known)}"
+        yield f"QuantizationConfig.bnb_4bit_compute_dtype: {shown(compute)} is {_none_of(compute, known)}"
 
 
 def _split(value: object) -> Iterator[str]:
     number = _number(value)
     if number is not None and not 0 < number <= 1:
-        yield f"Train/Test split needs to be between 0 and 1, got DatasetConfig.train_test_split {value!r}"
+        yield f"Train/Test split needs to be between 0 and 1, got DatasetConfig.train_test_split {shown(value)}"
