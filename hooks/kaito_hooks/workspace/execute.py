@@ -28,11 +28,13 @@ from kaito_hooks.runtime import (
     Forbidden,
     Invalid,
     Key,
+    LeadershipLost,
     NotFound,
     Obj,
     Resource,
+    format_time,
 )
-from kaito_hooks.workspace import children
+from kaito_hooks.workspace import children, status
 from kaito_hooks.workspace.actions import (
     Action,
     Adopt,
@@ -50,7 +52,6 @@ from kaito_hooks.workspace.memory import Memories
 from kaito_hooks.workspace.plan import Plan
 from kaito_hooks.workspace.resources import CHILD_RESOURCES, CLAIM_RESOURCES, CONFIG_MAP, JOB, NODE, WORKSPACE
 from kaito_hooks.workspace.snapshot import Memory, Refusal, Snapshot
-from kaito_hooks.workspace.status import told_together
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class Executor:
         return False
 
     def _tell(self, s: Snapshot, notes: Iterable[Note]) -> None:
-        for note in told_together(notes):
+        for note in status.told_together(notes):
             self._recorder.event(dict(s.workspace.raw), note.type, note.reason, note.message)
 
     def delete_orphans(self, key: Key, claims: list[claim_api.Claim]) -> None:
@@ -113,6 +114,19 @@ class Executor:
                 self._client.delete(CLAIM_RESOURCES[claim.kind], claim.name, uid=claim.uid)
             except (NotFound, Conflict):
                 continue
+
+    def report(self, workspace: Obj, error: Exception) -> None:
+        """Say in the Workspace's status, and in an Event, that its reconcile failed with an error nobody foresaw."""
+        verdicts = status.unforeseen(error)
+        changed = status.of_unread(workspace, verdicts, now=format_time(self._clock.now()))
+        if changed is None:
+            return
+        try:
+            self._client.update(WORKSPACE, {**workspace, "status": changed}, subresource="status")
+        except (ApiError, LeadershipLost) as refused:
+            logger.warning("the status does not say yet that the reconcile failed: %s", refused)
+            return
+        self._recorder.event(workspace, "Warning", verdicts[0].reason, verdicts[0].message)
 
     @property
     def client(self) -> Client:
@@ -328,12 +342,12 @@ class _Run:
         except _REFUSED as error:
             self._refuse(children.reference(action.config_map), error)
 
-    def write_status(self, status: dict[str, Any]) -> None:
+    def write_status(self, wanted: dict[str, Any]) -> None:
         """Write the status, if the Workspace still is what was decided upon."""
         raw = self._s.workspace.raw
         metadata = {**raw["metadata"], "resourceVersion": self._version}
         try:
-            changed = {**raw, "metadata": metadata, "status": status}
+            changed = {**raw, "metadata": metadata, "status": wanted}
             self._wrote(self._client.update(WORKSPACE, changed, subresource="status"))
         except NotFound:
             logger.debug("the Workspace is gone already")

@@ -45,9 +45,13 @@ class Observer:
         self._world, self._client, self._memories = world, client, memories
         self._settings, self._clock = settings, clock
 
+    def workspace(self, key: Key) -> Obj | None:
+        """The Workspace itself, as its cache has it."""
+        return self._world.workspaces.get(key)
+
     def observe(self, key: Key) -> Snapshot | None:
         """The world of that Workspace now; None if there is no such Workspace."""
-        obj = self._world.workspaces.get(key)
+        obj = self.workspace(key)
         if obj is None:
             return None
         workspace = Workspace.read(obj)

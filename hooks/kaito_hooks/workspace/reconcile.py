@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kaito_hooks.runtime import Key, Result
+from kaito_hooks.runtime import ApiError, Key, LeadershipLost, Result
 from kaito_hooks.workspace.execute import Executor
 from kaito_hooks.workspace.observe import Observer
 from kaito_hooks.workspace.plan import plan
@@ -17,7 +17,20 @@ class Reconciler:
         self._observer, self._executor = observer, executor
 
     def __call__(self, key: Key) -> Result:
-        """Reconcile the Workspace of that key; a key without a Workspace may still have claims to give back."""
+        """Reconcile the Workspace of that key; a key without a Workspace may still have claims to give back.
+
+        Whatever it raises comes back with the queue's back-off; what nobody foresaw the Workspace says, too.
+        """
+        try:
+            return self._reconcile(key)
+        except (ApiError, LeadershipLost):
+            raise
+        except Exception as error:
+            if (workspace := self._observer.workspace(key)) is not None:
+                self._executor.report(workspace, error)
+            raise
+
+    def _reconcile(self, key: Key) -> Result:
         snapshot = self._observer.observe(key)
         if snapshot is None:
             self._executor.delete_orphans(key, self._observer.orphans(key))

@@ -18,6 +18,8 @@ WORKSPACE_READY = "WorkspaceReady"
 WORKSPACE_SUCCEEDED = "WorkspaceSucceeded"
 WORKSPACE_DELETING = "WorkspaceDeleting"
 
+INTERNAL_ERROR = "InternalError"
+
 _COMPARED = ("status", "reason", "message", "observedGeneration")
 
 
@@ -107,6 +109,21 @@ def deleting(waiting_for: str) -> list[Verdict]:
         Verdict(WORKSPACE_DELETING, "True", "workspaceDeleted", "workspace is being deleted"),
         *(Verdict(name, "False", "workspacePending", message) for name in (WORKSPACE_READY, WORKSPACE_SUCCEEDED)),
     ]
+
+
+def unforeseen(error: Exception) -> list[Verdict]:
+    """The summary of a Workspace whose reconcile raised an error that nobody foresaw."""
+    message = (
+        f"the controller failed with {type(error).__name__} and tries again; "
+        "this is a fault of the controller, whose log tells where"
+    )
+    return [Verdict(name, "False", INTERNAL_ERROR, message) for name in (WORKSPACE_READY, WORKSPACE_SUCCEEDED)]
+
+
+def of_unread(obj: Mapping[str, Any], verdicts: Iterable[Verdict], *, now: str) -> dict[str, Any] | None:
+    """As ``write``, of a Workspace whose specification perhaps cannot be read."""
+    readable = {part: obj[part] for part in ("metadata", "status") if part in obj}
+    return write(Workspace.read(readable), verdicts, worker_nodes=None, now=now)
 
 
 def write(
