@@ -5,8 +5,8 @@ from __future__ import annotations
 import http.client
 import io
 import json
-import math
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any, TypeGuard
@@ -28,10 +28,18 @@ def fetch(address: str, port: int, *, limit: float = LIMIT) -> Mapping[str, Any]
             connection.sendall(request.encode())
             answer = http.client.HTTPResponse(_Received(_receive(connection, end)))  # type: ignore[arg-type]
         answer.begin()
-        said = json.loads(answer.read()) if answer.status == 200 else None
+        return read(answer.read()) if answer.status == 200 else None
     except (OSError, http.client.HTTPException, ValueError):
         return None
-    return said if isinstance(said, Mapping) else None
+
+
+def read(said: str | bytes) -> Mapping[str, Any] | None:
+    """The JSON object that a Pod said; None if it is none, or one that cannot be read."""
+    try:
+        found = json.loads(said)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, Mapping) else None
 
 
 def _receive(connection: socket.socket, end: float) -> bytes:
@@ -60,5 +68,7 @@ class _Received:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether the API server would store it as a number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether the API server would store it as a number: it is finite as one of 64 bits."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from kaito_hooks.api import labels
 from kaito_hooks.api.catalog import ENGINES, Catalog, Engine, InstanceType, Preset, fits, fits_tuning
 from kaito_hooks.api.workspace import Adapter, DataDestination, DataSource, PresetSpec, Workspace
+from kaito_hooks.workspace import pod_template
 from kaito_hooks.workspace.engines import engine_of, serves
 
 MAX_NAME = 52
@@ -109,6 +110,8 @@ def _inference(ws: Workspace) -> Iterator[Problem]:
         yield Problem("C10", "inference", "missing field(s): Preset or Template must be specified")
     if spec.preset is not None and spec.template is not None:
         yield Problem("C11", "inference", "Preset and Template cannot be set at the same time")
+    if spec.template is not None:
+        yield from (Problem("C37", "inference.template", text) for text in pod_template.problems(spec.template))
     yield from _private(spec.preset, "inference")
     yield from _adapters(spec.adapters)
 

@@ -13,7 +13,13 @@ from tests.eventually import PATIENCE
 
 from kaito_hooks.workspace.progress import fetch
 
-ANSWERS = {"good": json.dumps({"phase": "Training"}), "list": "[]", "broken": "{"}
+ANSWERS = {
+    "good": json.dumps({"phase": "Training"}),
+    "list": "[]",
+    "broken": "{",
+    "deep": '{"phase": ' + "[" * 20000 + "]" * 20000 + "}",
+    "digits": '{"epoch": ' + "9" * 5000 + "}",
+}
 
 
 @pytest.fixture
@@ -50,7 +56,7 @@ def test_the_answer_is_read(answering: int) -> None:
     assert fetch("127.0.0.1", answering) == {"phase": "Training"}
 
 
-@pytest.mark.parametrize("answering", ["list", "broken", "error"], indirect=True)
+@pytest.mark.parametrize("answering", ["list", "broken", "deep", "digits", "error"], indirect=True)
 def test_what_is_no_progress_counts_as_no_answer(answering: int) -> None:
     assert fetch("127.0.0.1", answering) is None
 

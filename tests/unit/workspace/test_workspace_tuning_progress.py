@@ -26,6 +26,7 @@ from kaito_hooks.workspace.tuning.progress import describe
         ({"phase": "Training", "estimatedRemainingSeconds": 12000}, "3 h 20 min left"),
         ({"phase": "Training", "epoch": "x", "metrics": {"loss": float("nan")}, "progressPercentage": None}, ""),
         ({"phase": "LoadingModel", "progressPercentage": 0}, "loading the model"),
+        ({"phase": "Training", "epoch": 10**400, "epochs": 10**400, "progressPercentage": -(10**400)}, ""),
         ({}, ""),
     ],
 )

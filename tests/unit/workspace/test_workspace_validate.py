@@ -8,6 +8,7 @@ from kaito_hooks.workspace.validate import check
 
 PHI = "phi-3-mini-4k-instruct"
 LABELS = {"labelSelector": {"matchLabels": {"apps": "x"}}}
+SERVER = {"spec": {"containers": [{"name": "server", "image": "r.io/x/server:1"}]}}
 SKUS = "Standard_NC12s_v3, Standard_NC24ads_A100_v4, Standard_NC6s_v3, Standard_NV32as_v4, Standard_NV6"
 
 
@@ -76,7 +77,7 @@ def problems(**changes: Any) -> list[str]:
         ),
         ({"inference": {}}, "C10 missing field(s): Preset or Template must be specified: inference"),
         (
-            {"inference": preset(PHI) | {"template": {"spec": {}}}},
+            {"inference": preset(PHI) | {"template": SERVER}},
             "C11 Preset and Template cannot be set at the same time: inference",
         ),
         ({"inference": preset("nope")}, "C12 Unsupported inference preset name nope: inference.presetName"),
@@ -187,7 +188,7 @@ def test_rules_with_free_text_hold_too(changes: dict[str, Any], rule: str) -> No
         {"resource": resource("Standard_Nsku")},
         {"resource": resource("Standard_Dsku")},
         {"resource": resource("Standard_NV6", 2), "inference": preset(PHI)},
-        {"inference": {"template": {"spec": {"containers": []}}}, "resource": resource("Standard_NV6")},
+        {"inference": {"template": SERVER}, "resource": resource("Standard_NV6")},
         {"inference": adapters(*(adapter(f"a{n}", strength=s) for n, s in enumerate(("0", "1", "0.5", "1.0"))))},
         {"inference": preset("llama-2-7b", accessMode="private", presetOptions={"image": "r/l:1"})},
         tuning(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,9 +10,8 @@ from kaito_hooks.api import labels
 from kaito_hooks.api.conditions import find, is_true
 from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.runtime import Obj
-from kaito_hooks.workspace import pods
+from kaito_hooks.workspace import pods, progress
 from kaito_hooks.workspace.actions import Outcome
-from kaito_hooks.workspace.progress import is_number
 from kaito_hooks.workspace.revision import Revision, tuning_hash_of
 from kaito_hooks.workspace.snapshot import Snapshot
 from kaito_hooks.workspace.status import JOB_STARTED
@@ -180,14 +178,13 @@ def _success(workspace: Workspace, own: list[Obj], job: Obj, revision: str) -> R
 
 
 def _result(message: str) -> tuple[str, dict[str, float]]:
-    try:
-        said = json.loads(message)
-    except ValueError:
+    said = progress.read(message)
+    if said is None:
         return (message.strip() if message.strip().startswith("sha256:") else ""), {}
-    if not isinstance(said, Mapping):
-        return "", {}
     metrics = said.get("metrics")
-    found = {k: metrics[k] for k in METRICS if is_number(metrics.get(k))} if isinstance(metrics, Mapping) else {}
+    found = (
+        {k: metrics[k] for k in METRICS if progress.is_number(metrics.get(k))} if isinstance(metrics, Mapping) else {}
+    )
     return str(said.get("digest") or ""), found
 
 

@@ -1,0 +1,41 @@
+"""A Pod template of the user's own, which no schema describes: is it one?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeGuard
+
+METADATA = "invalid value: metadata must be a mapping, and its labels and annotations mappings of text to text"
+CONTAINERS = "invalid value: spec must be a mapping with containers, a list of at least one container with a name"
+LISTS = "invalid value: spec.initContainers and spec.tolerations must be lists of mappings"
+
+
+def problems(template: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with its shape, as far as this controller relies on it; the rest is for the API server to judge.
+
+    As everywhere in the API an explicit null is an absent field.
+    """
+    metadata = template.get("metadata")
+    if metadata is not None and not _is_metadata(metadata):
+        yield METADATA
+    spec = template.get("spec")
+    if not isinstance(spec, Mapping) or not _are_containers(spec.get("containers")):
+        yield CONTAINERS
+    elif not all(spec.get(name) is None or _are_mappings(spec[name]) for name in ("initContainers", "tolerations")):
+        yield LISTS
+
+
+def _is_metadata(value: object) -> bool:
+    return isinstance(value, Mapping) and all(_is_text_map(value.get(name)) for name in ("labels", "annotations"))
+
+
+def _is_text_map(value: object) -> bool:
+    return value is None or (isinstance(value, Mapping) and all(isinstance(text, str) for text in value.values()))
+
+
+def _are_containers(value: object) -> bool:
+    return _are_mappings(value) and bool(value) and all(isinstance(c.get("name"), str) and c["name"] for c in value)
+
+
+def _are_mappings(value: object) -> TypeGuard[list[Mapping[str, Any]]]:
+    return isinstance(value, list) and all(isinstance(item, Mapping) for item in value)
