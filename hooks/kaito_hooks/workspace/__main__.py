@@ -52,7 +52,7 @@ def build(client: Client, settings: Settings, process: Process) -> Manager:
         refusal_pause=settings.timeouts.buy_backoff_min,
     )
     controller = Controller("workspace", reconcile=Reconciler(observer, executor), workers=settings.workers)
-    world.wire(controller)
+    world.wire(controller, memories)
     world.workspaces.subscribe(lambda old, new: memories.forget(old["metadata"]["uid"]) if old and not new else None)
     manager.add_controller(controller)
     return manager

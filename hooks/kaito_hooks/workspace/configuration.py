@@ -65,6 +65,7 @@ def read(document: Any, environ: Mapping[str, str]) -> Settings:
         tuning=_tuning(top.section("tuning")),
         network_policy=_enabled(top.section("networkPolicy")),
         timeouts=_timeouts(top.section("timeouts")),
+        max_nodes_per_workspace=top.whole("maxNodesPerWorkspace", default.max_nodes_per_workspace),
         workers=top.whole("workers", default.workers),
         cloud=environ.get("CLOUD_PROVIDER", "") or default.cloud,
         release_namespace=environ.get("RELEASE_NAMESPACE", ""),

@@ -26,6 +26,11 @@ class Memories:
             self._by_uid[uid] = changed = how(self._by_uid.get(uid) or Memory())
             return changed
 
+    def missing(self, claim: str) -> list[str]:
+        """Uids of the Workspaces that lost the claim of that name and do not know why."""
+        with self._lock:
+            return [uid for uid, memory in self._by_uid.items() if claim in memory.purchases.unexplained_claims]
+
     def forget(self, uid: str) -> None:
         """The Workspace is gone."""
         with self._lock:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 
 from kaito_hooks.api import labels
@@ -81,7 +81,7 @@ class Observer:
             revisions=tuple(self._world.revisions.by_index(caches.BY_WORKSPACE, str(key))),
             pods=tuple(pods),
             pod_warnings=self._warnings(pods),
-            memory=self._remember(workspace, claims, self._claim_warnings(workspace)),
+            memory=self._remember(workspace, claims),
         )
         if workspace.deleting:
             return found
@@ -194,20 +194,19 @@ class Observer:
                 warnings[uid] = str(newest.get("message", ""))
         return warnings
 
-    def _claim_warnings(self, workspace: Workspace) -> dict[str, str]:
-        """The newest warning about each claim that the Workspace has or had, by the claim's uid."""
+    def _claim_warnings(self, names: Iterable[str]) -> dict[str, str]:
+        """The newest warning about each claim of these names, by the claim's uid."""
         events = [
-            event
-            for name in caches.claim_names(workspace)
-            for event in self._world.claim_events.by_index(caches.BY_CLAIM_NAME, name)
+            event for name in sorted(names) for event in self._world.claim_events.by_index(caches.BY_CLAIM_NAME, name)
         ]
         return {
             str(event["involvedObject"].get("uid", "")): f"{event.get('reason', '')}: {event.get('message', '')}"
             for event in sorted(events, key=_told_at)
         }
 
-    def _remember(self, workspace: Workspace, claims: list[Claim], warnings: Mapping[str, str]) -> Memory:
+    def _remember(self, workspace: Workspace, claims: list[Claim]) -> Memory:
         now, timeouts = self._clock.now(), self._settings.timeouts
+        warnings = self._claim_warnings(self._memories.get(workspace.uid).purchases.claims)
 
         def look(memory: Memory) -> Memory:
             purchases = memory.purchases.look(

@@ -26,7 +26,7 @@ from kaito_hooks.workspace.tuning import decide as tuning
 from kaito_hooks.workspace.tuning.state import revision_of
 from kaito_hooks.workspace.workload import owner_reference
 
-RULES_OF_THE_START = frozenset({"C3", "C4", "C5", "C6", "C7", "C9", "C13", "C25"})
+RULES_OF_THE_START = frozenset({"C3", "C4", "C5", "C6", "C7", "C9", "C13", "C25", "C38"})
 """Whether something may begin: a Catalog or a release that says otherwise later is no reason to neglect what runs."""
 RULES_OF_THE_ENGINE = frozenset({"C34", "C35"})
 """Whether an engine may begin; as long as the one that runs is the one that is asked for, the same holds."""
@@ -193,7 +193,7 @@ def _plan_deletion(s: Snapshot) -> Plan:
 
 def _problem(s: Snapshot, revision: Revision) -> Outcome | None:
     """The first broken rule, or why the rules cannot be checked or the revision not recorded."""
-    broken = validate.check(s.workspace, s.catalog)
+    broken = validate.check(s.workspace, s.catalog, max_nodes=s.settings.max_nodes_per_workspace)
     begun = RULES_OF_THE_START if _was_taken_up(s) else frozenset()
     if inference.live_workload(s) is not None and inference.is_of_engine(s):
         begun |= RULES_OF_THE_ENGINE

@@ -60,6 +60,16 @@ class Purchases:
     cause: str = ""
     unexplained: Lost | None = None
 
+    @property
+    def claims(self) -> frozenset[str]:
+        """Names of the claims of which Events may have something to tell, whether they are there or not."""
+        return self.unexplained_claims.union((s.name for s in self.seen.values()), self.bought)
+
+    @property
+    def unexplained_claims(self) -> frozenset[str]:
+        """Names of the claims that went without a cause."""
+        return frozenset({self.unexplained.name} if self.unexplained is not None else ())
+
     def look(
         self,
         claims: Iterable[Claim],

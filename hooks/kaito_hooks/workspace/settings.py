@@ -102,6 +102,7 @@ class Settings:
     tuning: Tuning = field(default_factory=Tuning)
     network_policy: bool = True
     timeouts: Timeouts = Timeouts()
+    max_nodes_per_workspace: int = 100
     workers: int = 4
     cloud: str = "azure"
     release_namespace: str = ""

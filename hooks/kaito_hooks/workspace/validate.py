@@ -50,9 +50,12 @@ class Problem:
         return f"{self.message}: {self.path}"
 
 
-def check(workspace: Workspace, catalog: Catalog | None) -> list[Problem]:
-    """Every broken rule, in the order of the table; without a Catalog only those that need none."""
-    problems = [*_shape(workspace), *_resource(workspace), *_inference(workspace), *_tuning(workspace)]
+def check(workspace: Workspace, catalog: Catalog | None, *, max_nodes: int) -> list[Problem]:
+    """Every broken rule, in the order of the table; without a Catalog only those that need none.
+
+    ``max_nodes``: of one Workspace.
+    """
+    problems = [*_shape(workspace), *_resource(workspace, max_nodes), *_inference(workspace), *_tuning(workspace)]
     if catalog is not None:
         problems += [*_instance_type(workspace, catalog), *_presets(workspace, catalog)]
     return problems
@@ -81,7 +84,7 @@ def _knows_runtime(ws: Workspace) -> bool:
     return ws.annotations.get(labels.RUNTIME) in (None, *ENGINES)
 
 
-def _resource(ws: Workspace) -> Iterator[Problem]:
+def _resource(ws: Workspace, max_nodes: int) -> Iterator[Problem]:
     if ws.resource is None:
         return
     path = "resource.labelSelector"
@@ -93,6 +96,13 @@ def _resource(ws: Workspace) -> Iterator[Problem]:
         )
     for key in sorted(RESERVED_LABELS.intersection(ws.resource.match_labels)):
         yield Problem("C8", path, f"invalid value: the label {key} is KAITO's own, choose another one")
+    if ws.resource.count > max_nodes:
+        yield Problem(
+            "C38",
+            "resource.count",
+            f"invalid value: {ws.resource.count} nodes; one Workspace may have {max_nodes}, "
+            "as the value maxNodesPerWorkspace of the chart kaito says",
+        )
     if ws.tuning is not None and ws.resource.count > 1:
         yield Problem(
             "C9",

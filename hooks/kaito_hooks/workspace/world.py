@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 
 from kaito_hooks.api import labels
-from kaito_hooks.api.workspace import Workspace, match_labels
+from kaito_hooks.api.workspace import match_labels
 from kaito_hooks.runtime import Client, Controller, Informer, Key, Obj, Resource
 from kaito_hooks.workspace import resources
-from kaito_hooks.workspace.claims import slot_names
+from kaito_hooks.workspace.memory import Memories
 from kaito_hooks.workspace.settings import NodeAPISetting
 
 BY_LABEL = "label"
@@ -19,6 +19,7 @@ BY_NAMED_NODE = "named node"
 BY_FIRST_LABEL = "first label"
 BY_POD = "pod"
 BY_CLAIM_NAME = "claim name"
+BY_UID = "uid"
 ANY_LABEL = "*"
 
 ToKeys = Callable[[Obj], Iterable[Key]]
@@ -40,12 +41,6 @@ def first_label(workspace: Obj) -> str:
     """One of the labels that the Workspace's nodes must have, always the same; ``ANY_LABEL`` if there is none."""
     wanted, _ = match_labels((workspace.get("resource") or {}).get("labelSelector"))
     return min((f"{key}={value}" for key, value in wanted.items()), default=ANY_LABEL)
-
-
-def claim_names(workspace: Workspace) -> list[str]:
-    """All names that claims of that Workspace may have."""
-    count = workspace.resource.count if workspace.resource is not None else 0
-    return [name for slot in range(count) for name in slot_names(workspace, slot)]
 
 
 def _worker_nodes(workspace: Obj) -> list[str]:
@@ -112,7 +107,7 @@ class World:
                     BY_WORKER_NODE: _worker_nodes,
                     BY_NAMED_NODE: _named_nodes,
                     BY_FIRST_LABEL: lambda workspace: [first_label(workspace)],
-                    BY_CLAIM_NAME: lambda workspace: claim_names(Workspace.read(workspace)),
+                    BY_UID: lambda workspace: [str(workspace["metadata"]["uid"])],
                 },
             ),
             catalogs=Informer(client, resources.CATALOG, optional=True),
@@ -164,21 +159,21 @@ class World:
             for claim in informer.by_index(BY_WORKSPACE, str(key))
         ]
 
-    def wire(self, controller: Controller) -> None:
+    def wire(self, controller: Controller, memories: Memories) -> None:
         """Have the controller look at every Workspace that a change concerns."""
         for field in fields(self):
             informer: Informer = getattr(self, field.name)
-            controller.watch(informer, self._mapping(field.name))
+            controller.watch(informer, self._mapping(field.name, memories))
         self.workspaces.subscribe(lambda old, new: self._tell_neighbours(controller, old, new))
 
-    def _mapping(self, name: str) -> ToKeys:
+    def _mapping(self, name: str, memories: Memories) -> ToKeys:
         special: dict[str, ToKeys] = {
             "workspaces": lambda workspace: [Key.of(workspace)],
             "catalogs": lambda _: [Key.of(w) for w in self.workspaces.list()],
             "machines": _claim_keys,
             "node_claims": _claim_keys,
             "nodes": self._concerned_by_node,
-            "claim_events": self._concerned_by_claim_event,
+            "claim_events": lambda event: self._concerned_by_claim_event(event, memories),
             "pod_events": self._concerned_by_pod_event,
             "revisions": _keys(labels.REVISION_NAME),
         }
@@ -196,11 +191,15 @@ class World:
                 for workspace in self.workspaces.by_index(BY_FIRST_LABEL, label):
                     yield Key.of(workspace)
 
-    def _concerned_by_claim_event(self, event: Obj) -> Iterator[Key]:
-        """Found by the claim's name: the claim itself may be gone before its Event is here."""
+    def _concerned_by_claim_event(self, event: Obj, memories: Memories) -> Iterator[Key]:
+        """The claim's labels tell; where it went before its Event came, who waits to hear why."""
         name = str((event.get("involvedObject") or {}).get("name", ""))
-        for workspace in self.workspaces.by_index(BY_CLAIM_NAME, name):
-            yield Key.of(workspace)
+        for informer in (self.machines, self.node_claims):
+            if (claim := informer.get(Key("", name))) is not None:
+                yield from _claim_keys(claim)
+        for uid in memories.missing(name):
+            for workspace in self.workspaces.by_index(BY_UID, uid):
+                yield Key.of(workspace)
 
     def _concerned_by_pod_event(self, event: Obj) -> Iterator[Key]:
         involved = event.get("involvedObject") or {}

@@ -12,6 +12,7 @@ from tests.cluster.admission.rules_table import Case, catalog_values, creations,
 from kaito_hooks.api.catalog import ENGINES, Catalog
 from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.workspace.changes import check_change
+from kaito_hooks.workspace.settings import Settings
 from kaito_hooks.workspace.validate import check
 
 PRESETS = Path(__file__).parents[3] / "presets"
@@ -40,7 +41,9 @@ def catalog() -> Catalog:
 @pytest.mark.parametrize("case", [case for case in creations() if case.python], ids=lambda case: case.id)
 def test_the_controller_decides_as_the_table_says(catalog: Catalog, case: Case) -> None:
     [engine] = [engine for engine in ENGINES if engine == case.default_engine]
-    problems = check(Workspace.read(case.new), replace(catalog, default_engine=engine))
+    problems = check(
+        Workspace.read(case.new), replace(catalog, default_engine=engine), max_nodes=Settings().max_nodes_per_workspace
+    )
     if not case.refused:
         assert problems == []
         return
@@ -54,7 +57,10 @@ def test_the_controller_judges_changes_as_the_table_says(case: Case) -> None:
     assert case.old is not None
     new = Workspace.read(case.new)
     # A changed field must hold the rules of its own again; the Catalog's rules are for new Workspaces only.
-    problems = [*check_change(Workspace.read(case.old), new), *check(new, None)]
+    problems = [
+        *check_change(Workspace.read(case.old), new),
+        *check(new, None, max_nodes=Settings().max_nodes_per_workspace),
+    ]
     if not case.refused:
         assert problems == []
         return

@@ -39,7 +39,7 @@ def tuning(**changes: Any) -> dict[str, Any]:
 
 
 def problems(**changes: Any) -> list[str]:
-    return [f"{p.rule} {p}" for p in check(Workspace.read(workspace_object(**changes)), CATALOG)]
+    return [f"{p.rule} {p}" for p in check(Workspace.read(workspace_object(**changes)), CATALOG, max_nodes=100)]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,11 @@ def problems(**changes: Any) -> list[str]:
             tuning() | {"resource": resource(count=2)},
             "C9 Tuning does not currently support multinode configurations. Please set the node count to 1. "
             "Future support with DeepSpeed will allow this.: resource",
+        ),
+        (
+            {"resource": resource(count=101)},
+            "C38 invalid value: 101 nodes; one Workspace may have 100, "
+            "as the value maxNodesPerWorkspace of the chart kaito says: resource.count",
         ),
         ({"inference": {}}, "C10 missing field(s): Preset or Template must be specified: inference"),
         (
@@ -202,4 +207,4 @@ def test_good_workspaces_break_no_rule(changes: dict[str, Any]) -> None:
 
 def test_without_a_catalog_the_other_rules_hold() -> None:
     ws = Workspace.read(workspace_object(inference=adapters(adapter(strength="2"))))
-    assert [p.rule for p in check(ws, None)] == ["C20"]
+    assert [p.rule for p in check(ws, None, max_nodes=100)] == ["C20"]
