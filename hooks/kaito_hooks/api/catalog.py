@@ -1,7 +1,8 @@
 """The cluster's ``Catalog``: what each preset needs and what each instance type offers, read into types.
 
-Memory is GiB, durations are seconds. For a preset, GPU count and total memory are minima over all nodes of a Workspace
-and ``per_gpu_memory_gib`` the minimum of each GPU (0 = not checked); for an instance type they describe one node.
+Memory is GiB, durations are seconds. For a preset, GPU count and total memory are the minima of one copy of the model,
+which lies on one node or, if it is ``distributed``, on all nodes of a Workspace, and ``per_gpu_memory_gib`` the minimum
+of each GPU (0 = not checked); for an instance type they describe one node.
 """
 
 from __future__ import annotations
@@ -161,13 +162,17 @@ class Shortage:
 
 
 def fits(preset: Preset, instance_type: InstanceType, *, count: int) -> Shortage | None:
-    """None if ``count`` nodes of that type can hold the preset, else the first of the three checks that fails."""
-    gpus = count * instance_type.nvidia_gpus
+    """None if ``count`` nodes of that type can serve the preset, else the first of the three checks that fails.
+
+    Nodes add up for a preset that is distributed over them; of any other each node holds the whole model.
+    """
+    nodes = count if preset.distributed else 1
+    gpus = nodes * instance_type.nvidia_gpus
     if gpus < preset.gpu_count:
         return Shortage("gpuCount", gpus, preset.gpu_count)
     if instance_type.per_gpu_memory_gib < preset.per_gpu_memory_gib:
         return Shortage("perGPUMemory", instance_type.per_gpu_memory_gib, preset.per_gpu_memory_gib)
-    memory = count * instance_type.total_gpu_memory_gib
+    memory = nodes * instance_type.total_gpu_memory_gib
     if memory < preset.total_gpu_memory_gib:
         return Shortage("totalGPUMemory", memory, preset.total_gpu_memory_gib)
     return None

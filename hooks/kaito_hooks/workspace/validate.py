@@ -274,6 +274,7 @@ def _fits_inference(preset: Preset, listed: InstanceType, *, count: int) -> Iter
     short = fits(preset, listed, count=count)
     if short is None:
         return
+    alone = count > 1 and not preset.distributed and short.kind != "perGPUMemory"
     rule, text = {
         "gpuCount": (
             "C5",
@@ -291,7 +292,7 @@ def _fits_inference(preset: Preset, listed: InstanceType, *, count: int) -> Iter
             f"but preset {preset.name} requires at least {short.requires}Gi",
         ),
     }[short.kind]
-    yield Problem(rule, "resource", text)
+    yield Problem(rule, "resource", text + (f"; each of the {count} nodes holds the whole model" if alone else ""))
 
 
 def _fits_tuning(ws: Workspace, preset: Preset, listed: InstanceType | None) -> Iterator[Problem]:

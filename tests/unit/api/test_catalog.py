@@ -24,7 +24,7 @@ CATALOG = {
                 "tuning": {"qlora": {"gpuMemoryGiB": 8}},
             },
             "falcon-40b": {"gpuCount": 2, "totalGPUMemoryGiB": 90},
-            "sharded": {"gpuCount": 2, "perGPUMemoryGiB": 15, "totalGPUMemoryGiB": 30},
+            "sharded": {"gpuCount": 2, "perGPUMemoryGiB": 15, "totalGPUMemoryGiB": 30, "distributed": True},
         },
         "instanceTypes": {
             "Standard_NC6s_v3": {"gpuCount": 1, "totalGPUMemoryGiB": 16, "gpuModel": "V100"},
@@ -131,9 +131,13 @@ def test_an_unlisted_type_is_accepted_by_its_prefix_only(catalog: Catalog) -> No
     [
         pytest.param("phi-3-mini-4k-instruct", "Standard_NC6s_v3", 1, None, id="phi-3 fits a V100"),
         pytest.param("phi-3-mini-4k-instruct", "Standard_NV6", 1, Shortage("totalGPUMemory", 8, 9), id="total memory"),
-        pytest.param("phi-3-mini-4k-instruct", "Standard_NV6", 2, None, id="memory adds up over nodes"),
+        pytest.param(
+            "phi-3-mini-4k-instruct", "Standard_NV6", 2, Shortage("totalGPUMemory", 8, 9), id="memory per node"
+        ),
         pytest.param("falcon-40b", "Standard_NC24ads_A100_v4", 1, Shortage("gpuCount", 1, 2), id="GPUs"),
-        pytest.param("falcon-40b", "Standard_NC24ads_A100_v4", 2, None, id="GPUs add up over nodes"),
+        pytest.param("falcon-40b", "Standard_NC24ads_A100_v4", 2, Shortage("gpuCount", 1, 2), id="GPUs per node"),
+        pytest.param("sharded", "Standard_NC6s_v3", 1, Shortage("gpuCount", 1, 2), id="too few for a distributed one"),
+        pytest.param("sharded", "Standard_NC6s_v3", 2, None, id="nodes of a distributed preset add up"),
         pytest.param("sharded", "Standard_NV6", 2, Shortage("perGPUMemory", 8, 15), id="memory of one GPU"),
     ],
 )

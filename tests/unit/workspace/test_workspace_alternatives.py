@@ -91,9 +91,12 @@ def test_one_of_each_series_is_offered_and_never_more_than_five() -> None:
     assert offered(served("phi-3-mini-4k-instruct", instanceType="g4dn.xlarge"), clouds) == ("p3.2xlarge", "g5.xlarge")
 
 
-def test_gpus_and_memory_of_all_nodes_count() -> None:
+def test_gpus_and_memory_of_all_nodes_count_for_a_preset_that_is_distributed_over_them() -> None:
     assert offered(served("falcon-40b", instanceType="Standard_NC48ads_A100_v4")) == ()
-    assert offered(served("falcon-40b", instanceType="Standard_NC48ads_A100_v4", count=2)) == (
+    assert offered(served("falcon-40b", instanceType="Standard_NC48ads_A100_v4", count=2)) == ()
+    assert offered(served("llama-2-13b", instanceType="Standard_NC48ads_A100_v4")) == ("Standard_NC12s_v3",)
+    assert offered(served("llama-2-13b", instanceType="Standard_NC48ads_A100_v4", count=2)) == (
+        "Standard_NC6s_v3",
         "Standard_NC24ads_A100_v4",
     )
 

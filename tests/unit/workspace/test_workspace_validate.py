@@ -71,6 +71,11 @@ def problems(**changes: Any) -> list[str]:
             "but preset falcon-7b-instruct requires at least 14Gi: resource",
         ),
         (
+            {"resource": resource("Standard_NC24ads_A100_v4", 2), "inference": preset("falcon-40b")},
+            "C5 Insufficient number of GPUs: Instance type Standard_NC24ads_A100_v4 provides 1, "
+            "but preset falcon-40b requires at least 2; each of the 2 nodes holds the whole model: resource",
+        ),
+        (
             tuning() | {"resource": resource(count=2)},
             "C9 Tuning does not currently support multinode configurations. Please set the node count to 1. "
             "Future support with DeepSpeed will allow this.: resource",
@@ -192,7 +197,6 @@ def test_rules_with_free_text_hold_too(changes: dict[str, Any], rule: str) -> No
         {"resource": resource("standard_nc6S_v3")},
         {"resource": resource("Standard_Nsku")},
         {"resource": resource("Standard_Dsku")},
-        {"resource": resource("Standard_NV6", 2), "inference": preset(PHI)},
         {"inference": {"template": SERVER}, "resource": resource("Standard_NV6")},
         {"inference": adapters(*(adapter(f"a{n}", strength=s) for n, s in enumerate(("0", "1", "0.5", "1.0"))))},
         {"inference": preset("llama-2-7b", accessMode="private", presetOptions={"image": "r/l:1"})},
