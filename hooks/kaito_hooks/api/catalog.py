@@ -17,6 +17,8 @@ NAME = "kaito"
 
 Engine = Literal["transformers", "vllm"]
 ENGINES: tuple[Engine, ...] = ("transformers", "vllm")
+VolumeKind = Literal["persistentVolumeClaim", "nfs", "hostPath", "csi"]
+_VOLUME_KINDS: tuple[VolumeKind, ...] = ("persistentVolumeClaim", "nfs", "hostPath", "csi")
 _TOO_OLD_FOR_VLLM = frozenset({"K80", "M60", "P40", "P100", "V100"})
 """GPU models of compute capability below 7.5, for which vLLM has no kernels: https://developer.nvidia.com/cuda-gpus"""
 
@@ -45,10 +47,10 @@ class HubWeights:
 
 @dataclass(frozen=True, slots=True)
 class VolumeWeights:
-    """Weights that lie in the folder ``path`` of a PersistentVolumeClaim in the Workspace's namespace."""
+    """Weights in the root of a volume: the ``kind`` of its source, and the source's ``fields`` as in a Pod."""
 
-    claim_name: str
-    path: str
+    kind: VolumeKind
+    fields: Mapping[str, Any]
 
 
 Weights = ImageWeights | HubWeights | VolumeWeights
@@ -222,8 +224,15 @@ def _weights(entry: Mapping[str, Any], where: str) -> Weights | None:
             token_secret=str(hub.get("tokenSecret") or ""),
         )
     if volume := _mapping(entry.get("volume"), f"{where}.volume"):
-        return VolumeWeights(claim_name=str(volume.get("claimName") or ""), path=str(volume.get("path") or ""))
+        return _volume(volume, f"{where}.volume")
     return None
+
+
+def _volume(volume: Mapping[str, Any], where: str) -> VolumeWeights:
+    found = [kind for kind in _VOLUME_KINDS if volume.get(kind) is not None]
+    if len(found) != 1 or len(volume) != 1:
+        raise ValueError(f"Catalog: {where} is {volume!r}, not exactly one of {', '.join(_VOLUME_KINDS)}")
+    return VolumeWeights(found[0], _mapping(volume[found[0]], f"{where}.{found[0]}"))
 
 
 def _instance_type(name: str, entry: Mapping[str, Any]) -> InstanceType:

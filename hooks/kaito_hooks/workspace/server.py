@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 from kaito_hooks.api import labels
-from kaito_hooks.api.catalog import Engine, HubWeights, Preset, VolumeWeights
+from kaito_hooks.api.catalog import Engine, HubWeights, ImageWeights, Preset, VolumeWeights
 from kaito_hooks.api.workspace import Adapter, PresetSpec, ResourceSpec, Workspace
 from kaito_hooks.runtime import Obj
 from kaito_hooks.workspace import containers, images, placement
@@ -101,16 +101,15 @@ def weights_volume(preset: Preset, wanted: PresetSpec) -> Obj:
     volume = _uses_volume(preset, wanted)
     if volume is None:
         return {"name": WEIGHTS_VOLUME, "emptyDir": {}}
-    return {"name": WEIGHTS_VOLUME, "persistentVolumeClaim": {"claimName": volume.claim_name, "readOnly": True}}
+    # A hostPath has no such field; every mount of the volume is read-only besides.
+    read_only = {} if volume.kind == "hostPath" else {"readOnly": True}
+    return {"name": WEIGHTS_VOLUME, volume.kind: {**volume.fields, **read_only}}
 
 
 def weights_mount(preset: Preset, wanted: PresetSpec, *, read_only: bool) -> Obj:
     """The mount of ``weights_volume`` at its one path."""
     mount: Obj = {"name": WEIGHTS_VOLUME, "mountPath": WEIGHTS_PATH}
-    volume = _uses_volume(preset, wanted)
-    if volume is not None and volume.path.strip("/"):
-        mount["subPath"] = volume.path.strip("/")
-    if read_only or volume is not None:
+    if read_only or _uses_volume(preset, wanted) is not None:
         mount["readOnly"] = True
     return mount
 
@@ -121,9 +120,8 @@ def weights_step(wanted: PresetSpec, preset: Preset, settings: Settings) -> Obj:
     image = images.model_image(wanted, preset, settings)
     if image:
         args += ["--image", image]
-        path = getattr(preset.weights, "path", "")
-        if path and not isinstance(preset.weights, VolumeWeights):
-            args += ["--image-path", path]
+        if isinstance(preset.weights, ImageWeights):
+            args += ["--image-path", preset.weights.path]
         args += ["--destination", WEIGHTS_PATH]
         args += containers.docker_config_args(wanted.image_pull_secrets)
         mounts += containers.registry_secret_mounts(wanted.image_pull_secrets)

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from tests.unit.workspace.worlds import node_object, snapshot, workspace_object
 
+from kaito_hooks.api.catalog import Catalog
+from kaito_hooks.api.workspace import PresetSpec
 from kaito_hooks.workspace.actions import CreateChild
 from kaito_hooks.workspace.plan import plan
+from kaito_hooks.workspace.server import weights_mount, weights_volume
 from kaito_hooks.workspace.settings import Images, Proxy, Registries, Serving, Settings
 
 Obj = dict[str, Any]
@@ -155,10 +158,33 @@ def test_weights_on_a_volume_are_only_checked() -> None:
     spec = pod(inference=preset("from-volume"))
     weights = step(spec, "weights")
     assert weights["args"] == ["weights", "--volume", "/workspace/tfs/weights"]
-    mount = {"name": "weights", "mountPath": "/workspace/tfs/weights", "subPath": "phi/3", "readOnly": True}
+    mount = {"name": "weights", "mountPath": "/workspace/tfs/weights", "readOnly": True}
     assert mount in weights["volumeMounts"]
     assert mount in step(spec, "phi")["volumeMounts"]
     assert {"name": "weights", "persistentVolumeClaim": {"claimName": "models", "readOnly": True}} in spec["volumes"]
+
+
+@pytest.mark.parametrize(
+    ("written", "in_the_pod"),
+    [
+        (
+            {"persistentVolumeClaim": {"claimName": "m", "readOnly": False}},
+            {"persistentVolumeClaim": {"claimName": "m", "readOnly": True}},
+        ),
+        ({"nfs": {"server": "s", "path": "/m"}}, {"nfs": {"server": "s", "path": "/m", "readOnly": True}}),
+        ({"hostPath": {"path": "/m", "type": "Directory"}}, {"hostPath": {"path": "/m", "type": "Directory"}}),
+        (
+            {"csi": {"driver": "d", "fsType": "ext4", "volumeAttributes": {"a": "b"}}},
+            {"csi": {"driver": "d", "fsType": "ext4", "volumeAttributes": {"a": "b"}, "readOnly": True}},
+        ),
+    ],
+    ids=["persistentVolumeClaim", "nfs", "hostPath", "csi"],
+)
+def test_weights_may_lie_on_any_kind_of_volume_and_are_never_written(written: Any, in_the_pod: Any) -> None:
+    found = Catalog.read({"spec": {"presets": {"p": {"weights": {"volume": written}}}}}).presets["p"]
+    wanted = PresetSpec("p", "public", "", ())
+    assert weights_volume(found, wanted) == {"name": "weights", **in_the_pod}
+    assert weights_mount(found, wanted, read_only=False)["readOnly"] is True
 
 
 def test_each_adapter_is_pulled_by_a_step_with_only_its_own_secrets() -> None:

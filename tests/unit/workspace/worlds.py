@@ -70,7 +70,7 @@ CATALOG = Catalog.read(
                 },
                 "from-volume": {
                     "totalGPUMemoryGiB": 1,
-                    "weights": {"volume": {"claimName": "models", "path": "phi/3"}},
+                    "weights": {"volume": {"persistentVolumeClaim": {"claimName": "models"}}},
                 },
             },
             "instanceTypes": {
