@@ -11,7 +11,18 @@ from kaito_hooks.api.catalog import ENGINES, Preset
 from kaito_hooks.api.conditions import find
 from kaito_hooks.api.workspace import Adapter, ResourceSpec
 from kaito_hooks.runtime import Obj
-from kaito_hooks.workspace import children, images, network, nodes, pods, server, server_state, service, workload
+from kaito_hooks.workspace import (
+    children,
+    images,
+    network,
+    nodes,
+    pod_template,
+    pods,
+    server,
+    server_state,
+    service,
+    workload,
+)
 from kaito_hooks.workspace.actions import Action, CreateChild, Note, Outcome
 from kaito_hooks.workspace.engines import engine_of
 from kaito_hooks.workspace.snapshot import Snapshot
@@ -126,8 +137,9 @@ def _template_children(s: Snapshot, resource: ResourceSpec, *, revision: int) ->
     assert ws.inference.template is not None
     template = workload.users_template(ws, resource, dict(ws.inference.template))
     deadline = s.settings.timeouts.template_ready
+    port = pod_template.first_port(template) or service.SERVER_PORT
     return [
-        service.service(ws, metadata=workload.metadata(ws), distributed=False),
+        service.service(ws, metadata=workload.metadata(ws), distributed=False, port=port),
         workload.deployment(ws, resource, template=template, deadline=deadline, revision=revision),
     ]
 

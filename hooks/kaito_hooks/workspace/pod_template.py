@@ -1,4 +1,4 @@
-"""A Pod template of the user's own, which no schema describes: is it one?"""
+"""A Pod template of the user's own, which no schema describes: is it one, and where does it listen?"""
 
 from __future__ import annotations
 
@@ -23,6 +23,17 @@ def problems(template: Mapping[str, Any]) -> Iterator[str]:
         yield CONTAINERS
     elif not all(spec.get(name) is None or _are_mappings(spec[name]) for name in ("initContainers", "tolerations")):
         yield LISTS
+
+
+def first_port(template: Mapping[str, Any]) -> int | None:
+    """The TCP port that its containers name first; None if they name none."""
+    for container in template["spec"]["containers"]:
+        ports = container.get("ports")
+        for port in ports if _are_mappings(ports) else ():
+            number = port.get("containerPort")
+            if isinstance(number, int) and port.get("protocol") in (None, "TCP"):
+                return number
+    return None
 
 
 def _is_metadata(value: object) -> bool:

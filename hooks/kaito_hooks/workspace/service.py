@@ -22,8 +22,8 @@ def first_pod_host(workspace: Workspace) -> str:
     return f"{workspace.name}-0.{headless_name(workspace)}.{workspace.namespace}.svc"
 
 
-def service(workspace: Workspace, *, metadata: Obj, distributed: bool) -> Obj:
-    """The Service that users talk to: 80 to the server, ready Pods only; of a StatefulSet the first Pod answers."""
+def service(workspace: Workspace, *, metadata: Obj, distributed: bool, port: int = SERVER_PORT) -> Obj:
+    """The Service that users talk to: 80 to the Pods' ``port``, ready ones only; of a StatefulSet the first answers."""
     balanced = workspace.annotations.get(labels.ENABLE_LOAD_BALANCER) == "True"
     selector = {labels.WORKSPACE: workspace.name}
     if distributed:
@@ -35,7 +35,7 @@ def service(workspace: Workspace, *, metadata: Obj, distributed: bool) -> Obj:
         "spec": {
             "type": "LoadBalancer" if balanced else "ClusterIP",
             "selector": selector,
-            "ports": [_port("http", HTTP_PORT, SERVER_PORT), _port("torch", TORCH_PORT, TORCH_PORT)],
+            "ports": [_port("http", HTTP_PORT, port), _port("torch", TORCH_PORT, TORCH_PORT)],
         },
     }
 

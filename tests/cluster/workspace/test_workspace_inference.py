@@ -109,7 +109,7 @@ def test_a_users_template_runs_as_written_and_is_not_rewritten(
     container = {
         "name": "mine",
         "image": "nginx:1.27",
-        "ports": [{"containerPort": 5000}],
+        "ports": [{"containerPort": 8080}],
         "env": [{"name": "EMPTY", "value": ""}, {"name": "SET", "value": "1"}],
         "resources": {
             "requests": {"cpu": "0.5", "memory": "1024Mi"},
@@ -123,6 +123,8 @@ def test_a_users_template_runs_as_written_and_is_not_rewritten(
     [found] = before["spec"]["template"]["spec"]["containers"]
     assert (found["name"], found["image"]) == ("mine", "nginx:1.27")
     assert before["spec"]["template"]["metadata"]["labels"] == {"team": "a", "kaito.sh/workspace": "custom"}
+    ports = admin.get(SERVICE, "custom", namespace=place)["spec"]["ports"]
+    assert {p["name"]: (p["port"], p["targetPort"]) for p in ports}["http"] == (80, 8080)
     version = admin.get(WORKSPACE, "custom", namespace=place)["metadata"]["resourceVersion"]
     other = submit(admin, workspace("after", place))
     until(admin, other, "WorkspaceReady")

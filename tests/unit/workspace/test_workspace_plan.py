@@ -508,6 +508,24 @@ def test_a_template_gets_a_deployment_and_a_service() -> None:
     assert set(pod["spec"]["affinity"]) == {"nodeAffinity"}
 
 
+@pytest.mark.parametrize(
+    ("containers", "port"),
+    [
+        ([{"name": "c"}], 5000),
+        ([{"name": "c", "ports": None}], 5000),
+        ([{"name": "c", "ports": [{"containerPort": 8080}, {"containerPort": 9090}]}], 8080),
+        ([{"name": "c"}, {"name": "d", "ports": [{"containerPort": 8000, "protocol": "TCP"}]}], 8000),
+        ([{"name": "c", "ports": [{"containerPort": 53, "protocol": "UDP"}, {"containerPort": 8080}]}], 8080),
+        ([{"name": "c", "ports": "8080"}, {"name": "d", "ports": [{"containerPort": "http"}]}], 5000),
+    ],
+)
+def test_the_service_of_a_template_leads_to_its_first_container_port(containers: list[Any], port: int) -> None:
+    obj = workspace_object(inference={"template": {"spec": {"containers": containers}}})
+    decided = plan(snapshot(obj, nodes=(node_object("mine"),)))
+    [service] = [a.child for a in decided.actions if isinstance(a, CreateChild) and a.child["kind"] == "Service"]
+    assert [(p["port"], p["targetPort"]) for p in service["spec"]["ports"] if p["name"] == "http"] == [(80, port)]
+
+
 def test_a_distributed_preset_is_a_stateful_set_with_a_headless_service() -> None:
     marks = {"node.kubernetes.io/instance-type": "Standard_NC24ads_A100_v4"}
     decided = plan(snapshot(DISTRIBUTED, nodes=tuple(node_object(name, labels=marks) for name in ("one", "two"))))
