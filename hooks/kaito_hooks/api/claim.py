@@ -111,14 +111,15 @@ class ClaimSpec:
     """What the Workspace controller asks for.
 
     ``labels`` are the Workspace's matchLabels and its two workspace labels; ``encode`` adds the owner label.
-    ``disk_gib`` is in GiB, 0 = the cloud's default. ``cloud`` (azure, aws, none), ``node_class``,
-    ``extra_requirements`` and ``disk_request_key`` ("" = request no disk) concern NodeClaims only: they fit the claim
-    to the provisioner that is installed.
+    ``gpu``: whether machines of the type have GPUs. ``disk_gib`` is in GiB, 0 = the cloud's default. ``cloud`` (azure,
+    aws, none), ``node_class``, ``extra_requirements`` and ``disk_request_key`` ("" = request no disk) concern
+    NodeClaims only: they fit the claim to the provisioner that is installed.
     """
 
     name: str
     labels: Mapping[str, str]
     instance_type: str
+    gpu: bool = True
     disk_gib: int = 0
     annotations: Mapping[str, str] = field(default_factory=dict)
     taints: tuple[Taint, ...] = (SKU_GPU_TAINT,)
@@ -145,7 +146,7 @@ def _machine_spec(spec: ClaimSpec) -> Obj:
     requirements = [
         Requirement(labels.INSTANCE_TYPE, "In", (spec.instance_type,)),
         Requirement(labels.PROVISIONER_NAME, "In", (labels.PROVISIONER_DEFAULT,)),
-        Requirement(labels.MACHINE_TYPE, "In", ("gpu",)),
+        Requirement(labels.MACHINE_TYPE, "In", ("gpu" if spec.gpu else "cpu",)),
         Requirement(labels.ARCHITECTURE, "In", ("amd64",)),
         Requirement(labels.OPERATING_SYSTEM, "In", ("linux",)),
     ]
@@ -165,7 +166,7 @@ def _node_claim_spec(spec: ClaimSpec) -> Obj:
     ]
     if spec.cloud == "azure":
         requirements.append(Requirement(labels.AZURE_SKU_NAME, "In", (spec.instance_type,)))
-    elif spec.cloud == "aws":
+    elif spec.cloud == "aws" and spec.gpu:
         requirements.append(Requirement(labels.AWS_GPU_COUNT, "Gt", ("0",)))
     requirements.extend(spec.extra_requirements)
     encoded: Obj = {

@@ -95,6 +95,7 @@ def claim_spec(
             labels.WORKSPACE_NAMESPACE: workspace.namespace,
         },
         instance_type=listed.name if listed else resource.instance_type,
+        gpu=listed is not None or _may_have_gpus(resource.instance_type),
         disk_gib=disk_gib,
         annotations={labels.FITTING_INSTANCE_TYPES: ", ".join(others)} if others else {},
         cloud=catalog.cloud if catalog else settings.cloud,
@@ -102,6 +103,12 @@ def claim_spec(
         extra_requirements=settings.node_claims.extra_requirements,
         disk_request_key=settings.node_claims.disk_request_key,
     )
+
+
+def _may_have_gpus(unlisted: str) -> bool:
+    """Of the sizes that no Catalog lists only Azure's are known to have none, unless they begin with N."""
+    name = unlisted.lower()
+    return name.startswith("standard_n") or not name.startswith("standard_")
 
 
 def is_failure(reason: str, message: str) -> bool:

@@ -12,6 +12,7 @@ from kaito_hooks.api.catalog import Catalog
 from kaito_hooks.api.conditions import find
 from kaito_hooks.api.workspace import ResourceSpec, Workspace
 from kaito_hooks.runtime import Obj, parse_quantity, parse_time
+from kaito_hooks.workspace import pod_template
 from kaito_hooks.workspace.snapshot import Tenant
 
 
@@ -129,6 +130,14 @@ def needs_nvidia(instance_type: str, catalog: Catalog | None) -> bool:
     if listed is not None:
         return listed.gpu_vendor == "nvidia" and listed.gpu_count > 0
     return instance_type.lower().startswith("standard_n")
+
+
+def needs_gpus(workspace: Workspace, resource: ResourceSpec, catalog: Catalog | None) -> bool:
+    """Whether what the Workspace runs needs ``nvidia.com/gpu``: a template may leave the GPUs of its nodes alone."""
+    template = workspace.inference.template if workspace.inference is not None else None
+    if template is not None and not pod_template.requests_gpus(template):
+        return False
+    return needs_nvidia(resource.instance_type, catalog)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,11 @@
-"""A Pod template of the user's own, which no schema describes: is it one, and where does it listen?"""
+"""A Pod template of the user's own, which no schema describes: is it one, what does it need, where does it listen?"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
+
+from kaito_hooks.api import labels
 
 METADATA = "invalid value: metadata must be a mapping, and its labels and annotations mappings of text to text"
 CONTAINERS = "invalid value: spec must be a mapping with containers, a list of at least one container with a name"
@@ -25,11 +27,20 @@ def problems(template: Mapping[str, Any]) -> Iterator[str]:
         yield LISTS
 
 
+def requests_gpus(template: Mapping[str, Any]) -> bool:
+    """Whether one of its containers asks for an NVIDIA GPU."""
+    return any(
+        _mapping(_mapping(container.get("resources")).get(part)).get(labels.GPU_RESOURCE) not in (None, 0, "0")
+        for field in ("containers", "initContainers")
+        for container in _mappings(_mapping(template.get("spec")).get(field))
+        for part in ("limits", "requests")
+    )
+
+
 def first_port(template: Mapping[str, Any]) -> int | None:
     """The TCP port that its containers name first; None if they name none."""
-    for container in template["spec"]["containers"]:
-        ports = container.get("ports")
-        for port in ports if _are_mappings(ports) else ():
+    for container in _mappings(_mapping(template.get("spec")).get("containers")):
+        for port in _mappings(container.get("ports")):
             number = port.get("containerPort")
             if isinstance(number, int) and port.get("protocol") in (None, "TCP"):
                 return number
@@ -46,6 +57,14 @@ def _is_text_map(value: object) -> bool:
 
 def _are_containers(value: object) -> bool:
     return _are_mappings(value) and bool(value) and all(isinstance(c.get("name"), str) and c["name"] for c in value)
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _mappings(value: object) -> list[Mapping[str, Any]]:
+    return value if _are_mappings(value) else []
 
 
 def _are_mappings(value: object) -> TypeGuard[list[Mapping[str, Any]]]:

@@ -94,7 +94,7 @@ class _GPUs:
 
     @classmethod
     def of(cls, s: Snapshot, resource: ResourceSpec, chosen: list[Obj]) -> _GPUs:
-        if not nodes.needs_nvidia(resource.instance_type, s.catalog):
+        if not nodes.needs_gpus(s.workspace, resource, s.catalog):
             return cls()
         checks = [
             nodes.check_gpus(

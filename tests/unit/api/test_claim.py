@@ -91,6 +91,13 @@ def test_on_aws_a_node_claim_asks_for_any_gpu() -> None:
     assert requirements[-1] == {"key": "karpenter.k8s.aws/instance-gpu-count", "operator": "Gt", "values": ["0"]}
 
 
+def test_a_claim_for_a_machine_without_gpus_says_so() -> None:
+    machine = encode(spec(instance_type="Standard_D4s_v5", gpu=False), "Machine")["spec"]["requirements"]
+    assert {"key": "kaito.sh/machine-type", "operator": "In", "values": ["cpu"]} in machine
+    on_aws = encode(spec(instance_type="m7i.xlarge", gpu=False, cloud="aws"), "NodeClaim")["spec"]["requirements"]
+    assert "karpenter.k8s.aws/instance-gpu-count" not in [r["key"] for r in on_aws]
+
+
 def test_without_a_disk_a_machine_asks_for_0_and_a_node_claim_for_nothing() -> None:
     assert encode(spec(disk_gib=0), "Machine")["spec"]["resources"] == {"requests": {"storage": "0"}}
     assert "resources" not in encode(spec(disk_gib=0), "NodeClaim")["spec"]

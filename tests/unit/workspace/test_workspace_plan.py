@@ -228,6 +228,57 @@ def test_a_type_without_gpus_needs_none() -> None:
     assert not any(isinstance(a, LabelNode) for a in decided.actions)
 
 
+def template(*containers: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    return {"template": {"spec": {"containers": list(containers), **spec}}}
+
+
+CPU_SERVER = {"name": "c", "image": "nginx", "resources": {"limits": {"cpu": "1"}}}
+GPU_SERVER = {"name": "c", "image": "nginx", "resources": {"limits": {"nvidia.com/gpu": 1}}}
+
+
+@pytest.mark.parametrize(
+    "inference",
+    [
+        template(CPU_SERVER),
+        template({"name": "c", "image": "nginx"}),
+        template({**CPU_SERVER, "resources": {"limits": {"nvidia.com/gpu": "0"}}}, initContainers=None),
+    ],
+)
+def test_a_template_without_gpus_needs_none_and_labels_nothing(inference: dict[str, Any]) -> None:
+    system = node_object("system", gpus=0, labels={"node.kubernetes.io/instance-type": "Standard_D4s_v5"})
+    obj = workspace_object(resource=resource(preferredNodes=["system"]), inference=inference)
+    decided = plan(snapshot(obj, nodes=(system,)))
+    assert conditions(decided)["ResourceReady"][0] == "True"
+    assert not any(isinstance(a, LabelNode) for a in decided.actions)
+
+
+@pytest.mark.parametrize(
+    "inference",
+    [
+        template(GPU_SERVER),
+        template(CPU_SERVER, {**GPU_SERVER, "name": "d"}),
+        template({"name": "c", "resources": {"requests": {"nvidia.com/gpu": "2"}}}),
+        template(CPU_SERVER, initContainers=[{**GPU_SERVER, "name": "first"}]),
+    ],
+)
+def test_a_template_with_gpus_waits_for_them(inference: dict[str, Any]) -> None:
+    decided = plan(snapshot(workspace_object(inference=inference), nodes=(node_object("mine", gpus=0),)))
+    assert [a.node for a in decided.actions if isinstance(a, LabelNode)] == ["mine"]
+    assert conditions(decided)["ResourceReady"][0] == "False"
+
+
+@pytest.mark.parametrize(
+    ("instance_type", "machine_type"),
+    [("Standard_NC6s_v3", "gpu"), ("Standard_Nsku", "gpu"), ("standard_nsku", "gpu"), ("Standard_D4s_v5", "cpu")],
+)
+def test_a_claim_says_whether_its_machine_has_gpus(instance_type: str, machine_type: str) -> None:
+    decided = plan(
+        snapshot(workspace_object(resource=resource(instanceType=instance_type), inference=template(CPU_SERVER)))
+    )
+    [claim] = [a.claim for a in decided.actions if isinstance(a, BuyClaim)]
+    assert {"key": "kaito.sh/machine-type", "operator": "In", "values": [machine_type]} in claim["spec"]["requirements"]
+
+
 def test_a_ready_claim_whose_node_is_lost_is_waited_for_not_doubled() -> None:
     ready = [{"type": "Ready", "status": "True"}]
     claim = claim_object(SLOT_0, conditions=ready, node="n")
