@@ -31,7 +31,7 @@ class BuyClaim:
 
 @dataclass(frozen=True, slots=True)
 class LabelNode:
-    """Set ``accelerator=nvidia`` on a Node."""
+    """Set ``accelerator=nvidia`` on a Node that has no such label."""
 
     node: str
 

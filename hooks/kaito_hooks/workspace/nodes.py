@@ -142,7 +142,10 @@ def needs_gpus(workspace: Workspace, resource: ResourceSpec, catalog: Catalog | 
 
 @dataclass(frozen=True, slots=True)
 class GPUCheck:
-    """What a Node's GPUs lack: the label that the device plugin wants, the GPUs, and until when we wait for them."""
+    """What a Node's GPUs lack: the label by which the device plugin finds its nodes, the GPUs, and until when we wait.
+
+    ``label_missing``: a value of the user's own is no missing label.
+    """
 
     node: str
     label_missing: bool
@@ -157,7 +160,7 @@ def check_gpus(
     since = [moment for moment in (ready_since(node), labelled_at) if moment is not None]
     if workspace.creation_timestamp:
         since.append(parse_time(workspace.creation_timestamp))
-    label_missing = labels_of(node).get(labels.ACCELERATOR) != labels.ACCELERATOR_NVIDIA
+    label_missing = labels.ACCELERATOR not in labels_of(node)
     start = now if label_missing else max(since, default=now)
     return GPUCheck(
         node=name_of(node),

@@ -216,6 +216,18 @@ def test_the_plugin_gets_its_minute_after_the_node_was_labelled() -> None:
     assert conditions(decided)["ResourceReady"][1] == "workspaceResourceStatusPending"
 
 
+def test_an_accelerator_label_of_the_users_own_stays() -> None:
+    selected = resource(labelSelector={"matchLabels": {"accelerator": "a100"}})
+    own = node_object("mine", labels={"accelerator": "a100"})
+    decided = plan(snapshot(workspace_object(resource=selected), nodes=(own,)))
+    assert not any(isinstance(a, LabelNode) for a in decided.actions)
+    assert conditions(decided)["ResourceReady"][0] == "True"
+    world = SmallWorld(workspace_object(resource=selected))
+    world.nodes["mine"] = own
+    world.settle()
+    assert world.bought == 0
+
+
 def test_a_type_without_gpus_needs_none() -> None:
     labels = {"node.kubernetes.io/instance-type": "Standard_D4s_v5"}
     decided = plan(
