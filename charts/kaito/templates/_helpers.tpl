@@ -127,6 +127,17 @@ null removes a preset, and weights replace ours as a whole, because they have on
 {{- end }}
 
 {{/*
+Two CEL variables that sort a list of different texts, of which the second, <list>Sorted, is the result: the n-th text is the one
+whose rank is n. (CEL got sort() in Kubernetes 1.34.)
+*/}}
+{{- define "kaito.celSorted" -}}
+- name: {{ . }}Ranks
+  expression: variables.{{ . }}.map(name, variables.{{ . }}.filter(other, other < name).size())
+- name: {{ . }}Sorted
+  expression: variables.{{ . }}.map(name, variables.{{ . }}[variables.{{ . }}Ranks.indexOf(variables.{{ . }}.indexOf(name))])
+{{- end }}
+
+{{/*
 Beginnings of names of instance types that are admitted unchecked, as JSON. Azure has more GPU sizes than any list;
 without a cloud the nodes exist already, so that every name is good ("" begins all of them).
 */}}

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.workspace.validate import Problem
 
 IMMUTABLE = "field is immutable"
+ANEW = "delete the Workspace and apply it again to change it"
 
 
 def check_change(old: Workspace, new: Workspace) -> list[Problem]:
     """Every rule on changes (U0-U7, U9-U11) that ``new`` breaks; U8 and the like are rules of ``validate.check``."""
-    return [
+    broken = (
         *_toggled(old, new),
         *_changed_resource(old, new),
         *_changed_inference(old, new),
         *_changed_tuning(old, new),
-    ]
+    )
+    return [replace(problem, message=f"{problem.message}; {ANEW}") for problem in broken]
 
 
 def _toggled(old: Workspace, new: Workspace) -> Iterator[Problem]:

@@ -192,14 +192,14 @@ def _plan_deletion(s: Snapshot) -> Plan:
 
 
 def _problem(s: Snapshot, revision: Revision) -> Outcome | None:
-    """The first broken rule, or why the rules cannot be checked or the revision not recorded."""
+    """The broken rules, or why the rules cannot be checked or the revision not recorded."""
     broken = validate.check(s.workspace, s.catalog, max_nodes=s.settings.max_nodes_per_workspace)
     begun = RULES_OF_THE_START if _was_taken_up(s) else frozenset()
     if inference.live_workload(s) is not None and inference.is_of_engine(s):
         begun |= RULES_OF_THE_ENGINE
     broken = [problem for problem in broken if problem.rule not in begun]
     if broken:
-        return Outcome("failed", str(broken[0]))
+        return Outcome("failed", validate.told(broken))
     if s.catalog is None:
         return Outcome("failed", s.catalog_problem or "there is no Catalog kaito; install the chart kaito again")
     return Outcome("failed", revision.conflict) if revision.conflict else None
@@ -211,7 +211,7 @@ def _was_taken_up(s: Snapshot) -> bool:
 
 
 def _forbidden_change(s: Snapshot, revision: Revision) -> Outcome | None:
-    """The first rule on changes that is broken against what was worked on so far, if that is known."""
+    """The rules on changes that are broken against what was worked on so far, if that is known."""
     before = s.workspace.annotations.get(labels.REVISION_HASH)
     if before in (None, revision.hash):
         return None
@@ -221,7 +221,7 @@ def _forbidden_change(s: Snapshot, revision: Revision) -> Outcome | None:
     if recorded is None:
         return None
     broken = changes.check_change(Workspace.read(recorded.get("data") or {}), s.workspace)
-    return Outcome("failed", str(broken[0])) if broken else None
+    return Outcome("failed", validate.told(broken)) if broken else None
 
 
 def _adoption(s: Snapshot, revision: Revision) -> list[Action]:

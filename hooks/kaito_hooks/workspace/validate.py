@@ -7,7 +7,7 @@ not here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kaito_hooks.api import labels
@@ -15,6 +15,7 @@ from kaito_hooks.api.catalog import ENGINES, Catalog, Engine, InstanceType, Pres
 from kaito_hooks.api.workspace import Adapter, DataDestination, DataSource, PresetSpec, Workspace
 from kaito_hooks.workspace import pod_template
 from kaito_hooks.workspace.engines import engine_of, serves
+from kaito_hooks.workspace.spelling import nearest
 
 MAX_NAME = 52
 MAX_ADAPTERS = 10
@@ -48,6 +49,11 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.message}: {self.path}"
+
+
+def told(problems: Iterable[Problem]) -> str:
+    """All of them in one sentence, so that nobody has to find the second after mending the first."""
+    return "; ".join(map(str, problems))
 
 
 def check(workspace: Workspace, catalog: Catalog | None, *, max_nodes: int) -> list[Problem]:
@@ -230,7 +236,13 @@ def _presets(ws: Workspace, catalog: Catalog) -> Iterator[Problem]:
     preset = catalog.presets.get(wanted.name)
     if preset is None:
         rule, what, path = ("C12", "inference", "inference") if ws.inference else ("C23", "tuning", "tuning")
-        yield Problem(rule, f"{path}.presetName", f"Unsupported {what} preset name {wanted.name}")
+        offered = sorted(name for name, other in catalog.presets.items() if ws.tuning is None or other.tuning)
+        meant = nearest(wanted.name, offered) or "."
+        yield Problem(
+            rule,
+            f"{path}.presetName",
+            f"Unsupported {what} preset name {wanted.name}{meant} Supported presets: {', '.join(offered)}",
+        )
         return
     if preset.access_mode == "private" and wanted.access_mode != "private":
         yield Problem(

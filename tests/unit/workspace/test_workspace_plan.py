@@ -339,7 +339,10 @@ def test_a_refused_purchase_is_shown_and_not_repeated_at_once() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"inference": {"preset": {"name": "nope"}}}, "Unsupported inference preset name nope: inference.presetName"),
+        (
+            {"inference": {"preset": {"name": "nope"}}},
+            "Unsupported inference preset name nope. Supported presets: falcon-40b, ",
+        ),
         ({"resource": None}, "Unsupported instance type"),
         ({"resource": resource(instanceType="Standard_NV6")}, "Insufficient total GPU memory"),
     ],
@@ -349,6 +352,23 @@ def test_a_workspace_that_breaks_a_rule_buys_nothing_and_says_which(changes: dic
     assert bought(decided) == []
     assert words in conditions(decided)["WorkspaceReady"][2]
     assert conditions(decided)["ResourceReady"][1] == "workspaceResourceStatusFailed"
+
+
+def test_all_rules_that_a_workspace_breaks_are_told_at_once() -> None:
+    wrong = {"preset": {"name": "nope"}, "adapters": [{**ADAPTER, "strength": "7"}]}
+    message = conditions(plan(snapshot(workspace_object(inference=wrong))))["WorkspaceReady"][2]
+    assert "Strength value for Adapter 'a' must be between 0 and 1: inference.adapters; " in message
+    assert "Unsupported inference preset name nope" in message
+
+
+def test_all_changes_that_are_not_possible_are_told_at_once() -> None:
+    world = SmallWorld(workspace_object())
+    world.settle()
+    assert world.workspace is not None
+    world.workspace["resource"] |= {"count": 2, "instanceType": "Standard_NC12s_v3"}
+    message = conditions(world.reconcile())["WorkspaceReady"][2]
+    assert message.count("delete the Workspace and apply it again") == 2
+    assert all(field in message for field in ("resource.count", "resource.instanceType"))
 
 
 def test_without_a_catalog_nothing_is_bought() -> None:
@@ -623,7 +643,9 @@ def test_a_change_that_admission_would_refuse_is_reported_and_leaves_everything_
     world.workspace["resource"]["instanceType"] = "Standard_NC12s_v3"
     decided = world.reconcile()
     assert decided.actions == ()
-    assert conditions(decided)["WorkspaceReady"][2] == "field is immutable: resource.instanceType"
+    assert conditions(decided)["WorkspaceReady"][2] == (
+        "field is immutable; delete the Workspace and apply it again to change it: resource.instanceType"
+    )
     assert world.reconcile().empty
     world.workspace["resource"]["instanceType"] = "Standard_NC6s_v3"
     world.settle()

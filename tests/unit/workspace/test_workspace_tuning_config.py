@@ -73,6 +73,11 @@ def test_content_is_refused_with_the_words_users_know(sections: Any, method: str
     assert found(sections, method=method) == ([message] if message else [])
 
 
+def test_several_mistakes_are_told_at_once_but_not_dozens() -> None:
+    assert len(found({"LoraConfig": {"rank": 8}, "TrainingArguments": {"output_dir": 7}}, method="lora")) == 2
+    assert len(found({"LoraConfig": {f"none{n}": 1 for n in range(50)}}, method="lora")) == 5
+
+
 def test_a_missing_key_is_named() -> None:
     [problem] = problems("mine", {"config.yaml": ""}, method="lora")
     assert str(problem) == "missing field(s): training_config.yaml in ConfigMap: tuning.config"

@@ -8,6 +8,7 @@ from kaito_hooks.workspace.validate import check
 
 PHI = "phi-3-mini-4k-instruct"
 LABELS = {"labelSelector": {"matchLabels": {"apps": "x"}}}
+PRESETS = f"falcon-40b, falcon-7b-instruct, from-hub, from-volume, llama-2-13b, llama-2-7b, {PHI}"
 SERVER = {"spec": {"containers": [{"name": "server", "image": "r.io/x/server:1"}]}}
 SKUS = "Standard_NC12s_v3, Standard_NC24ads_A100_v4, Standard_NC6s_v3, Standard_NV32as_v4, Standard_NV6"
 
@@ -90,7 +91,10 @@ def problems(**changes: Any) -> list[str]:
             {"inference": preset(PHI) | {"template": SERVER}},
             "C11 Preset and Template cannot be set at the same time: inference",
         ),
-        ({"inference": preset("nope")}, "C12 Unsupported inference preset name nope: inference.presetName"),
+        (
+            {"inference": preset("nope")},
+            f"C12 Unsupported inference preset name nope. Supported presets: {PRESETS}: inference.presetName",
+        ),
         (
             {"inference": preset("llama-2-7b")},
             "C13 This preset only supports private AccessMode, AccessMode must be private to continue: inference",
@@ -126,7 +130,10 @@ def problems(**changes: Any) -> list[str]:
         (tuning(preset=None), "C22 missing field(s): Preset: tuning"),
         (tuning(input=None), "C22 missing field(s): Input: tuning"),
         (tuning(output=None), "C22 missing field(s): Output: tuning"),
-        (tuning(**preset("nope")), "C23 Unsupported tuning preset name nope: tuning.presetName"),
+        (
+            tuning(**preset("nope")),
+            f"C23 Unsupported tuning preset name nope. Supported presets: {PHI}: tuning.presetName",
+        ),
         (
             tuning(input={"urls": ["https://h/d"], "image": "r.io/x/d:1"}),
             "C28 Exactly one of URLs, Volume, or Image must be specified: tuning.input",
@@ -207,6 +214,22 @@ def test_rules_with_free_text_hold_too(changes: dict[str, Any], rule: str) -> No
 )
 def test_good_workspaces_break_no_rule(changes: dict[str, Any]) -> None:
     assert problems(**changes) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("phi-3-mini-4k-instuct", PHI),
+        ("PHI-3-mini-4k-instruct", PHI),
+        ("llama2-7b", "llama-2-7b"),
+        ("falcon40b", "falcon-40b"),
+    ],
+)
+def test_a_misspelt_preset_is_told_the_nearest_name(name: str, meant: str) -> None:
+    [problem] = problems(inference=preset(name))
+    assert problem.startswith(
+        f"C12 Unsupported inference preset name {name}; did you mean {meant}? Supported presets: "
+    )
 
 
 def test_without_a_catalog_the_other_rules_hold() -> None:

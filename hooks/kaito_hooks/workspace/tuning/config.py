@@ -13,6 +13,7 @@ from kaito_hooks.api.workspace import TuningSpec, Workspace
 from kaito_hooks.runtime import Obj
 from kaito_hooks.workspace.errors import ConfigInvalid
 from kaito_hooks.workspace.snapshot import TuningConfig
+from kaito_hooks.workspace.spelling import nearest
 from kaito_hooks.workspace.tuning import fields
 from kaito_hooks.workspace.tuning.document import MAX_SIZE, read, shown, shown_name
 from kaito_hooks.workspace.validate import Problem
@@ -34,7 +35,7 @@ class Checked:
     """``output_dir``: where the results go. ``copy``: a default to put into the Workspace's namespace first."""
 
     output_dir: str = DEFAULT_OUTPUT
-    problem: Problem | None = None
+    problems: tuple[Problem, ...] = ()
     copy: Obj | None = None
 
 
@@ -53,17 +54,19 @@ def check(workspace: Workspace, config: TuningConfig | None, *, release_namespac
     if source is None:
         where = (not spec.config and release_namespace) or workspace.namespace
         return Checked(
-            problem=Problem(
-                "C26",
-                "tuning",
-                "Failed to evaluate validateConfigMap: "
-                f"ConfigMap '{name}' specified in 'config' not found in namespace '{where}'",
+            problems=(
+                Problem(
+                    "C26",
+                    "tuning",
+                    "Failed to evaluate validateConfigMap: "
+                    f"ConfigMap '{name}' specified in 'config' not found in namespace '{where}'",
+                ),
             )
         )
     data = source.get("data") or {}
     content = _content(name, data, method=spec.method)
     if content.problems:
-        return Checked(problem=_problem(content.problems[0]))
+        return Checked(problems=tuple(map(_problem, content.problems)))
     copied = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -75,7 +78,7 @@ def check(workspace: Workspace, config: TuningConfig | None, *, release_namespac
 
 def problems(name: str, data: Mapping[str, Any], *, method: str) -> list[Problem]:
     """What is wrong with the content of the ConfigMap of that name, the first few."""
-    return [_problem(message) for message in _content(name, data, method=method).problems]
+    return list(map(_problem, _content(name, data, method=method).problems))
 
 
 def _problem(message: str) -> Problem:
@@ -116,7 +119,7 @@ def _judge(name: str, text: str, method: str) -> _Content:
 def _broken(name: str, root: Mapping[Any, Any], method: str) -> Iterator[str]:
     for section in root:
         if section not in SECTIONS:
-            yield f"Unrecognized section: {shown_name(section)}{fields.nearest(str(section), SECTIONS)}"
+            yield f"Unrecognized section: {shown_name(section)}{nearest(str(section), SECTIONS)}"
     for section in SECTIONS:
         if root.get(section) is not None and not isinstance(root[section], Mapping):
             yield f"{section} in ConfigMap '{name}' must hold keys and values"

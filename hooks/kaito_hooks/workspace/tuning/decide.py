@@ -16,7 +16,7 @@ from kaito_hooks.api.catalog import Preset, fits
 from kaito_hooks.api.conditions import is_true
 from kaito_hooks.api.workspace import Adapter, DataSource, ResourceSpec
 from kaito_hooks.runtime import Obj
-from kaito_hooks.workspace import children, images, inference, network, service, status, supply, workload
+from kaito_hooks.workspace import children, images, inference, network, service, status, supply, validate, workload
 from kaito_hooks.workspace.actions import Action, CopyConfigMap, CreateChild, Delete, Note, Outcome
 from kaito_hooks.workspace.progress import PERIOD
 from kaito_hooks.workspace.revision import Revision, tuning_hash_of
@@ -183,16 +183,16 @@ def _train(s: Snapshot, resource: ResourceSpec, *, wanted: str, record: Record |
     checked = config.Checked()
     if not current:
         checked = config.check(s.workspace, s.tuning_config, release_namespace=s.settings.release_namespace)
-    supplied = supply.supply(s, resource, disk_gib=0, buy=checked.problem is None)
+    supplied = supply.supply(s, resource, disk_gib=0, buy=not checked.problems)
     found = Tuning(supplied.outcome, supplied)
     found.actions += supplied.actions
     found.notes += supplied.notes
     found.look_at += _moments(supplied)
     if record is not None and not record.succeeded:
         found.fields["tuning"] = None
-    if checked.problem is not None:
+    if checked.problems:
         # What an earlier revision left is not touched before this one can take its place.
-        found.job = Outcome("failed", str(checked.problem))
+        found.job = Outcome("failed", validate.told(checked.problems))
         if supplied.outcome.state == "waiting":
             found.resource = Outcome("waiting", "no node is bought before the tuning configuration is right")
         found.look_at.append(s.now + timedelta(seconds=CONFIG_PERIOD))

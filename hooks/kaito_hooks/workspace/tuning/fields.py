@@ -7,12 +7,12 @@ are gone or are refused. The trainer checks the same again, in the same words.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+from kaito_hooks.workspace.spelling import nearest
 from kaito_hooks.workspace.tuning.document import shown, shown_name
 
 _LIST: Mapping[str, Any] = json.loads(resources.files(__package__).joinpath("fields.json").read_text())
@@ -34,12 +34,6 @@ def problems(sections: Mapping[str, Mapping[Any, Any]]) -> Iterator[str]:
                 yield from _not_offered(section, name, value)
     yield from _dtypes(named["ModelConfig"], named["QuantizationConfig"])
     yield from _split(named["DatasetConfig"].get("train_test_split"))
-
-
-def nearest(key: str, names: Iterable[str]) -> str:
-    """The end of a sentence that names what was probably meant, if anything is near."""
-    close = difflib.get_close_matches(key, sorted(names), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _named(section: str, given: Mapping[Any, Any]) -> Generator[str, None, dict[str, Any]]:
