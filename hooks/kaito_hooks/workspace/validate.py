@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from kaito_hooks.api import labels
 from kaito_hooks.api.catalog import ENGINES, Catalog, Engine, InstanceType, Preset, fits, fits_tuning
 from kaito_hooks.api.workspace import Adapter, DataDestination, DataSource, PresetSpec, Workspace
-from kaito_hooks.workspace import pod_template
+from kaito_hooks.workspace import formats, pod_template
 from kaito_hooks.workspace.engines import engine_of, serves
 from kaito_hooks.workspace.spelling import nearest
 
@@ -102,6 +102,15 @@ def _resource(ws: Workspace, max_nodes: int) -> Iterator[Problem]:
         )
     for key in sorted(RESERVED_LABELS.intersection(ws.resource.match_labels)):
         yield Problem("C8", path, f"invalid value: the label {key} is KAITO's own, choose another one")
+    for key, value in sorted(ws.resource.match_labels.items()):
+        if not formats.is_label(key, value):
+            label = f"{formats.shown(key)}={formats.shown(value)}"
+            yield Problem(
+                "C8",
+                path,
+                f"invalid value: no node can have the label {label}: both have at most 63 letters, "
+                "digits, - _ and ., and begin and end with a letter or digit",
+            )
     if ws.resource.count > max_nodes:
         yield Problem(
             "C38",
@@ -128,13 +137,16 @@ def _inference(ws: Workspace) -> Iterator[Problem]:
         yield Problem("C11", "inference", "Preset and Template cannot be set at the same time")
     if spec.template is not None:
         yield from (Problem("C37", "inference.template", text) for text in pod_template.problems(spec.template))
-    yield from _private(spec.preset, "inference")
+    yield from _preset(spec.preset, "inference")
     yield from _adapters(spec.adapters)
 
 
-def _private(preset: PresetSpec | None, path: str) -> Iterator[Problem]:
-    if preset is not None and preset.access_mode == "private" and not preset.image:
+def _preset(preset: PresetSpec | None, path: str) -> Iterator[Problem]:
+    if preset is None:
+        return
+    if preset.access_mode == "private" and not preset.image:
         yield Problem("C14", path, "When AccessMode is private, an image must be provided in PresetOptions")
+    yield from _reference(preset.image, path)
 
 
 def _adapters(adapters: Sequence[Adapter]) -> Iterator[Problem]:
@@ -160,6 +172,7 @@ def _adapter(adapter: Adapter, path: str) -> Iterator[Problem]:
         )
     if not adapter.source.image:
         yield Problem("C18", path, "Image of Adapter field must be specified")
+    yield from _reference(adapter.source.image, path)
     if not _NUMBER.fullmatch(adapter.strength):
         yield Problem("C19", path, f"Invalid strength value for Adapter '{name}': {adapter.strength}")
     elif not 0.0 <= float(adapter.strength) <= 1.0:
@@ -175,7 +188,7 @@ def _tuning(ws: Workspace) -> Iterator[Problem]:
     for field, value in (("Preset", spec.preset), ("Input", spec.input), ("Output", spec.output)):
         if value is None:
             yield Problem("C22", "tuning", f"missing field(s): {field}")
-    yield from _private(spec.preset, "tuning")
+    yield from _preset(spec.preset, "tuning")
     if spec.input is not None:
         yield from _tuning_input(spec.input)
     if spec.output is not None:
@@ -188,6 +201,14 @@ def _tuning_input(source: DataSource) -> Iterator[Problem]:
         yield Problem("C28", path, "Exactly one of URLs, Volume, or Image must be specified")
     if source.volume_source is not None:
         yield Problem("C29", path, "Volume support is not implemented yet")
+    for url in source.urls:
+        if not formats.is_download(url):
+            yield Problem(
+                "C39",
+                f"{path}.urls",
+                f"invalid value: {formats.shown_url(url)} is no http or https URL, without user and password, "
+                "that names a file",
+            )
     yield from _image(source.image, path, "Invalid image format, require full input image URL")
 
 
@@ -212,6 +233,18 @@ def _image(image: str, path: str, invalid: str) -> Iterator[Problem]:
     name = matched.group(1).rsplit("/", 1)[-1]
     if name != name.lower():
         yield Problem("C31", path, "Repository name must be lowercase")
+    else:
+        yield from _reference(image, path)
+
+
+def _reference(image: str, path: str) -> Iterator[Problem]:
+    if image and not formats.is_image(image):
+        yield Problem(
+            "C40",
+            path,
+            f"invalid value: {formats.shown(image)} is no image: "
+            "write [registry/]repository[:tag][@digest] with a repository in lower case",
+        )
 
 
 def _instance_type(ws: Workspace, catalog: Catalog) -> Iterator[Problem]:
