@@ -12,6 +12,7 @@ from tests.eventually import eventually
 
 from kaito_hooks.runtime import Client, Invalid, NotFound, Obj, Resource
 from kaito_local.cluster.controlplane import ControlPlane
+from kaito_local.errors import CommandError
 
 WORKSPACE = Resource("kaito.sh", "v1alpha1", "workspaces", "Workspace", True)
 CATALOG = Resource("kaito.sh", "v1alpha1", "catalogs", "Catalog", False)
@@ -79,13 +80,40 @@ def test_a_catalog_whose_spread_preset_has_another_engine_is_refused(admin: Clie
 
 
 def test_the_policies_have_no_type_errors(admin: Client) -> None:
-    for name in ("catalog.workspaces.kaito.sh", "workspaces.kaito.sh"):
+    for name in ("catalog.workspaces.kaito.sh", "workspaces.kaito.sh", "unlisted.workspaces.kaito.sh"):
         status = eventually(
             lambda name=name: (s := admin.get(POLICY, name).get("status", {})) and "typeChecking" in s and s,
             every=0.2,
             what=f"{name} was never checked",
         )
         assert status["typeChecking"].get("expressionWarnings", []) == []
+
+
+def test_an_instance_type_that_may_be_misspelt_is_warned_of(installed: ControlPlane) -> None:
+    def apply(instance_type: str) -> str:
+        text = (
+            "{apiVersion: kaito.sh/v1alpha1, kind: Workspace, metadata: {name: w}, resource: "
+            f"{{instanceType: {instance_type}, labelSelector: {{}}}}, inference: {{preset: {{name: phi-2}}}}}}"
+        )
+        return installed.kubectl("apply", "--dry-run=server", "--warnings-as-errors", "-f", "-", input=text)
+
+    warning = "the Catalog does not list the instance type Standard_NC6s_v33"
+    with pytest.raises(CommandError, match=warning):
+        eventually(lambda: not apply("Standard_NC6s_v33"), every=0.2, what="nobody warns")
+    assert "workspace.kaito.sh/w created" in apply("standard_nc6s_v3")
+
+
+def test_several_faults_are_told_at_once(admin: Client) -> None:
+    by_case = {case.id: case for case in creations()}
+    wrong = by_case["C16 two adapters of one name"].new
+    wrong["metadata"]["annotations"] = {"kaito.sh/runtime": "onnx"}
+    said = _refusal(admin, lambda: _create(admin, wrong))
+    assert "Duplicate adapter source name found: a; The annotation kaito.sh/runtime is 'onnx'" in said
+    wrong = by_case["C12 unknown preset"].new
+    wrong["resource"]["instanceType"] = "Mega_42"
+    said = _refusal(admin, lambda: _create(admin, wrong))
+    assert "Unsupported inference preset name phi-9-mega" in said
+    assert "; Unsupported instance type Mega_42" in said
 
 
 def test_an_unknown_field_is_refused_by_kubectl(installed: ControlPlane) -> None:
