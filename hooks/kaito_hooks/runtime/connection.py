@@ -22,6 +22,7 @@ import urllib3
 from kubernetes import config as kubernetes_config
 from kubernetes.client import ApiClient, Configuration
 
+from kaito_hooks.runtime.decode import decode
 from kaito_hooks.runtime.errors import ApiError, ConnectionFailed
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ class Connection:
             raise ApiError.of(response.status, data, response.headers)
         self._warn(response.headers)
         try:
-            return json.loads(data)
+            return decode(data)
         except ValueError as error:
             raise ApiError(
                 f"{self.host}{path} answered {response.status} with something that is not JSON",

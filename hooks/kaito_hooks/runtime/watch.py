@@ -5,12 +5,12 @@ https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import urllib3
 
+from kaito_hooks.runtime.decode import decode
 from kaito_hooks.runtime.errors import ApiError, ConnectionFailed
 from kaito_hooks.runtime.resource import Obj
 
@@ -55,7 +55,6 @@ class WatchStream(Iterator[WatchEvent]):
 
     def _read(self) -> Iterator[WatchEvent]:
         pending = b""
-        loads = json.loads
         try:
             for chunk in self._response.stream(_CHUNK, decode_content=False):
                 lines = chunk.split(b"\n")
@@ -67,7 +66,7 @@ class WatchStream(Iterator[WatchEvent]):
                 for line in lines:
                     if not line:
                         continue
-                    parsed: dict[str, Any] = loads(line)
+                    parsed: dict[str, Any] = decode(line)
                     if parsed["type"] == "ERROR":
                         raise ApiError.from_status(parsed["object"])
                     yield WatchEvent(parsed["type"], parsed["object"])

@@ -129,6 +129,24 @@ def test_after_any_other_end_it_lists_again_and_tells_the_differences(
     assert {Key.of(obj).name for obj in informer.list()} == {"a", "c"}
 
 
+def deep(name: str, version: int) -> bytes:
+    """A Node as a user may nest it, which json.dumps cannot write."""
+    text = json.dumps({**node(name, version), "spec": {"a": "HERE", "b": ["]}[{", 1]}})
+    return text.replace('"HERE"', '{"[": ' * 5000 + "1" + "}" * 5000).encode()
+
+
+def test_an_object_that_is_nested_too_deep_keeps_no_other_from_the_cache(follow: Any) -> None:
+    body = b'{"metadata": {"resourceVersion": "2"}, "items": [%s, %s]}' % (
+        deep("a", 1),
+        json.dumps(node("b", 2)).encode(),
+    )
+    events = stream(b'{"type": "ADDED", "object": %s}\n' % deep("c", 3), event("ADDED", node("d", 4)), ends=False)
+    informer, _ = follow(Script(lists=[answer(200, body)], watches=[events]))
+    eventually(lambda: {Key.of(obj).name for obj in informer.list()} == {"a", "b", "c", "d"})
+    for name in ("a", "c"):
+        assert (informer.get(Key("", name)) or {})["spec"]["b"] == ["]}[{", 1]
+
+
 def test_managed_fields_are_not_kept_unless_the_transform_keeps_them(follow: Any) -> None:
     informer, _ = follow(Script(lists=[listed(2, node("a", 1))], watches=[]))
     assert informer.wait_synced(PATIENCE)
