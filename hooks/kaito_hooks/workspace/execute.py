@@ -89,11 +89,13 @@ class Executor:
     def _carry_out(self, run: _Run, s: Snapshot, plan: Plan) -> bool:
         for action in plan.actions:
             run.perform(action)
+            if run.gone:
+                return False
         if run.refused:
             # The plan did not know of the refusal; the next one does, and says so.
             return True
         try:
-            if plan.status is not None and not run.released:
+            if plan.status is not None:
                 run.write_status(plan.status)
         except ApiError:
             # The next plan finds the deeds done and says nothing of them; what the status says, it says again.
@@ -148,14 +150,14 @@ class Executor:
 
 
 class _Run:
-    """One execution: what it has learned on the way."""
+    """One execution: what it has learned on the way. ``gone``: the Workspace, and with it the rest of the plan."""
 
     def __init__(self, executor: Executor, s: Snapshot) -> None:
         self._executor, self._s, self._client = executor, s, executor.client
         self._version = str(s.workspace.raw["metadata"].get("resourceVersion", ""))
         self.superseded: set[str] = set()
         self.refused = False
-        self.released = False
+        self.gone = False
 
     @singledispatchmethod
     def perform(self, action: Action) -> None:
@@ -180,19 +182,20 @@ class _Run:
         finalizers = self._s.workspace.finalizers
         index = finalizers.index(labels.WORKSPACE_FINALIZER)
         path = f"/metadata/finalizers/{index}"
-        try:
-            self._patch_workspace(
-                [
-                    {"op": "test", "path": path, "value": labels.WORKSPACE_FINALIZER},
-                    {"op": "remove", "path": path},
-                ]
-            )
-        except NotFound:
-            logger.debug("the Workspace is gone already")
-        self.released = True
+        self._patch_workspace(
+            [
+                {"op": "test", "path": path, "value": labels.WORKSPACE_FINALIZER},
+                {"op": "remove", "path": path},
+            ]
+        )
+        self.gone = True
 
     def _patch_workspace(self, patch: list[Obj]) -> None:
-        self._wrote(self._patch_tested(WORKSPACE, self._s.workspace.name, patch))
+        try:
+            self._wrote(self._patch_tested(WORKSPACE, self._s.workspace.name, patch))
+        except NotFound:
+            logger.debug("the Workspace is gone already")
+            self.gone = True
 
     def _patch_tested(self, resource: Resource, name: str, patch: list[Obj]) -> Obj:
         """A JSON patch of an object in the Workspace's namespace; Conflict when one of its tests fails."""
@@ -217,7 +220,7 @@ class _Run:
         try:
             self._note_purchase(self._client.create(resource, action.claim))
         except AlreadyExists:
-            self._meet_claim(action, self._client.get(resource, name))
+            self._meet_claim(action, self._existing(resource, name))
         except NotFound as error:
             self._refuse(f"{resource.kind}/{name}", error)
         except _REFUSED as error:
@@ -258,7 +261,7 @@ class _Run:
         try:
             written = self._client.create(resource, action.child)
         except AlreadyExists:
-            found = self._client.get(resource, name, namespace=self._s.workspace.namespace)
+            found = self._existing(resource, name, namespace=self._s.workspace.namespace)
             if children.is_owned(found, self._s.workspace.uid):
                 if resource == JOB:
                     # A Job's Pods cannot be changed: it is on its way into the cache, or out of the API server.
@@ -276,11 +279,14 @@ class _Run:
     @perform.register
     def _(self, action: ApplyChild) -> None:
         resource, metadata = CHILD_RESOURCES[action.child["kind"]], action.child["metadata"]
+        self._apply(action, self._existing(resource, metadata["name"], namespace=metadata["namespace"]))
+
+    def _existing(self, resource: Resource, name: str, *, namespace: str | None = None) -> Obj:
+        """An object that was there a moment ago; Conflict when it has gone since."""
         try:
-            found = self._client.get(resource, metadata["name"], namespace=metadata["namespace"])
+            return self._client.get(resource, name, namespace=namespace)
         except NotFound as error:
             raise Conflict(str(error), status=409, reason="Conflict") from error
-        self._apply(action, found)
 
     def _apply(self, action: ApplyChild, found: Obj) -> None:
         """Server-side apply onto the object that was observed, and no other.
