@@ -6,6 +6,7 @@ writes (If-None-Match on PUT, If-Match on DELETE) make "look, then write" one st
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +21,13 @@ from kaito_hooks.api import labels
 from kaito_hooks.provisioner import azure_errors
 from kaito_hooks.provisioner.azure_errors import Refusal
 from kaito_hooks.provisioner.cloud import Instance, Order, State
-from kaito_hooks.provisioner.errors import CloudError, InstanceChanged, OperationInProgress, PoolNameConflict
+from kaito_hooks.provisioner.errors import (
+    CloudError,
+    InstanceChanged,
+    LaunchFailed,
+    OperationInProgress,
+    PoolNameConflict,
+)
 from kaito_hooks.provisioner.listing import SharedListing
 from kaito_hooks.provisioner.metrics import ProvisionerMetrics
 from kaito_hooks.provisioner.order import TIMESTAMP_FORMAT
@@ -28,6 +35,8 @@ from kaito_hooks.runtime import Clock
 
 PROVIDER = "azure"
 _STATES = {state.value.lower(): state for state in State}
+# Azure's cloud provider for Kubernetes writes azure:// and the resource id of the virtual machine.
+_MACHINE = re.compile(r"azure:///subscriptions/[^/]+/resourcegroups/[^/]+/", re.IGNORECASE)
 
 
 class AgentPools:
@@ -43,6 +52,7 @@ class AgentPools:
         metrics: ProvisionerMetrics,
     ) -> None:
         self._pools = client.agent_pools
+        self._clusters = client.managed_clusters
         self._resource_group = resource_group
         self._cluster = cluster
         self._clock = clock
@@ -53,6 +63,20 @@ class AgentPools:
     def node_label(self) -> str:
         """AKS names the pool in this label of its Nodes."""
         return labels.AGENT_POOL
+
+    def provider_id_prefix(self) -> str:
+        """GET of the cluster: the node resource group, in the cluster's own subscription."""
+        with self._calling("GetCluster"):
+            cluster = self._clusters.get(self._resource_group, self._cluster)
+        group = cluster.node_resource_group
+        if not cluster.id or not group:
+            raise LaunchFailed("", f"ARM does not say in which resource group the machines of {self._cluster} lie")
+        subscription = cluster.id.split("/")[2]
+        return f"azure:///subscriptions/{subscription}/resourceGroups/{group}/"
+
+    def is_machine(self, provider_id: str) -> bool:
+        """Whether it names a subscription and a resource group."""
+        return _MACHINE.match(provider_id) is not None
 
     def ensure(self, order: Order) -> Instance:
         """GET, and PUT with If-None-Match if there was nothing."""

@@ -9,6 +9,7 @@ CloudError
 ├── Throttled                too many requests: what Retry-After says, else 30 s doubling to 5 min
 ├── AuthenticationFailed     no token, or not allowed: 1 min doubling to 10 min
 ├── ConfigurationError       the cluster, group or subscription is not there: 1 min doubling to 10 min
+│   └── WrongCluster         it is there, but it is not the one that we serve
 ├── InvalidRequest           the claim cannot become a machine as it is: 10 min
 ├── PoolNameConflict         a pool of that name is somebody else's: 1 min
 └── LaunchFailed             anything else: 1 s doubling to 60 s if it may pass by itself, else 1 min to 15 min
@@ -119,6 +120,15 @@ class ConfigurationError(CloudError):
     """The provisioner is pointed at something that does not exist."""
 
     first_delay, longest_delay = MINUTE, 10 * MINUTE
+
+
+class WrongCluster(ConfigurationError):
+    """The configured cluster exists and is certainly not the one that the provisioner serves."""
+
+    @property
+    def reason(self) -> str:
+        """For users a configuration error like any other."""
+        return ConfigurationError.__name__
 
 
 class InvalidRequest(CloudError):

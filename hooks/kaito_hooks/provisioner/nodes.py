@@ -48,6 +48,10 @@ class Nodes:
         found = {name(node): node for node in (*self.of_provider_id(claim.provider_id), *self.of_instance(claim))}
         return [found[key] for key in sorted(found)]
 
+    def provider_ids(self) -> list[str]:
+        """The providerIDs of all Nodes, whoever's they are."""
+        return sorted(filter(None, map(provider_id, self._cache.list())))
+
     def ours(self) -> list[Obj]:
         """Nodes that a provisioner of ours bought."""
         return sorted((node for node in self._cache.list() if ownership.is_ours(labels_of(node))), key=name)

@@ -21,6 +21,7 @@ from kaito_hooks.provisioner.machine import Machine
 from kaito_hooks.provisioner.metrics import ProvisionerMetrics
 from kaito_hooks.provisioner.nodeclaim import NodeClaim
 from kaito_hooks.provisioner.nodes import Nodes
+from kaito_hooks.provisioner.own_cluster import OwnCluster
 from kaito_hooks.runtime import Client, Controller, Informer, Key, Manager, Metrics, Obj, SystemClock
 
 NAME = "gpu-provisioner"
@@ -60,10 +61,12 @@ def build(configuration: Configuration, client: Client) -> Manager:
         metrics=metrics,
     )
     cache = Informer(client, resources.NODE, indexes=nodes.indexes(pools.node_label), transform=nodes.slim)
+    known = Nodes(cache)
+    cloud = OwnCluster(pools, known)
     env = Environment(
-        cloud=pools,
+        cloud=cloud,
         client=manager.client,
-        nodes=Nodes(cache),
+        nodes=known,
         clock=clock,
         events=manager.recorder(NAME),
         metrics=metrics,
@@ -79,6 +82,7 @@ def build(configuration: Configuration, client: Client) -> Manager:
     manager.add_periodic("collection", settings.gc_interval, collection.sweep)
     scope = token_scope(configuration.azure)
     manager.add_ready_check("credentials", lambda: identity.problem(scope))
+    manager.add_ready_check("cluster", cloud.problem)
     return manager
 
 

@@ -38,6 +38,15 @@ _LOCATION = "eastus"
 _DURATIONS = {"create_cpu": 1.5, "create_gpu": 2.0, "update": 1.0, "delete": 1.0, "abort": 0.5, "gpu_delay": 1.0}
 
 
+def system_machine(pool: str) -> str:
+    """The providerID of the machine of a system pool, which lies where the emulated cluster's machines lie."""
+    group = f"mc_{_NAME}_{_NAME}_{_LOCATION}"
+    return (
+        f"azure:///subscriptions/{_SUBSCRIPTION}/resourceGroups/{group}/providers/Microsoft.Compute"
+        f"/virtualMachineScaleSets/aks-{pool}-00000000-vmss/virtualMachines/0"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class CloudEmulator:
     """The emulated cloud of the cluster in ``directory``; ``address`` is this machine as Pods see it."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from kaito_local.cluster import dns, preflight
 from kaito_local.cluster.charts import Charts, local_values, user_values
-from kaito_local.cluster.cloud import CloudEmulator
+from kaito_local.cluster.cloud import CloudEmulator, system_machine
 from kaito_local.cluster.controlplane import ControlPlane, Ports, Settings
 from kaito_local.cluster.keeper import running_keeper, start_keeper, stop_keeper
 from kaito_local.cluster.registry import USER, Registry
@@ -410,7 +410,7 @@ def _system_node() -> NodeSpec:
         "kubernetes.azure.com/mode": "system",
         "node.kubernetes.io/instance-type": "Standard_D2s_v5",
     }
-    return NodeSpec(name=SYSTEM_NODE, provider_id=f"azure:///local/{SYSTEM_NODE}", labels=labels)
+    return NodeSpec(name=SYSTEM_NODE, provider_id=system_machine(SYSTEM_NODE), labels=labels)
 
 
 def _hand_to_invoker(file: Path) -> None:

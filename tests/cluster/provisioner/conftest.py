@@ -113,6 +113,7 @@ def emulated(plane: ControlPlane, folder: Path, admin: Client, **changes: Any) -
         }
     )
     with Emulator(settings) as emulator:
+        admin.create(NODE, system_node(settings))
         yield emulator
     for resource in (*CLAIMS.values(), NODE):
         for obj in admin.list(resource).items:
@@ -123,6 +124,16 @@ def emulated(plane: ControlPlane, folder: Path, admin: Client, **changes: Any) -
                 admin.delete(resource, name)
             except NotFound:
                 continue
+
+
+def system_node(settings: CloudSettings) -> Obj:
+    """The Node of a system pool, which every AKS cluster has: it shows whose cluster this is."""
+    machine = "providers/Microsoft.Compute/virtualMachineScaleSets/aks-system-12345678-vmss/virtualMachines/0"
+    group = f"/subscriptions/{settings.subscription}/resourceGroups/{settings.node_resource_group.lower()}"
+    return {
+        "metadata": {"name": "aks-system-12345678-vmss000000"},
+        "spec": {"providerID": f"azure://{group}/{machine}"},
+    }
 
 
 def _values(endpoint: str, authority: str, settings: Mapping[str, Any]) -> dict[str, Any]:
