@@ -76,6 +76,13 @@ class Instance:
         """Whether it was made for this very claim."""
         return self.name == claim.name and ownership.belongs_to(self.labels, claim)
 
+    def may_belong_to(self, claim: Claim) -> bool:
+        """Whether it is, or may be, this claim's machine: labels that somebody replaced prove no other owner.
+
+        A claim without a providerID never had a machine, so an unlabelled instance of its name is somebody else's.
+        """
+        return self.belongs_to(claim) or (self.name == claim.name and bool(claim.provider_id) and not self.ours)
+
 
 class CloudProvider(Protocol):
     """Every verb raises the CloudErrors of errors.py, is safe in any thread and returns within its request timeout."""

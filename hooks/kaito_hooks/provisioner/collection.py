@@ -128,7 +128,7 @@ class Collection:
         self._node_missing_since = {u: since for u, since in self._node_missing_since.items() if u in known}
         for claim in registered:
             listed = instances.get(claim.name)
-            alive = listed is not None and listed.belongs_to(claim)
+            alive = listed is not None and listed.may_belong_to(claim)
             own = self.env.nodes.of_claim(claim)
             if not alive and not any(nodes.is_ready(node) for node in own):
                 self._collect_without_machine(claim)
@@ -137,7 +137,7 @@ class Collection:
 
     def _collect_without_machine(self, claim: Claim) -> None:
         instance = self.env.cloud.get(claim.name)
-        if instance is not None and instance.belongs_to(claim):
+        if instance is not None and instance.may_belong_to(claim):
             return
         delete_claim(
             claim,

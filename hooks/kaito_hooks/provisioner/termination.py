@@ -17,7 +17,7 @@ from kaito_hooks.api.conditions import find
 from kaito_hooks.provisioner import drain, eviction, finalizer, nodes, resources
 from kaito_hooks.provisioner.cloud import Instance, State
 from kaito_hooks.provisioner.environment import Environment
-from kaito_hooks.provisioner.errors import CloudError, OperationInProgress
+from kaito_hooks.provisioner.errors import CloudError, OperationInProgress, PoolNameConflict
 from kaito_hooks.provisioner.launch import look_key
 from kaito_hooks.provisioner.pace import listing_age
 from kaito_hooks.provisioner.resources import CLAIMS
@@ -151,9 +151,18 @@ def _cordon(node: Obj, *, claim: Claim) -> None:
 
 
 def _own_instance(claim: Claim, env: Environment) -> Instance | None:
-    """The claim's instance as a GET shows it at this moment."""
+    """The claim's instance as a GET shows it at this moment; PoolNameConflict when its labels do not tell."""
     instance = env.cloud.get(claim.name)
-    return instance if instance is not None and instance.belongs_to(claim) else None
+    if instance is None or instance.belongs_to(claim):
+        return instance
+    if not instance.may_belong_to(claim):
+        return None
+    raise PoolNameConflict(
+        "OwnerUnknown",
+        f"agent pool {instance.name} has lost the labels that show whose it is, and {claim.kind} {claim.name} had its "
+        f"machine there ({claim.provider_id}): delete the pool, or give it the label {labels.CLAIM_UID}={claim.uid} "
+        "again to have it deleted",
+    )
 
 
 def _empty(own: list[Obj], deadline: datetime | None, env: Environment) -> Ending | None:
