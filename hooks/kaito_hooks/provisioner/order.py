@@ -6,7 +6,7 @@ import math
 import re
 from datetime import datetime
 
-from kaito_hooks.api import labels
+from kaito_hooks.api import labels, node_labels
 from kaito_hooks.api.claim import Claim
 from kaito_hooks.provisioner.cloud import Order
 from kaito_hooks.provisioner.errors import InvalidRequest
@@ -20,11 +20,6 @@ DEFAULT_IMAGE_FAMILY = "Ubuntu"
 GPU_SIZES = "Standard_N"
 TIMESTAMP_FORMAT = "%Y-%m-%dT%H-%M-%SZ"
 
-# AKS refuses these keys in a pool; they are put on the Node when it registers.
-_RESERVED_DOMAINS = ("kubernetes.io", "k8s.io", "kubernetes.azure.com")
-# https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set
-_LABEL_KEY = re.compile(r"([a-z0-9][a-z0-9.-]{0,252}/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
-_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
 _GIB = 1 << 30
 _CODE = "InvalidClaim"
 
@@ -72,9 +67,9 @@ def image_family(claim: Claim) -> tuple[str, str | None]:
 
 def node_label_values(claim: Claim) -> dict[str, str]:
     """Labels that requirements with a single value imply for the Node; values that no label may have imply none."""
-    keys = {requirement.key for requirement in claim.requirements if _LABEL_KEY.fullmatch(requirement.key)}
+    keys = {requirement.key for requirement in claim.requirements if node_labels.is_key(requirement.key)}
     found = {key: value for key in sorted(keys) if (value := claim.requirement(key)) is not None}
-    return {key: value for key, value in found.items() if _LABEL_VALUE.fullmatch(value)}
+    return {key: value for key, value in found.items() if node_labels.is_value(value)}
 
 
 def _disk(claim: Claim) -> int | None:
@@ -99,7 +94,8 @@ def _disk(claim: Claim) -> int | None:
 
 
 def _pool_labels(claim: Claim, instance_type: str, now: datetime) -> dict[str, str]:
-    kept = {key: value for key, value in claim.labels.items() if not _reserved(key)}
+    # AKS refuses most reserved keys in a pool; a Node that does not have them by itself gets them when it registers.
+    kept = {key: value for key, value in claim.labels.items() if not node_labels.is_reserved(key)}
     return {
         **kept,
         claim.encoding.owner_label: claim.labels.get(claim.encoding.owner_label, claim.encoding.owner),
@@ -107,8 +103,3 @@ def _pool_labels(claim: Claim, instance_type: str, now: datetime) -> dict[str, s
         labels.CREATION_TIMESTAMP: now.strftime(TIMESTAMP_FORMAT),
         labels.CLAIM_UID: claim.uid,
     }
-
-
-def _reserved(key: str) -> bool:
-    domain = key.rpartition("/")[0]
-    return any(domain == reserved or domain.endswith(f".{reserved}") for reserved in _RESERVED_DOMAINS)

@@ -11,13 +11,14 @@ from kaito_hooks.provisioner.environment import Environment
 from kaito_hooks.provisioner.outcome import Outcome, Progress
 from kaito_hooks.runtime import Obj
 
-# A Node's own identity is not the claim's to change.
-_NODES_OWN = (labels.HOSTNAME,)
 _REQUEUE = 15.0
 
 
 def registration(claim: Claim, env: Environment) -> Outcome:
-    """Finalizer, owner, taints, annotations and labels go onto the Node in one write."""
+    """Finalizer, owner, taints, annotations and labels go onto the Node in one write.
+
+    What the Node says of itself stays: its pool, zone and size are no claim's to change.
+    """
     found = env.nodes.of_provider_id(claim.provider_id)
     if not found:
         return Outcome(
@@ -76,9 +77,7 @@ def _adopt(node: Obj, *, claim: Claim) -> None:
                 "blockOwnerDeletion": True,
             }
         )
-    metadata.setdefault("labels", {}).update(
-        {key: value for key, value in claim.labels.items() if key not in _NODES_OWN} | {labels.REGISTERED: "true"}
-    )
+    metadata["labels"] = {**claim.labels, **(metadata.get("labels") or {}), labels.REGISTERED: "true"}
     # What explains the claim's own life is not a property of its Node.
     own = (
         labels.POOL_SUCCEEDED_AT,
@@ -88,7 +87,7 @@ def _adopt(node: Obj, *, claim: Claim) -> None:
     )
     annotations = {key: value for key, value in claim.annotations.items() if key not in own}
     if annotations:
-        metadata.setdefault("annotations", {}).update(annotations)
+        metadata["annotations"] = {**annotations, **(metadata.get("annotations") or {})}
     if metadata["labels"].get(labels.DO_NOT_SYNC_TAINTS) != "true":
         # Startup taints are lifted by whoever prepares the Node; putting them on again would undo that.
         wanted = (*claim.taints, *claim.startup_taints) if first_time else claim.taints

@@ -1,0 +1,39 @@
+"""Labels of Nodes: which ones are not free to choose, and what a key and a value look like.
+
+https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set
+"""
+
+from __future__ import annotations
+
+import re
+
+from kaito_hooks.api import labels
+
+RESERVED_DOMAINS = ("kubernetes.io", "k8s.io", "karpenter.sh", "kubernetes.azure.com")
+"""With their subdomains: their labels say what kubelet, cloud and provisioner know of a Node. The first three are
+those that Karpenter restricts, the last is AKS's.
+"""
+
+RESERVED_KEYS = (labels.AGENT_POOL, labels.ACCELERATOR)
+"""What AKS says of a Node in labels without a domain."""
+
+_KEY = re.compile(r"([a-z0-9][a-z0-9.-]{0,252}/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
+
+
+def is_reserved(key: str) -> bool:
+    """Whether a label describes the Node itself, so that nobody can ask for a new Node with a value of their own."""
+    domain = key.rpartition("/")[0]
+    return key in RESERVED_KEYS or any(
+        domain == reserved or domain.endswith(f".{reserved}") for reserved in RESERVED_DOMAINS
+    )
+
+
+def is_key(text: str) -> bool:
+    """Whether a label may have this key."""
+    return _KEY.fullmatch(text) is not None
+
+
+def is_value(text: str) -> bool:
+    """Whether a label may have this value."""
+    return _VALUE.fullmatch(text) is not None
