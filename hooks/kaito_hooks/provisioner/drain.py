@@ -125,13 +125,15 @@ class _Refusals:
 
 @dataclass(slots=True)
 class Drains:
-    """Which evictions were refused, by Pod UID, and when to ask again: 1 s doubling to 10 s; and whose Nodes are empty.
+    """Which evictions were refused, by Pod UID, and when to ask again: 1 s doubling to 10 s; whose Nodes are empty; and
+    whose machine's deletion the cloud has accepted.
 
     In memory, thread-safe; a restart costs an early try and one more look.
     """
 
     _of: dict[str, _Refusals] = field(default_factory=dict)
     _over: set[str] = field(default_factory=set)
+    _accepted: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def due(self, pod_uid: str, now: float) -> bool:
@@ -158,10 +160,23 @@ class Drains:
         with self._lock:
             return claim_uid in self._over
 
+    def deletion_accepted(self, claim_uid: str) -> None:
+        """Note that the cloud deletes the claim's machine."""
+        with self._lock:
+            self._accepted.add(claim_uid)
+
+    def deletion_failed(self, claim_uid: str) -> bool:
+        """The machine is there and broken: whether a deletion was accepted before. The next one counts anew."""
+        with self._lock:
+            accepted = claim_uid in self._accepted
+            self._accepted.discard(claim_uid)
+            return accepted
+
     def forget(self, claim_uid: str) -> None:
         """The claim is gone."""
         with self._lock:
             self._over.discard(claim_uid)
+            self._accepted.discard(claim_uid)
 
     def left(self, pod_uids: Iterable[str]) -> None:
         """Forget Pods that are on their way or gone."""

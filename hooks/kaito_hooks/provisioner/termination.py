@@ -17,7 +17,7 @@ from kaito_hooks.api.conditions import find
 from kaito_hooks.provisioner import drain, eviction, finalizer, nodes, resources
 from kaito_hooks.provisioner.cloud import Instance, State
 from kaito_hooks.provisioner.environment import Environment
-from kaito_hooks.provisioner.errors import CloudError, OperationInProgress, PoolNameConflict
+from kaito_hooks.provisioner.errors import CloudError, LaunchFailed, OperationInProgress, PoolNameConflict
 from kaito_hooks.provisioner.launch import look_key
 from kaito_hooks.provisioner.pace import listing_age
 from kaito_hooks.provisioner.resources import CLAIMS
@@ -81,8 +81,16 @@ def _end(claim: Claim, own: list[Obj], deadline: datetime | None, env: Environme
             return waiting
         instance = _own_instance(claim, env)
     if instance is not None and instance.state is not State.DELETING:
-        env.cloud.delete(instance)
+        _delete(instance, claim, env)
     return _deleting(claim, env)
+
+
+def _delete(instance: Instance, claim: Claim, env: Environment) -> None:
+    """Ask for the machine's deletion; raises what became of the one before, if that was accepted and failed."""
+    if instance.state.broken and env.drains.deletion_failed(claim.uid):
+        raise instance.error or LaunchFailed("", f"the deletion of agent pool {instance.name} failed without an error")
+    env.cloud.delete(instance)
+    env.drains.deletion_accepted(claim.uid)
 
 
 def _clear(claim: Claim, own: list[Obj], deadline: datetime | None, env: Environment) -> Ending | None:
