@@ -11,6 +11,7 @@ from dataclasses import dataclass
 MINUTE, HOUR = 60.0, 3600.0
 _CAPACITY = (3 * MINUTE, 6 * MINUTE, 12 * MINUTE, 24 * MINUTE, 30 * MINUTE, 30 * MINUTE)
 _TO_TEN_MINUTES = (1 * MINUTE, 2 * MINUTE, 4 * MINUTE, 8 * MINUTE, 10 * MINUTE, 10 * MINUTE)
+_TO_AN_HOUR = (10 * MINUTE, 20 * MINUTE, 40 * MINUTE, HOUR, HOUR)
 _TRANSIENT = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0)
 _UNKNOWN = (1 * MINUTE, 2 * MINUTE, 4 * MINUTE, 8 * MINUTE, 15 * MINUTE, 15 * MINUTE)
 
@@ -47,6 +48,11 @@ ROWS = (
     Row("aks-capacity", "InsufficientCapacity", "AKSCapacityError: ", _CAPACITY),
     Row("aks-heavy-usage", "InsufficientCapacity", "AksCapacityHeavyUsage: ", _CAPACITY),
     Row("nested-allocation-failed", "InsufficientCapacity", "CreateVMSSAgentPoolFailed: ", _CAPACITY),
+    Row("subnet-full", "ClusterFull", "CreateVMSSAgentPoolFailed: ", (10 * MINUTE,) * 3),
+    Row("too-many-pools", "ClusterFull", "BadRequest: ", (10 * MINUTE,) * 3),
+    Row("disallowed-by-policy", "NotAllowed", "RequestDisallowedByPolicy: ", _TO_AN_HOUR),
+    Row("scope-locked", "NotAllowed", "ScopeLocked: ", _TO_AN_HOUR),
+    Row("conflict", "OperationInProgress", "Conflict: ", (30.0,) * 3, waiting=True),
     Row("operation-in-progress", "OperationInProgress", "OperationNotAllowed: ", (30.0,) * 3, waiting=True),
     Row("operation-in-progress-400", "OperationInProgress", "OperationNotAllowed: ", (30.0,) * 3, waiting=True),
     Row("preempted", "OperationInProgress", "AKSOperationPreempted: ", (30.0,) * 3, waiting=True),

@@ -10,7 +10,7 @@ import re
 
 from kaito_hooks.api import labels
 from kaito_hooks.api.claim import Claim
-from kaito_hooks.provisioner.errors import CAPACITY_ERRORS, MESSAGE_LIMIT, CloudError
+from kaito_hooks.provisioner.errors import HELPED_BY_ANOTHER_TYPE, MESSAGE_LIMIT, CloudError
 
 ADVICE_LIMIT = 300
 _LIMIT = MESSAGE_LIMIT - 50
@@ -19,7 +19,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 def told(claim: Claim, error: CloudError) -> str:
     """One line for the claim's condition and Events, of at most 750 characters: the next try's moment may follow."""
-    if not isinstance(error, CAPACITY_ERRORS):
+    if not isinstance(error, HELPED_BY_ANOTHER_TYPE):
         return error.within(_LIMIT)
     advice = _advice(claim)
     cause = error.within(_LIMIT - len(advice) - 2)

@@ -24,28 +24,58 @@ from azure.core.exceptions import (
 from kaito_hooks.provisioner.errors import (
     AuthenticationFailed,
     CloudError,
+    ClusterFull,
     ConfigurationError,
+    DisallowedByPolicy,
     InstanceChanged,
     InstanceTypeUnavailable,
     InsufficientCapacity,
     InvalidRequest,
     LaunchFailed,
+    NotAllowed,
     OperationInProgress,
     QuotaExceeded,
     Throttled,
 )
 
+_POLICY_CODES = {"requestdisallowedbypolicy"}
+_POLICY_TEXTS = ("disallowed by policy",)
+_NOT_ALLOWED_CODES = {
+    "scopelocked",
+    "readonlydisabledsubscription",
+    "subscriptiondisabled",
+    "denyassignmentauthorizationfailed",
+}
+_NOT_ALLOWED_TEXTS = ("is disabled and therefore marked as read only",)
 _QUOTA_TEXTS = (
     "family cores quota",
     "total regional cores quota",
     "lowprioritycores",
     "submit a request for quota increase",
 )
+_QUOTA_CODES = {
+    "errcode_insufficientvcpuquota",
+    "insufficientvcpuquota",
+    "quotaexceeded",
+    "publicipcountlimitreached",
+    "ipv4basicskupublicipcountlimitreached",
+    "ipv4standardskupublicipcountlimitreached",
+}
+_SUBNET_CODES = {"subnetisfull", "insufficientsubnetsize"}
+_SUBNET_ADVICE = "The subnet of the cluster's nodes has no addresses left: enlarge it, or delete pools or Pods in it."
+# https://learn.microsoft.com/azure/aks/quotas-skus-regions: a cluster has at most 100 agent pools.
+_TOO_MANY_POOLS = re.compile(
+    r"\b(?:maximum|limit|exceed\w*|more than)\b[^.]{0,60}\b(?:agent|node) ?pools\b"
+    r"|\b(?:number of (?:agent|node) ?pools|(?:agent|node) ?pool count)\b[^.]{0,60}\b(?:maximum|limit|exceed\w*)\b",
+    re.IGNORECASE,
+)
+_POOLS_ADVICE = "The cluster has as many agent pools as AKS allows, and each node takes one: delete pools."
 _UNOFFERED_TEXTS = (
     "is not supported for subscription",
     "is not allowed in your subscription in location",
+    "is currently not available in location",
+    "not available in the current region",
 )
-_QUOTA_CODES = {"errcode_insufficientvcpuquota", "quotaexceeded"}
 _UNOFFERED_CODES = {"skunotavailable", "vmsizenotsupported"}
 _CAPACITY_CODES = {
     "allocationfailed",
@@ -55,12 +85,19 @@ _CAPACITY_CODES = {
     "akscapacityerror",
     "akscapacityheavyusage",
 }
-_NOT_ALLOWED = "operationnotallowed"
+_OPERATION_NOT_ALLOWED = "operationnotallowed"
+_BUSY_CODES = {"anotheroperationinprogress", "operationpreempted"}
+_CONFLICT = "conflict"
 _FORBIDDEN_CODES = {"authorizationfailed", "linkedauthorizationfailed"}
+_NOT_FOUND = "notfound"
 _MISSING_CODES = {"resourcenotfound", "parentresourcenotfound", "resourcegroupnotfound", "subscriptionnotfound"}
 _UNREGISTERED = "missingsubscriptionregistration"
-_QUOTED_CODE = re.compile(r"""["']?code["']?\s*[=:]\s*["']?(\w+)""", re.IGNORECASE)
-_AGENT_POOL_MISSING = re.compile(r"^agent ?pool\b|/managedclusters/[^/\s']+/agentpools/", re.IGNORECASE)
+_QUOTED_CODE = re.compile(r"""code[\\"']*\s*[=:]\s*[\\"']*(\w+)""", re.IGNORECASE)
+# AKS names the pool in the first words of its own sentence, ARM in the path of the resource.
+_AGENT_POOL_MISSING = {
+    _NOT_FOUND: re.compile(r"^(?:could not find )?(?:the )?agent ?pool\b", re.IGNORECASE),
+    "resourcenotfound": re.compile(r"^agent ?pool\b|/managedclusters/[^/\s']+/agentpools/", re.IGNORECASE),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +136,27 @@ def classify(refusal: Refusal) -> CloudError:
     code, text, status = refusal.code or f"HTTP {refusal.status}", refusal.message, refusal.status
     if status == 429:
         return Throttled(code, text, retry_after=refusal.retry_after)
-    if refusal.has(_QUOTA_CODES) or (_NOT_ALLOWED in refusal.codes and refusal.says(_QUOTA_TEXTS)):
+    if refusal.has(_POLICY_CODES) or refusal.says(_POLICY_TEXTS):
+        return DisallowedByPolicy(code, text)
+    if refusal.has(_NOT_ALLOWED_CODES) or refusal.says(_NOT_ALLOWED_TEXTS):
+        return NotAllowed(code, text)
+    if refusal.has(_QUOTA_CODES) or (_OPERATION_NOT_ALLOWED in refusal.codes and refusal.says(_QUOTA_TEXTS)):
         return QuotaExceeded(code, text)
+    if refusal.has(_SUBNET_CODES):
+        return ClusterFull(code, f"{_SUBNET_ADVICE} {text}")
+    if _TOO_MANY_POOLS.search(text):
+        return ClusterFull(code, f"{_POOLS_ADVICE} {text}")
     if refusal.has(_CAPACITY_CODES):
         return InsufficientCapacity(code, text)
     if refusal.has(_UNOFFERED_CODES) or refusal.says(_UNOFFERED_TEXTS):
         return InstanceTypeUnavailable(code, text)
-    if any(c.startswith("aksoperationpreempted") for c in refusal.codes) or (
-        _NOT_ALLOWED in refusal.codes and "in progress" in text.lower()
-    ):
+    if _is_busy(refusal):
         return OperationInProgress(code, text)
     if status == 401 or refusal.has(_FORBIDDEN_CODES):
         return AuthenticationFailed(code, text)
     if status == 403:
         return AuthenticationFailed(code, text)
-    if refusal.has(_MISSING_CODES) or _UNREGISTERED in refusal.codes:
+    if refusal.has(_MISSING_CODES) or _UNREGISTERED in refusal.codes or (status == 404 and code.lower() == _NOT_FOUND):
         return ConfigurationError(code, text)
     if status == 412:
         return InstanceChanged(code, text)
@@ -121,6 +164,15 @@ def classify(refusal: Refusal) -> CloudError:
         return InvalidRequest(code, text)
     transient = status is not None and (status == 408 or status >= 500)
     return LaunchFailed(code, text, transient=transient, retry_after=refusal.retry_after)
+
+
+def _is_busy(refusal: Refusal) -> bool:
+    """Whether another operation holds the cluster or the pool; the bare code Conflict says so only as the answer."""
+    if refusal.has(_BUSY_CODES) or any(code.startswith("aksoperationpreempted") for code in refusal.codes):
+        return True
+    if refusal.code.lower() == _CONFLICT and refusal.status in (None, 409):
+        return True
+    return _OPERATION_NOT_ALLOWED in refusal.codes and refusal.says(("in progress",))
 
 
 def from_sdk(error: Exception, now: datetime) -> CloudError:
@@ -149,12 +201,10 @@ def is_missing_instance(error: Exception) -> bool:
     if not isinstance(error, HttpResponseError) or response is None or response.status_code != 404:
         return False
     body = _body(error)
-    refusal = Refusal.of(404, body)
-    if refusal.code.lower() == "notfound":
-        return True
+    missing = _AGENT_POOL_MISSING.get(Refusal.of(404, body).code.lower())
     # Only its own sentence counts: details, or a group with "agentpool" in its name, may go with a missing cluster.
-    named = _AGENT_POOL_MISSING.search(str(_field(_field(body, "error") or body, "message") or ""))
-    return refusal.code.lower() == "resourcenotfound" and named is not None
+    sentence = str(_field(_field(body, "error") or body, "message") or "")
+    return missing is not None and missing.search(sentence) is not None
 
 
 def retry_after(headers: Any, now: datetime) -> float | None:

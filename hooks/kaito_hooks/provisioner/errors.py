@@ -4,6 +4,9 @@ CloudError
 ├── QuotaExceeded            the subscription may not have so many cores: 10 min, 1 h when the limit is 0
 ├── InstanceTypeUnavailable  this size is not offered to this subscription, here: 1 h
 ├── InsufficientCapacity     the cloud has none left for now: 3 min doubling to 30 min
+├── ClusterFull              the cluster has no room for another pool, of whatever size: 10 min
+├── NotAllowed               a lock or a disabled subscription forbids it: 10 min doubling to 1 h
+│   └── DisallowedByPolicy   a policy does, which may allow another size
 ├── OperationInProgress      the cloud is busy with this cluster or pool: 30 s
 │   └── InstanceChanged      it changed between our look and our write: look again
 ├── Throttled                too many requests: what Retry-After says, else 30 s doubling to 5 min
@@ -83,6 +86,27 @@ class InsufficientCapacity(CloudError):
     first_delay, longest_delay = 3 * MINUTE, 30 * MINUTE
 
 
+class ClusterFull(CloudError):
+    """The cluster's subnet or its number of agent pools is used up."""
+
+    first_delay = longest_delay = 10 * MINUTE
+
+
+class NotAllowed(CloudError):
+    """Somebody forbade it on purpose; no role of ours would help."""
+
+    first_delay, longest_delay = 10 * MINUTE, HOUR
+
+
+class DisallowedByPolicy(NotAllowed):
+    """A policy of the subscription, often one of allowed sizes."""
+
+    @property
+    def reason(self) -> str:
+        """For users not allowed like anything else."""
+        return NotAllowed.__name__
+
+
 class OperationInProgress(CloudError):
     """Another operation holds the cluster or the pool; waiting, not failure."""
 
@@ -158,4 +182,6 @@ class LaunchFailed(CloudError):
 
 
 CAPACITY_ERRORS = (QuotaExceeded, InstanceTypeUnavailable, InsufficientCapacity)
-"""Errors that another instance type could avoid: what Karpenter calls insufficient capacity."""
+"""What Karpenter calls insufficient capacity: another instance type could avoid it."""
+HELPED_BY_ANOTHER_TYPE = (*CAPACITY_ERRORS, DisallowedByPolicy)
+"""Errors with which other instance types are named."""

@@ -28,6 +28,8 @@ FAILURES = frozenset(
         "InstanceTypeUnavailable",
         "InsufficientCapacity",
         "InsufficientCapacityError",
+        "ClusterFull",
+        "NotAllowed",
         "AuthenticationFailed",
         "ConfigurationError",
         "InvalidRequest",

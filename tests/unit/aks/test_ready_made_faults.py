@@ -20,6 +20,8 @@ REASONS = {
     "QuotaExceeded",
     "InstanceTypeUnavailable",
     "InsufficientCapacity",
+    "ClusterFull",
+    "NotAllowed",
     "OperationInProgress",
     "Throttled",
     "AuthenticationFailed",
