@@ -120,6 +120,7 @@ once; an empty setting is left out, so that envFrom can give it.
   (list "REGISTRATION_TIMEOUT" $values.provisioner.registrationTimeout)
   (list "LAUNCH_TIMEOUT" $values.provisioner.launchTimeout)
   (list "NODE_REPAIR_TIMEOUT" $values.provisioner.nodeRepairTimeout)
+  (list "TERMINATION_GRACE_PERIOD" $values.provisioner.terminationGracePeriod)
   (list "MANAGE_BY_LABEL" $values.provisioner.manageByLabel)
   (list "DELETE_ON_INSUFFICIENT_CAPACITY" $values.provisioner.deleteOnInsufficientCapacity)
   (list "GC_INTERVAL" $values.provisioner.gcInterval)

@@ -21,6 +21,7 @@ STEPS: tuple[Step, ...] = ("launched", "registered", "initialized")
 READY = "Ready"
 AWAITING_RECONCILIATION = "AwaitingReconciliation"
 NEVER = "Never"
+_ENDS = ("Drained", "VolumesDetached", "InstanceTerminating")
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +273,19 @@ class Claim:
         values = {r.values for r in self.requirements if r.key == key and r.operator == "In"}
         only = values.pop() if len(values) == 1 else ()
         return only[0] if len(only) == 1 else None
+
+    def ending(self) -> str:
+        """What a claim that is being deleted waits for, in its provisioner's words; "" when nothing is said.
+
+        A NodeClaim has conditions for the steps of its end, a Machine says it in Ready.
+        """
+        if not self.deleting:
+            return ""
+        for name in (*_ENDS, READY):
+            condition = conditions.find(self.conditions, name) or {}
+            if condition.get("message") and (name != READY or condition.get("reason") == _ENDS[-1]):
+                return str(condition["message"])
+        return ""
 
     def first_waiting(self) -> tuple[str, str] | None:
         """Reason and message of the first step that is not done and says why; None when nothing is said.

@@ -113,6 +113,7 @@ def _settings(env: Mapping[str, str]) -> Settings:
         node_repair_timeout=_duration(env, "NODE_REPAIR_TIMEOUT", default.node_repair_timeout)
         if _feature(env, "NodeRepair")
         else 0.0,
+        termination_grace_period=_duration(env, "TERMINATION_GRACE_PERIOD", default.termination_grace_period),
         gc_interval=_duration(env, "GC_INTERVAL", default.gc_interval, least=0.1),
         pool_poll_interval=_duration(env, "POOL_POLL_INTERVAL", default.pool_poll_interval, least=0.1),
         manage_by_label=_switch(env, "MANAGE_BY_LABEL"),

@@ -2,8 +2,8 @@
 
 Four waves: others, other daemons, critical Pods, critical daemons; a wave begins when the one before has left, so that
 what Pods need to end well (logs, network, storage drivers) ends after them. Before the deadline, if there is one, a Pod
-is asked through the Eviction API and its PodDisruptionBudgets hold; at the deadline minus its grace period it is
-deleted.
+is asked through the Eviction API and its PodDisruptionBudgets hold, unless it must not be disrupted; at the deadline
+minus its grace period it is deleted.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from kaito_hooks.runtime import Obj, parse_time
 CRITICAL_CLASSES = ("system-cluster-critical", "system-node-critical")
 STUCK_AFTER = timedelta(minutes=1)
 DEFAULT_GRACE = 30
+SHORTEST_WAIT, LONGEST_WAIT = 1.0, 10.0
 _MIRROR = "kubernetes.io/config.mirror"
 _OVER = ("Succeeded", "Failed")
 
@@ -33,11 +34,17 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class DrainPlan:
-    """What to do now: ``evict`` and ``delete``; ``remaining`` are all Pods that the Node waits for."""
+    """What to do now: ``evict`` and ``delete``; ``remaining`` are all Pods that the Node waits for.
+
+    ``protected`` would have to go now, but must not be disrupted. ``again``: in how many seconds, 1 to 10, a Pod that
+    is on its way may have left, or one falls due.
+    """
 
     evict: tuple[Obj, ...]
     delete: tuple[Removal, ...]
+    protected: tuple[Obj, ...]
     remaining: tuple[Obj, ...]
+    again: float = LONGEST_WAIT
 
     @property
     def done(self) -> bool:
@@ -55,15 +62,18 @@ def plan(pods: Iterable[Obj], *, now: datetime, deadline: datetime | None) -> Dr
     )
     doomed = {removal.pod["metadata"]["uid"] for removal in delete}
     first = min((wave(pod) for pod in remaining), default=0)
-    evict = tuple(
+    turn = [
         pod
         for pod in remaining
-        if wave(pod) == first
-        and not pod["metadata"].get("deletionTimestamp")
-        and pod["metadata"]["uid"] not in doomed
-        and (pod["metadata"].get("annotations") or {}).get(labels.DO_NOT_DISRUPT) != "true"
+        if wave(pod) == first and not pod["metadata"].get("deletionTimestamp") and pod["metadata"]["uid"] not in doomed
+    ]
+    return DrainPlan(
+        evict=tuple(pod for pod in turn if not _protected(pod)),
+        delete=delete,
+        protected=tuple(pod for pod in turn if _protected(pod)),
+        remaining=tuple(remaining),
+        again=min((_look_again(pod, now, deadline) for pod in remaining), default=LONGEST_WAIT),
     )
-    return DrainPlan(evict=evict, delete=delete, remaining=tuple(remaining))
 
 
 def must_leave(pod: Obj, now: datetime) -> bool:
@@ -72,21 +82,47 @@ def must_leave(pod: Obj, now: datetime) -> bool:
     Not for one that has ended, belongs to the Node itself, wants to stay through a disruption, or has outlived its own
     deletion by a minute: its kubelet is gone.
     """
+    return not _is_over(pod) and not stays(pod, now)
+
+
+def stays(pod: Obj, now: datetime) -> bool:
+    """Whether the Pod, and with it its volumes, stays on the Node to its end, though it has not ended itself."""
+    if _is_over(pod):
+        return False
     metadata = pod["metadata"]
-    if (pod.get("status") or {}).get("phase") in _OVER:
-        return False
-    if _MIRROR in (metadata.get("annotations") or {}) or _owned_by(pod, "Node"):
-        return False
-    if _tolerates_disruption(pod):
-        return False
+    if _MIRROR in (metadata.get("annotations") or {}) or _owned_by(pod, "Node") or _tolerates_disruption(pod):
+        return True
     deleted = metadata.get("deletionTimestamp")
-    return not (deleted and parse_time(deleted) + STUCK_AFTER < now)
+    return bool(deleted) and parse_time(deleted) + STUCK_AFTER < now
 
 
 def wave(pod: Obj) -> int:
     """0 others, 1 other daemons, 2 critical, 3 critical daemons."""
     critical = (pod.get("spec") or {}).get("priorityClassName") in CRITICAL_CLASSES
     return 2 * critical + _owned_by(pod, "DaemonSet")
+
+
+def _is_over(pod: Obj) -> bool:
+    return (pod.get("status") or {}).get("phase") in _OVER
+
+
+def _protected(pod: Obj) -> bool:
+    return (pod["metadata"].get("annotations") or {}).get(labels.DO_NOT_DISRUPT) == "true"
+
+
+def _look_again(pod: Obj, now: datetime, deadline: datetime | None) -> float:
+    """A Pod that is ending: after as long again as it has taken so far; any other: when it falls due."""
+    metadata = pod["metadata"]
+    deleted = metadata.get("deletionTimestamp")
+    if deleted:
+        grace = metadata.get("deletionGracePeriodSeconds")
+        began = parse_time(deleted) - timedelta(seconds=_grace(pod) if grace is None else int(grace))
+        seconds = (now - began).total_seconds()
+    elif deadline is not None:
+        seconds = (deadline - timedelta(seconds=_grace(pod)) - now).total_seconds()
+    else:
+        return LONGEST_WAIT
+    return min(max(seconds, SHORTEST_WAIT), LONGEST_WAIT)
 
 
 def _overdue(pod: Obj, now: datetime, deadline: datetime) -> bool:
@@ -116,11 +152,14 @@ def _tolerates_disruption(pod: Obj) -> bool:
     return False
 
 
-@dataclass(slots=True)
-class _Refusals:
-    count: int
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A Pod that may not go: the last ``reason``, ``since`` when, and when to ask ``again`` (both monotonic)."""
+
+    reason: str
     since: float
     again: float
+    count: int
 
 
 @dataclass(slots=True)
@@ -131,7 +170,7 @@ class Drains:
     In memory, thread-safe; a restart costs an early try and one more look.
     """
 
-    _of: dict[str, _Refusals] = field(default_factory=dict)
+    _of: dict[str, Refusal] = field(default_factory=dict)
     _over: set[str] = field(default_factory=set)
     _accepted: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -142,13 +181,18 @@ class Drains:
             known = self._of.get(pod_uid)
             return known is None or known.again <= now
 
-    def refused(self, pod_uid: str, now: float) -> float:
-        """Note a refusal; returns for how many seconds it has been refused."""
+    def refused(self, pod_uid: str, now: float, reason: str) -> None:
+        """Note a refusal."""
         with self._lock:
-            known = self._of.setdefault(pod_uid, _Refusals(0, now, now))
-            known.again = now + min(10.0, 2.0**known.count)
-            known.count = min(known.count + 1, 8)
-            return now - known.since
+            known = self._of.get(pod_uid)
+            count, since = (known.count, known.since) if known is not None else (0, now)
+            again = now + min(LONGEST_WAIT, SHORTEST_WAIT * 2.0**count)
+            self._of[pod_uid] = Refusal(reason, since, again, min(count + 1, 8))
+
+    def refusal(self, pod_uid: str) -> Refusal | None:
+        """The Pod's last refusal, if it stays because of one."""
+        with self._lock:
+            return self._of.get(pod_uid)
 
     def over(self, claim_uid: str) -> None:
         """Note that the claim's Nodes were cordoned and empty."""

@@ -11,6 +11,7 @@ NODE_CLAIM = Resource(
 )
 NODE = Resource("", "v1", "nodes", "Node", namespaced=False)
 POD = Resource("", "v1", "pods", "Pod", namespaced=True)
+PERSISTENT_VOLUME_CLAIM = Resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim", namespaced=True)
 VOLUME_ATTACHMENT = Resource("storage.k8s.io", "v1", "volumeattachments", "VolumeAttachment", namespaced=False)
 
 CLAIMS = {resource.kind: resource for resource in (MACHINE, NODE_CLAIM)}

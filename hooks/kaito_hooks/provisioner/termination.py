@@ -14,7 +14,7 @@ from functools import partial
 from kaito_hooks.api import labels
 from kaito_hooks.api.claim import Claim
 from kaito_hooks.api.conditions import find
-from kaito_hooks.provisioner import drain, eviction, finalizer, nodes, resources
+from kaito_hooks.provisioner import drain, eviction, finalizer, nodes, resources, volumes
 from kaito_hooks.provisioner.cloud import Instance, State
 from kaito_hooks.provisioner.environment import Environment
 from kaito_hooks.provisioner.errors import CloudError, LaunchFailed, OperationInProgress, PoolNameConflict
@@ -24,9 +24,10 @@ from kaito_hooks.provisioner.resources import CLAIMS
 from kaito_hooks.runtime import NotFound, Obj, format_time, parse_duration, parse_time
 
 VOLUME_POLL = 5.0
-DRAIN_POLL = 1.0
 LONGEST_RETRY = 60.0
 _EXCLUDED_BY = "karpenter"
+_TOLD_PODS = 3
+_TOLD_LENGTH = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def _clear(claim: Claim, own: list[Obj], deadline: datetime | None, env: Environ
     """
     if env.drains.is_over(claim.uid):
         return None
-    waiting = _empty(own, deadline, env) or _detach(own, deadline, env)
+    waiting = _empty(claim, own, deadline, env) or _detach(own, deadline, env)
     if waiting is None and own:
         env.drains.over(claim.uid)
         env.metrics.nodes_drained.inc(len(own))
@@ -107,15 +108,21 @@ def _clear(claim: Claim, own: list[Obj], deadline: datetime | None, env: Environ
 
 
 def _deadline(claim: Claim, env: Environment) -> datetime | None:
-    """When draining must be over; written down once, so that it does not move with restarts."""
+    """When draining must be over; the claim's own deadline is written down once, so that it does not move.
+
+    Without one it is the provisioner's, because the machine bills while its Pods stay.
+    """
     noted = claim.annotations.get(labels.TERMINATION_TIMESTAMP)
     if noted:
         try:
             return parse_time(noted)
         except ValueError:
             return env.clock.now()
-    if not claim.termination_grace_period or claim.deletion_timestamp is None:
+    if claim.deletion_timestamp is None:
         return None
+    if not claim.termination_grace_period:
+        grace = env.settings.termination_grace_period
+        return claim.deletion_timestamp + timedelta(seconds=grace) if grace > 0 else None
     deadline = claim.deletion_timestamp + timedelta(seconds=parse_duration(claim.termination_grace_period))
     text = format_time(deadline)
     env.client.patch(
@@ -173,36 +180,40 @@ def _own_instance(claim: Claim, env: Environment) -> Instance | None:
     )
 
 
-def _empty(own: list[Obj], deadline: datetime | None, env: Environment) -> Ending | None:
+def _empty(claim: Claim, own: list[Obj], deadline: datetime | None, env: Environment) -> Ending | None:
     """Drain; None when nobody is left or the deadline has passed."""
     now = env.clock.now()
     waiting = 0
+    stay: list[str] = []
+    again = drain.LONGEST_WAIT
     for node in own:
-        pods = eviction.pods_on(node, env)
-        step = drain.plan(pods, now=now, deadline=deadline)
-        eviction.carry_out(step, node, env)
+        step = drain.plan(eviction.pods_on(node, env), now=now, deadline=deadline)
+        found = eviction.carry_out(step, node, claim, env)
         waiting += len(step.remaining)
+        stay += found.stay
+        again = min(again, found.again)
     if waiting == 0 or (deadline is not None and now >= deadline):
         return None
     names = ", ".join(nodes.name(node) for node in own)
-    return Ending(message=f"Pods that have not left {names} yet: {waiting}", requeue_after=DRAIN_POLL)
+    message = f"Pods that have not left {names} yet: {waiting}"
+    if stay:
+        message += f"; {'; '.join(text[:_TOLD_LENGTH] for text in stay[:_TOLD_PODS])}"
+        message += f"; {len(stay) - _TOLD_PODS} others" if len(stay) > _TOLD_PODS else ""
+        message += f"; whoever is left at {format_time(deadline)} is deleted" if deadline is not None else ""
+    return Ending(message=message, requeue_after=again)
 
 
 def _detach(own: list[Obj], deadline: datetime | None, env: Environment) -> Ending | None:
     """Wait for the volumes; None when all are detached or the deadline has passed."""
-    names = {nodes.name(node) for node in own}
-    if not names or (deadline is not None and env.clock.now() >= deadline):
+    if not own or (deadline is not None and env.clock.now() >= deadline):
         return None
-    attached = [
-        attachment["metadata"]["name"]
-        for attachment in env.client.list(resources.VOLUME_ATTACHMENT).items
-        if attachment["spec"].get("nodeName") in names
-    ]
+    attached = volumes.awaited(own, env)
     if not attached:
         return None
+    names = ", ".join(nodes.name(node) for node in own)
     return Ending(
         drained=True,
-        message=f"{len(attached)} volumes are still attached to {', '.join(sorted(names))}",
+        message=f"volumes that are still attached to {names}: {len(attached)}",
         requeue_after=VOLUME_POLL,
     )
 

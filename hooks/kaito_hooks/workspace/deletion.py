@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kaito_hooks.api import labels
+from kaito_hooks.api.claim import Claim
 from kaito_hooks.workspace.actions import Action, Delete, Note, Release
 from kaito_hooks.workspace.children import WORKLOADS, is_owned
 from kaito_hooks.workspace.snapshot import Snapshot
@@ -27,7 +28,12 @@ def dismantle(s: Snapshot) -> tuple[list[Action], list[Note], str]:
     actions += [Delete(claim.kind, "", claim.name, claim.uid) for claim in doomed]
     notes = [Note("Normal", f"Deleted{claim.kind}", f"deleted {claim.kind} {claim.name}") for claim in doomed]
     if s.claims:
-        return actions, notes, ", ".join(sorted(f"{claim.kind} {claim.name}" for claim in s.claims))
+        return actions, notes, ", ".join(sorted(map(_awaited, s.claims)))
     if not s.claims_gone:
         return actions, notes, "the list of its claims"
     return [*actions, Release()], notes, ""
+
+
+def _awaited(claim: Claim) -> str:
+    ending = claim.ending()
+    return f"{claim.kind} {claim.name} ({ending})" if ending else f"{claim.kind} {claim.name}"

@@ -16,7 +16,7 @@ from tests.cluster.workspace.bare import BareCluster
 from tests.eventually import eventually
 
 from kaito_hooks.api.claim import Claim, ClaimSpec, encode
-from kaito_hooks.provisioner.resources import NODE, NODE_CLAIM
+from kaito_hooks.provisioner.resources import NODE, NODE_CLAIM, PERSISTENT_VOLUME_CLAIM, VOLUME_ATTACHMENT
 from kaito_hooks.runtime import Client, Obj, Resource
 from kaito_local.aks import Emulator
 from kaito_local.aks import Settings as CloudSettings
@@ -46,7 +46,9 @@ def audited(programs: Mapping[str, Path], tmp_path: Path) -> Iterator[BareCluste
 def test_every_right_of_the_chart_is_used_and_none_is_missing(
     audited: BareCluster, chart: Callable[..., list[Obj]], tmp_path: Path
 ) -> None:
-    """A life with everything in it: both kinds, leadership, a budget, a deadline, a Node that somebody deletes."""
+    """A life with everything in it: both kinds, leadership, a budget, a deadline, a volume that stays, a Node that
+    somebody deletes.
+    """
     rights = _install(audited, chart)
     settings = CloudSettings(
         directory=tmp_path / "cloud", machines="bare", kubeconfig=audited.plane.kubeconfig, durations=SWIFT
@@ -95,6 +97,7 @@ def _live(claims: Claims, admin: Client) -> None:
     _registered(claims, deleted)
     for number in range(2):
         server(admin, f"pod-{kind}{number}", node)
+    _stay(admin, f"agent-{kind}", node)
     # Without a controller that counts for it, a budget allows nothing.
     spec = {"minAvailable": 0, "selector": {"matchLabels": {"app": f"pod-{kind}0"}}}
     admin.create(PDB, {"metadata": {"name": f"pod-{kind}0", "namespace": NAMESPACE}, "spec": spec})
@@ -109,6 +112,16 @@ def _live(claims: Claims, admin: Client) -> None:
     (other,) = nodes_of(admin, deleted)
     admin.delete(NODE, other["metadata"]["name"])
     claims.until_gone(deleted)
+
+
+def _stay(admin: Client, name: str, node: str) -> None:
+    """A Pod that no drain concerns, with a volume that is attached as long as the Node is."""
+    disk = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}, "volumeName": name}
+    admin.create(PERSISTENT_VOLUME_CLAIM, {"metadata": {"name": name, "namespace": NAMESPACE}, "spec": disk})
+    volume = {"name": "data", "persistentVolumeClaim": {"claimName": name}}
+    server(admin, name, node, tolerations=[{"operator": "Exists"}], volumes=[volume])
+    attachment = {"attacher": "disk", "nodeName": node, "source": {"persistentVolumeName": name}}
+    admin.create(VOLUME_ATTACHMENT, {"metadata": {"name": name}, "spec": attachment})
 
 
 def _registered(claims: Claims, name: str) -> Claim:

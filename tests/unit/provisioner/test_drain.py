@@ -116,7 +116,7 @@ def test_refused_evictions_are_asked_again_after_one_to_ten_seconds() -> None:
     now = 0.0
     for _ in range(6):
         assert drains.due("p", now)
-        drains.refused("p", now)
+        drains.refused("p", now, "a budget")
         wait = next(s for s in range(1, 20) if drains.due("p", now + s))
         waits.append(wait)
         now += wait
@@ -147,7 +147,7 @@ def test_the_machine_goes_only_after_its_pods() -> None:
 
 
 def test_a_budget_holds_the_node_for_as_long_as_it_takes() -> None:
-    world = drained_world()
+    world = drained_world(termination_grace_period=0.0)
     world.cluster.protected_pods.add("server")
     world.give_back()
     world.run(3600, step=5)

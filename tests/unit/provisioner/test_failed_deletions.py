@@ -40,12 +40,6 @@ def asked(world: World, verb: str) -> int:
     return sum(found == verb for found, _ in world.cloud.requests)
 
 
-def ending(world: World) -> str:
-    conditions = {condition["type"]: condition for condition in world.there().conditions}
-    name = "Ready" if world.node_api == "Machine" else "InstanceTerminating"
-    return str(conditions[name]["message"])
-
-
 @pytest.mark.parametrize("error", [CAUSE, None], ids=["with an error", "without one"])
 def test_a_deletion_that_fails_later_is_told_and_tried_again_after_a_pause(
     world: World, error: CloudError | None
@@ -66,10 +60,10 @@ def test_during_the_pause_the_condition_tells_the_cause(world: World) -> None:
     fail_deletions(world, CAUSE)
     world.give_back()
     world.run(30)
-    assert CAUSE.message in ending(world)
+    assert CAUSE.message in world.there().ending()
     before = asked(world, "get")
     world.run(30)
-    assert CAUSE.message in ending(world)
+    assert CAUSE.message in world.there().ending()
     assert asked(world, "get") == before
 
 

@@ -31,6 +31,7 @@ def test_the_defaults_are_upstreams_and_safe() -> None:
     assert found.settings.registration_timeout == 900
     assert found.settings.launch_timeout == 0
     assert found.settings.node_repair_timeout == 600
+    assert found.settings.termination_grace_period == 3600
     assert found.settings.gc_interval == 120
     assert not found.settings.manage_by_label
     assert not found.settings.delete_on_insufficient_capacity
@@ -44,6 +45,7 @@ def test_everything_can_be_set() -> None:
             "REGISTRATION_TIMEOUT": "1m30s",
             "LAUNCH_TIMEOUT": "1h",
             "NODE_REPAIR_TIMEOUT": "15s",
+            "TERMINATION_GRACE_PERIOD": "90m",
             "GC_INTERVAL": "5s",
             "POOL_POLL_INTERVAL": "500ms",
             "MANAGE_BY_LABEL": "true",
@@ -60,6 +62,7 @@ def test_everything_can_be_set() -> None:
     assert found.leader_election is None
     assert found.settings.registration_timeout == 90
     assert found.settings.node_repair_timeout == 15
+    assert found.settings.termination_grace_period == 5400
     assert found.settings.pool_poll_interval == 0.5
     assert found.settings.manage_by_label
     assert found.settings.delete_on_insufficient_capacity

@@ -33,13 +33,6 @@ def relabel(world: World, **labels: str) -> None:
     pool.labels = labels
 
 
-def ending(world: World) -> str:
-    """What the claim says of its end."""
-    conditions = {condition["type"]: condition for condition in world.there().conditions}
-    name = "Ready" if world.node_api == "Machine" else "InstanceTerminating"
-    return str(conditions[name].get("message", ""))
-
-
 @pytest.mark.parametrize("kubelet", ["True", "Unknown"], ids=["node ready", "node silent"])
 def test_a_claim_does_not_let_go_of_a_pool_whose_labels_were_replaced(world: World, kubelet: str) -> None:
     node = world.node_of()
@@ -53,7 +46,7 @@ def test_a_claim_does_not_let_go_of_a_pool_whose_labels_were_replaced(world: Wor
     assert world.node_of() is not None
     assert world.cloud.pools[CLAIM].state is State.SUCCEEDED, "a pool that shows no owner is not deleted"
     assert "FailedTermination" in world.heard.reasons()
-    said = ending(world)
+    said = world.there().ending()
     assert claim.provider_id in said
     assert f"{UID}={claim.uid}" in said
 

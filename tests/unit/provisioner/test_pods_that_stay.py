@@ -1,0 +1,243 @@
+"""Pods that may not leave a Node hold it alone, are named with the reason, and not for ever: the machine bills."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+
+import pytest
+from tests.unit.provisioner.world import World
+
+from kaito_hooks.api.claim import NodeAPI
+from kaito_hooks.provisioner import resources
+from kaito_hooks.provisioner.cloud import State
+from kaito_hooks.runtime import (
+    ApiError,
+    BadRequest,
+    ConnectionFailed,
+    Forbidden,
+    InternalError,
+    Invalid,
+    Obj,
+    ObjectList,
+    Resource,
+    TooManyRequests,
+)
+
+CLAIM = "ws000000001"
+PROTECTED = {"annotations": {"karpenter.sh/do-not-disrupt": "true"}}
+REFUSALS = {
+    "budget": TooManyRequests("it would violate the budget", status=429),
+    "broken budget": InternalError("two budgets match it", status=500),
+    "namespace that ends": Forbidden("the namespace is being terminated", status=403, reason="Forbidden"),
+    "admission policy": Forbidden("policy: keep it", status=403, reason="Forbidden"),
+    "bad request": BadRequest("name in URL does not match", status=400),
+    "invalid": Invalid("spec: Forbidden", status=422),
+}
+
+
+@pytest.fixture(params=get_args(NodeAPI))
+def world(request: pytest.FixtureRequest) -> World:
+    return held(World(node_api=request.param))
+
+
+def held(world: World) -> World:
+    """A Node with two Pods, stubborn and willing; the kubelet ends those who must go."""
+    world.ready_claim()
+    for name in ("stubborn", "willing"):
+        world.add_pod(name, node_name(world))
+    return world
+
+
+def node_name(world: World) -> str:
+    node = world.node_of()
+    assert node is not None
+    return str(node["metadata"]["name"])
+
+
+def refuse(world: World, errors: Mapping[str, ApiError], *, deletions: bool = False) -> None:
+    """Evictions of these Pods, and if asked for deletions, too, are answered so."""
+    create: Callable[..., Obj] = world.cluster.create
+    delete: Callable[..., Obj | None] = world.cluster.delete
+
+    def evict(resource: Resource, obj: Obj, **options: Any) -> Obj:
+        if options.get("subresource") == "eviction" and options["name"] in errors:
+            raise errors[options["name"]]
+        return create(resource, obj, **options)
+
+    def remove(resource: Resource, name: str, **options: Any) -> Obj | None:
+        if deletions and resource.kind == "Pod" and name in errors:
+            raise errors[name]
+        return delete(resource, name, **options)
+
+    world.cluster.create = evict  # type: ignore[method-assign]
+    world.cluster.delete = remove  # type: ignore[method-assign]
+
+
+def pod(world: World, name: str) -> Obj | None:
+    return world.cluster.find(resources.POD, name, "default")
+
+
+def told(world: World, name: str) -> list[str]:
+    """FailedDraining of that object."""
+    return [message for about, _, reason, message in world.heard.events if (about, reason) == (name, "FailedDraining")]
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_a_refused_eviction_stops_nobody_elses_and_is_told_on_claim_node_and_pod(world: World, kind: str) -> None:
+    refuse(world, {"stubborn": REFUSALS[kind]})
+    world.give_back()
+    world.run(60)
+    assert pod(world, "willing") is None
+    assert pod(world, "stubborn") is not None
+    for name in (CLAIM, node_name(world), "stubborn"):
+        said = told(world, name)
+        assert any(f"default/stubborn cannot be evicted from Node {node_name(world)}" in text for text in said)
+        assert any(REFUSALS[kind].message in text for text in said)
+    ending = world.there().ending()
+    assert f"default/stubborn: {REFUSALS[kind].message}" in ending
+    assert "willing" not in ending
+
+
+def test_an_api_server_that_does_not_answer_is_no_refusal_of_a_pod(world: World) -> None:
+    refuse(world, {"stubborn": ConnectionFailed("no answer")})
+    world.give_back()
+    world.run(30)
+    assert told(world, "stubborn") == []
+
+
+def test_a_pod_that_must_not_be_disrupted_is_named_with_the_reason(world: World) -> None:
+    world.add_pod("protected", node_name(world), metadata=PROTECTED)
+    world.give_back()
+    world.run(60)
+    assert world.billing() == [CLAIM]
+    for name in (CLAIM, node_name(world), "protected"):
+        assert any("karpenter.sh/do-not-disrupt" in text for text in told(world, name))
+    assert "default/protected: its annotation karpenter.sh/do-not-disrupt" in world.there().ending()
+
+
+def test_a_refused_deletion_at_the_deadline_stops_nobody_elses(world: World) -> None:
+    errors = {name: Forbidden("keep it", status=403) for name in ("stubborn", "a-second")}
+    world.add_pod("a-second", node_name(world))
+    refuse(world, errors, deletions=True)
+    world.give_back()
+    world.run(3600 - 20, step=5)
+    assert pod(world, "willing") is None
+    assert "default/a-second: keep it" in world.there().ending()
+    assert "default/stubborn: keep it" in world.there().ending()
+    world.run(200, step=5)
+    assert world.claim() is None, "after the deadline nobody holds the machine"
+
+
+def test_pods_of_a_machine_that_is_gone_release_its_node_whatever_is_refused(world: World) -> None:
+    refuse(world, {"stubborn": Forbidden("keep it", status=403)}, deletions=True)
+    del world.cloud.pools[CLAIM]
+    world.set_ready("Unknown")
+    world.give_back()
+    world.run(10)
+    assert world.claim() is None
+    assert world.node_of() is None
+    assert any("keep it" in text for text in told(world, "stubborn"))
+
+
+@pytest.mark.parametrize("metadata", [{}, PROTECTED], ids=["budget", "do-not-disrupt"])
+def test_after_an_hour_whoever_is_left_is_deleted(world: World, metadata: Obj) -> None:
+    world.add_pod("last", node_name(world), metadata=metadata)
+    world.cluster.protected_pods.add("last")
+    world.give_back()
+    world.run(3500, step=5)
+    assert world.billing() == [CLAIM]
+    assert "is deleted" in world.there().ending()
+    world.run(300, step=5)
+    assert world.claim() is None
+    assert world.cloud.pools == {}
+
+
+def test_the_claims_own_deadline_wins() -> None:
+    world = World(node_api="NodeClaim", termination_grace_period=60.0)
+    claim = world.ask()
+    claim["spec"]["terminationGracePeriod"] = "10m"
+    world.cluster.put(resources.NODE_CLAIM, claim)
+    world.run(200)
+    world.add_pod("last", node_name(world))
+    world.cluster.protected_pods.add("last")
+    world.give_back()
+    world.run(500, step=5)
+    assert world.billing() == [CLAIM]
+    world.run(300, step=5)
+    assert world.claim() is None
+
+
+def test_the_deadline_does_not_move_with_a_restart(world: World) -> None:
+    world.cluster.protected_pods.add("stubborn")
+    world.give_back()
+    world.run(3000, step=5)
+    world.start()
+    world.run(900, step=5)
+    assert world.claim() is None
+
+
+def test_while_a_budget_holds_the_node_is_searched_when_the_next_eviction_is_due(world: World) -> None:
+    world.cluster.protected_pods.add("stubborn")
+    world.give_back()
+    asked: list[float] = []
+    every = world.cluster.list
+
+    def listed(resource: Resource, **options: Any) -> ObjectList:
+        if resource.kind == "Pod":
+            asked.append(world.clock.monotonic())
+        return every(resource, **options)
+
+    world.cluster.list = listed  # type: ignore[method-assign]
+    began = world.clock.monotonic()
+    while world.clock.monotonic() - began < 600:
+        result = world.reconcile(CLAIM)
+        assert result.requeue_after is not None
+        world.kubelets()
+        world.clock.advance(result.requeue_after)
+    # Once the willing one has left: every ten seconds, and at first 1, 2, 4, 8.
+    assert len(asked) <= 600 / 10 + 15
+
+
+def attach(world: World, name: str, volume: str) -> None:
+    spec = {"nodeName": node_name(world), "attacher": "disk", "source": {"persistentVolumeName": volume}}
+    world.cluster.put(resources.VOLUME_ATTACHMENT, {"metadata": {"name": name}, "spec": spec})
+
+
+def bind(world: World, claim: str, volume: str) -> None:
+    metadata = {"name": claim, "namespace": "default"}
+    world.cluster.put(resources.PERSISTENT_VOLUME_CLAIM, {"metadata": metadata, "spec": {"volumeName": volume}})
+
+
+STAYS = {"tolerations": [{"operator": "Exists"}]}
+
+
+@pytest.mark.parametrize(
+    "volumes",
+    [
+        [{"name": "data", "persistentVolumeClaim": {"claimName": "agent-data"}}],
+        [{"name": "data", "ephemeral": {"volumeClaimTemplate": {}}}],
+    ],
+    ids=["claim", "ephemeral"],
+)
+def test_a_volume_of_a_pod_that_stays_does_not_hold_the_machine(world: World, volumes: list[Obj]) -> None:
+    world.add_pod("agent", node_name(world), volumes=volumes, **STAYS)
+    bind(world, "agent-data", "pv-1")
+    attach(world, "of-the-agent", "pv-1")
+    world.give_back()
+    world.run(90)
+    assert world.claim() is None or world.cloud.pools[CLAIM].state is State.DELETING
+
+
+@pytest.mark.parametrize("volume", ["pv-2", ""], ids=["of another", "inline"])
+def test_any_other_volume_does(world: World, volume: str) -> None:
+    volumes = [{"name": "data", "persistentVolumeClaim": {"claimName": "gone"}}]
+    world.add_pod("agent", node_name(world), volumes=volumes, **STAYS)
+    attach(world, "of-another", volume)
+    world.give_back()
+    world.run(90)
+    assert world.billing() == [CLAIM]
+    assert "volumes that are still attached" in world.there().ending()
+    world.cluster.drop(resources.VOLUME_ATTACHMENT, "of-another")
+    world.run(90)
+    assert world.claim() is None
