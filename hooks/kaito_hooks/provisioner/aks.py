@@ -24,6 +24,7 @@ from kaito_hooks.provisioner.cloud import Instance, Order, State
 from kaito_hooks.provisioner.errors import (
     CloudError,
     InstanceChanged,
+    InvalidRequest,
     LaunchFailed,
     OperationInProgress,
     PoolNameConflict,
@@ -34,13 +35,15 @@ from kaito_hooks.provisioner.order import TIMESTAMP_FORMAT
 from kaito_hooks.runtime import Clock
 
 PROVIDER = "azure"
+# https://learn.microsoft.com/azure/aks/spot-node-pool: AKS gives the Nodes of such a pool this taint.
+SPOT_TAINT = "kubernetes.azure.com/scalesetpriority=spot:NoSchedule"
 _STATES = {state.value.lower(): state for state in State}
 # Azure's cloud provider for Kubernetes writes azure:// and the resource id of the virtual machine.
 _MACHINE = re.compile(r"azure:///subscriptions/[^/]+/resourcegroups/[^/]+/", re.IGNORECASE)
 
 
 class AgentPools:
-    """CloudProvider over the agent pools of one cluster."""
+    """CloudProvider over the agent pools of one cluster. ``location`` is its region; "" = not known."""
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class AgentPools:
         *,
         resource_group: str,
         cluster: str,
+        location: str,
         clock: Clock,
         metrics: ProvisionerMetrics,
     ) -> None:
@@ -55,6 +59,7 @@ class AgentPools:
         self._clusters = client.managed_clusters
         self._resource_group = resource_group
         self._cluster = cluster
+        self._location = location
         self._clock = clock
         self._metrics = metrics
         self._listing = SharedListing(self._fetch, clock)
@@ -79,7 +84,8 @@ class AgentPools:
         return _MACHINE.match(provider_id) is not None
 
     def ensure(self, order: Order) -> Instance:
-        """GET, and PUT with If-None-Match if there was nothing."""
+        """GET, and PUT with If-None-Match if there was nothing. InvalidRequest for a zone of another region."""
+        _check_region(order, self._location)
         found = self._get(order.name)
         if found is not None:
             return found
@@ -165,7 +171,7 @@ class AgentPools:
 
 
 def agent_pool(order: Order) -> AgentPool:
-    """The body of the PUT. What is left out (mode, zones, driver, ...) is AKS's default."""
+    """The body of the PUT. What is left out (mode, driver, ...) is AKS's default."""
     properties = AgentPoolManagedClusterAgentPoolProfileProperties(
         count=1,
         vm_size=order.instance_type,
@@ -175,9 +181,25 @@ def agent_pool(order: Order) -> AgentPool:
         node_labels=dict(order.labels),
         node_taints=[f"{taint.key}={taint.value}:{taint.effect}" for taint in order.taints],
     )
+    if order.zones:
+        properties.availability_zones = [zone.rpartition("-")[2] for zone in order.zones]
+    if order.spot:
+        properties.scale_set_priority = "Spot"
+        properties.scale_set_eviction_policy = "Delete"
+        properties.spot_max_price = -1.0
+        if SPOT_TAINT not in (properties.node_taints or ()):
+            properties.node_taints = [*(properties.node_taints or ()), SPOT_TAINT]
     if order.disk_gib is not None:
         properties.os_disk_size_gb = order.disk_gib
     return AgentPool(properties=properties)
+
+
+def _check_region(order: Order, location: str) -> None:
+    """ARM takes a zone's number alone, and would take that of another region for one of its own."""
+    regions = {zone.rpartition("-")[0] for zone in order.zones} | ({order.region} if order.region else set())
+    for region in sorted(regions):
+        if location and region.lower() != location.replace(" ", "").lower():
+            raise InvalidRequest("InvalidClaim", f"region {region} is asked for, but the cluster is in {location}")
 
 
 def instance(pool: AgentPool) -> Instance:

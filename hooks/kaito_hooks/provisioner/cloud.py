@@ -38,12 +38,17 @@ class State(Enum):
 class Order:
     """The machine that a claim asks for.
 
-    ``disk_gib`` None = the cloud's default; ``created`` is when it was ordered.
+    ``region`` "" = wherever the cluster is; ``zones``: any of them, none named = wherever the cloud likes, in the
+    values of the Node's zone label; ``spot``: it may be taken away at any time. ``disk_gib`` None = the cloud's
+    default; ``created`` is when it was ordered.
     """
 
     name: str
     claim_uid: str
     instance_type: str
+    region: str
+    zones: tuple[str, ...]
+    spot: bool
     image_family: str
     labels: Mapping[str, str]
     taints: tuple[Taint, ...]

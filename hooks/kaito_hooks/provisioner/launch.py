@@ -28,13 +28,12 @@ from kaito_hooks.provisioner.errors import (
     LaunchFailed,
     PoolNameConflict,
 )
-from kaito_hooks.provisioner.order import image_family, node_label_values, order
+from kaito_hooks.provisioner.order import capacity_type, image_family, node_label_values, order
 from kaito_hooks.provisioner.outcome import Outcome, Progress
 from kaito_hooks.provisioner.pace import PATIENCE, listing_age, look_again
 from kaito_hooks.provisioner.resources import CLAIMS
 from kaito_hooks.runtime import Conflict, NotFound, Obj, format_time
 
-ON_DEMAND = "on-demand"
 AZURE_ZONE = "karpenter.k8s.azure/zone"
 
 _CREATING, _WAITING_FOR_NODE = "AgentPoolCreating", "WaitingForNode"
@@ -195,7 +194,7 @@ def _merged_labels(claim: Claim, node: Obj) -> dict[str, str]:
     """Labels that the claim gains: from the cloud, then from its requirements; its own win over both."""
     found = nodes.labels_of(node)
     cloud = {key: found[key] for key in _CLOUD_LABELS if key in found}
-    cloud[labels.CAPACITY_TYPE] = ON_DEMAND
+    cloud[labels.CAPACITY_TYPE] = capacity_type(claim)
     if claim.encoding is MACHINE and labels.ZONE in found:
         cloud[AZURE_ZONE] = found[labels.ZONE]
     merged = {**cloud, **node_label_values(claim), **claim.labels}

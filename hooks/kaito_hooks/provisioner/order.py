@@ -20,6 +20,12 @@ DEFAULT_IMAGE_FAMILY = "Ubuntu"
 GPU_SIZES = "Standard_N"
 TIMESTAMP_FORMAT = "%Y-%m-%dT%H-%M-%SZ"
 
+ON_DEMAND, SPOT = "on-demand", "spot"
+
+_ZONE = re.compile(r"[a-z0-9]+-[1-9]")
+# A p among the letters behind the number of CPUs, and NVIDIA's Grace:
+# https://learn.microsoft.com/azure/virtual-machines/vm-naming-conventions
+_ARM = re.compile(r"Standard_[A-Z]+\d+(-\d+)?([a-z]*p[a-z]*(_.*)?|.*_GB\d+(_.*)?)", re.IGNORECASE)
 _GIB = 1 << 30
 _CODE = "InvalidClaim"
 
@@ -37,13 +43,17 @@ def order(claim: Claim, now: datetime) -> Order:
             f"{claim.kind} {claim.name} has no requirement for instance type: "
             f"exactly one value of {labels.INSTANCE_TYPE} with operator In is needed",
         )
-    system = claim.requirement(labels.OPERATING_SYSTEM)
-    if system not in (None, "linux"):
-        raise InvalidRequest(_CODE, f"operating system {system} is not supported, only linux is")
+    if not _admits(claim, labels.OPERATING_SYSTEM, "linux"):
+        system = claim.requirement(labels.OPERATING_SYSTEM)
+        raise InvalidRequest(_CODE, f"operating system {system or 'linux'} is not supported, only linux is")
+    _check_architecture(claim, instance_type)
     return Order(
         name=claim.name,
         claim_uid=claim.uid,
         instance_type=instance_type,
+        region=claim.requirement(labels.REGION) or "",
+        zones=_zones(claim),
+        spot=capacity_type(claim) == SPOT,
         image_family=image_family(claim)[0],
         labels=_pool_labels(claim, instance_type, now),
         taints=claim.taints,
@@ -65,11 +75,62 @@ def image_family(claim: Claim) -> tuple[str, str | None]:
     )
 
 
+def capacity_type(claim: Claim) -> str:
+    """How the machine is paid for: on demand wherever the claim admits it. InvalidRequest if it admits neither."""
+    for kind in (ON_DEMAND, SPOT):
+        if _admits(claim, labels.CAPACITY_TYPE, kind):
+            return kind
+    raise InvalidRequest(
+        _CODE,
+        f"the requirements for {labels.CAPACITY_TYPE} admit neither {ON_DEMAND} nor {SPOT}, and there is no other",
+    )
+
+
 def node_label_values(claim: Claim) -> dict[str, str]:
     """Labels that requirements with a single value imply for the Node; values that no label may have imply none."""
     keys = {requirement.key for requirement in claim.requirements if node_labels.is_key(requirement.key)}
     found = {key: value for key in sorted(keys) if (value := claim.requirement(key)) is not None}
     return {key: value for key, value in found.items() if node_labels.is_value(value)}
+
+
+def _zones(claim: Claim) -> tuple[str, ...]:
+    """The zones that all requirements admit, by name; none when the claim does not care."""
+    concerned = [requirement for requirement in claim.requirements if requirement.key == labels.ZONE]
+    named = sorted({value for requirement in concerned if requirement.operator == "In" for value in requirement.values})
+    if not named and all(requirement.operator == "Exists" for requirement in concerned):
+        return ()
+    zones = tuple(zone for zone in named if _admits(claim, labels.ZONE, zone))
+    if not zones:
+        raise InvalidRequest(
+            _CODE, f"the requirements for {labels.ZONE} leave no zone: name at least one with operator In, as eastus-1"
+        )
+    for zone in zones:
+        if not _ZONE.fullmatch(zone):
+            raise InvalidRequest(_CODE, f"{labels.ZONE} {zone!r} is not a region and the number of a zone, as eastus-1")
+    return zones
+
+
+def _check_architecture(claim: Claim, instance_type: str) -> None:
+    found = "arm64" if _ARM.fullmatch(instance_type) else "amd64"
+    if not _admits(claim, labels.ARCHITECTURE, found):
+        raise InvalidRequest(
+            _CODE,
+            f"instance type {instance_type} has architecture {found}, which the requirements for "
+            f"{labels.ARCHITECTURE} do not admit",
+        )
+
+
+def _admits(claim: Claim, key: str, value: str) -> bool:
+    """Whether all requirements for the key are met by a Node whose label has this value."""
+    return all(
+        {
+            "In": value in requirement.values,
+            "NotIn": value not in requirement.values,
+            "Exists": True,
+        }.get(requirement.operator, False)
+        for requirement in claim.requirements
+        if requirement.key == key
+    )
 
 
 def _disk(claim: Claim) -> int | None:

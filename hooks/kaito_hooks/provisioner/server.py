@@ -57,6 +57,7 @@ def build(configuration: Configuration, client: Client) -> Manager:
         ),
         resource_group=configuration.azure.resource_group,
         cluster=configuration.azure.cluster_name,
+        location=configuration.azure.location,
         clock=clock,
         metrics=metrics,
     )

@@ -89,6 +89,7 @@ class Fleet:
         ]
 
     def _labels(self, pool: Pool, *, gpu: bool) -> dict[str, str]:
+        zones = pool.properties.get("availabilityZones")
         labels = {
             **pool.labels,
             "agentpool": pool.name,
@@ -98,8 +99,10 @@ class Fleet:
             "kubernetes.azure.com/os-sku": str(pool.properties.get("osSKU", "Ubuntu")),
             "node.kubernetes.io/instance-type": pool.size,
             "topology.kubernetes.io/region": self._settings.location,
-            "topology.kubernetes.io/zone": self._settings.zone,
+            "topology.kubernetes.io/zone": f"{self._settings.location}-{zones[0]}" if zones else self._settings.zone,
         }
+        if pool.properties.get("scaleSetPriority") == "Spot":
+            labels["kubernetes.azure.com/scalesetpriority"] = "spot"
         if gpu:
             labels |= {"accelerator": "nvidia", "kubernetes.azure.com/accelerator": "nvidia"}
         return labels

@@ -76,6 +76,7 @@ class Provider:
             sdk_client(configuration, self.credential, gate=self.gate, metrics=self.metrics, clock=self.clock),
             resource_group=configuration.resource_group,
             cluster=configuration.cluster_name,
+            location=configuration.location,
             clock=self.clock,
             metrics=self.metrics,
         )
