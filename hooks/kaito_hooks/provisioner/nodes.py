@@ -10,7 +10,7 @@ from typing import Protocol
 from kaito_hooks.api import labels
 from kaito_hooks.api.claim import Claim
 from kaito_hooks.provisioner import ownership, resources
-from kaito_hooks.runtime import Client, Conflict, NotFound, Obj, parse_time
+from kaito_hooks.runtime import Client, Conflict, Key, NotFound, Obj, parse_time
 
 PROVIDER_ID = "providerID"
 INSTANCE = "instance"
@@ -136,6 +136,12 @@ def add_taints(node: Obj, taints: Iterable[Obj]) -> None:
 def instance_name(node: Obj, instance_label: str) -> str | None:
     """The name of the instance (and so of the claim) that the Node is, by its label."""
     return labels_of(node).get(instance_label)
+
+
+def claim_keys(node: Obj, instance_label: str) -> list[Key]:
+    """The claims that a change of the Node wakes, of either kind: the one whose name it carries."""
+    found = instance_name(node, instance_label)
+    return [Key("", found)] if found else []
 
 
 def is_registered(node: Obj) -> bool:

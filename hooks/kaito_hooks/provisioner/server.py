@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
 
 from kaito_hooks.provisioner import nodes, resources
 from kaito_hooks.provisioner.aks import AgentPools
@@ -22,7 +21,7 @@ from kaito_hooks.provisioner.metrics import ProvisionerMetrics
 from kaito_hooks.provisioner.nodeclaim import NodeClaim
 from kaito_hooks.provisioner.nodes import Nodes
 from kaito_hooks.provisioner.own_cluster import OwnCluster
-from kaito_hooks.runtime import Client, Controller, Informer, Key, Manager, Metrics, Obj, SystemClock
+from kaito_hooks.runtime import Client, Controller, Informer, Manager, Metrics, SystemClock
 
 NAME = "gpu-provisioner"
 VERSION = "0.1.0"
@@ -106,13 +105,8 @@ def _add_controller(
         workers=configuration.workers if chosen else 2,
         clock=env.clock,
     )
-
-    def claim_of(node: Obj) -> Iterable[Key]:
-        name = nodes.instance_name(node, env.cloud.node_label)
-        return [Key("", name)] if name else []
-
     controller.watch(claims)
-    controller.watch(cache, claim_of)
+    controller.watch(cache, lambda node: nodes.claim_keys(node, env.cloud.node_label))
     manager.add_controller(controller)
     if chosen:
         what = f"{kind.resource} is not served; are the CRDs of the chart gpu-provisioner installed?"

@@ -29,7 +29,7 @@ class MemoryCluster:
     """Objects by resource.
 
     ``touch`` is called before (False) and after (True) every write of the product, as ``product_writes`` marks them; it
-    may raise.
+    may raise. ``revision`` grows with every change.
     """
 
     def __init__(self, clock: SteppedClock) -> None:
@@ -41,6 +41,7 @@ class MemoryCluster:
         self.on_removed: Callable[[Obj], None] = lambda obj: None
         self.product_writes = False
         self.writes: list[tuple[str, str, str]] = []
+        self.revision = 0
         self._numbers = itertools.count(1)
 
     # What tests use
@@ -70,6 +71,7 @@ class MemoryCluster:
         """Remove an object whatever holds it."""
         removed = self.objects.pop((resource.plural, namespace, name), None)
         if removed:
+            self.revision += 1
             self.on_removed(removed)
 
     # What runtime.Client offers
@@ -165,15 +167,17 @@ class MemoryCluster:
             raise Conflict("another uid", status=409, reason="Conflict")
 
         def remove() -> Obj | None:
-            metadata = current["metadata"]
+            changed = deepcopy(current)
+            metadata = changed["metadata"]
             grace = 0
             if resource.kind == "Pod":
                 grace = 30 if grace_period_seconds is None else grace_period_seconds
             if grace or metadata.get("finalizers"):
                 when = format_time(self.clock.now() + timedelta(seconds=grace))
-                metadata["deletionTimestamp"] = min(metadata.get("deletionTimestamp", when), when)
-                metadata["generation"] = metadata.get("generation", 1) + 1
-                return self._store(resource, current)
+                if when < metadata.get("deletionTimestamp", "never"):
+                    metadata["deletionTimestamp"] = when
+                    metadata["generation"] = metadata.get("generation", 1) + 1
+                return self._store(resource, changed)
             self.drop(resource, name, namespace or "")
             return None
 
@@ -203,9 +207,14 @@ class MemoryCluster:
             raise Forbidden("no new finalizers can be added if the object is being deleted", status=403)
 
     def _store(self, resource: Resource, obj: Obj) -> Obj:
+        """A write that changes nothing gives no new version, and watchers do not hear of it."""
         metadata = obj["metadata"]
-        metadata["resourceVersion"] = str(next(self._numbers))
         key = (resource.plural, metadata.get("namespace", ""), metadata["name"])
+        before = self.objects.get(key)
+        if before is not None and _content(before) == _content(obj):
+            return deepcopy(before)
+        metadata["resourceVersion"] = str(next(self._numbers))
+        self.revision += 1
         if metadata.get("deletionTimestamp") and not metadata.get("finalizers") and resource.kind != "Pod":
             self.objects.pop(key, None)
             self.on_removed(obj)
@@ -235,17 +244,26 @@ class MemoryCluster:
 
 
 class MemoryInformer:
-    """A cache over a MemoryCluster that is as old as its last ``sync``."""
+    """A cache over a MemoryCluster that is as old as its last ``sync``, which tells subscribers what has changed."""
 
     def __init__(self, cluster: MemoryCluster, resource: Resource, indexes: Any = None) -> None:
         self._cluster = cluster
         self._resource = resource
         self._indexes = indexes or {}
         self._items: dict[Key, Obj] = {}
-        self.sync()
+        self._handlers: list[Callable[[Obj | None, Obj | None], None]] = []
+
+    def subscribe(self, handler: Callable[[Obj | None, Obj | None], None]) -> None:
+        """Calls ``handler(old, new)`` for every change that a ``sync`` finds."""
+        self._handlers.append(handler)
 
     def sync(self) -> None:
-        self._items = {Key.of(obj): obj for obj in self._cluster.all(self._resource)}
+        before, self._items = self._items, {Key.of(obj): obj for obj in self._cluster.all(self._resource)}
+        for key in sorted({*before, *self._items}):
+            old, new = before.get(key), self._items.get(key)
+            if old is None or new is None or _version(old) != _version(new):
+                for handler in self._handlers:
+                    handler(old, new)
 
     def get(self, key: Key) -> Obj | None:
         return self._items.get(key)
@@ -255,6 +273,14 @@ class MemoryInformer:
 
     def by_index(self, index: str, value: str) -> list[Obj]:
         return [obj for obj in self._items.values() if value in self._indexes[index](obj)]
+
+
+def _version(obj: Obj) -> str:
+    return str(obj["metadata"]["resourceVersion"])
+
+
+def _content(obj: Obj) -> Obj:
+    return {**obj, "metadata": {key: value for key, value in obj["metadata"].items() if key != "resourceVersion"}}
 
 
 def _merge(target: Any, patch: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from tests.unit.provisioner.budget import FAILURE, LAUNCH
 from tests.unit.provisioner.world import World
 
 from kaito_hooks.api.claim import Claim, ClaimSpec, NodeAPI, encode
@@ -101,13 +102,14 @@ def test_whatever_the_annotation_says_the_message_stays_one_short_line(others: s
 def test_a_claim_says_it_for_a_refusal_at_once_and_for_one_that_comes_later() -> None:
     for later in (False, True):
         world = World()
+        world.allow(LAUNCH + FAILURE)
         error = QuotaExceeded("QuotaExceeded", TEXT)
         if later:
             world.cloud.fail_creation = [error]
         else:
             world.cloud.refuse = lambda verb, error=error: error if verb == "create" else None
         world.ask(annotations={ANNOTATION: OTHERS})
-        world.run(world.cloud.create_seconds + 30, step=5)
+        world.run(world.cloud.create_seconds + 30)
         state = world.there().steps["launched"]
         said = f"QuotaExceeded: {TEXT} {ADVICE}"
         assert state.reason == "QuotaExceeded"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 import pytest
+from tests.unit.provisioner.budget import END, LAUNCH, ORDER, Budget, looks
 from tests.unit.provisioner.world import WORKSPACE, World
 
 from kaito_hooks.api.claim import NodeAPI
@@ -14,6 +15,8 @@ from kaito_hooks.provisioner.errors import ConfigurationError, LaunchFailed
 from kaito_hooks.runtime import Obj, Resource
 
 CLAIM = "ws000000001"
+SWEEPS = Budget(reconciles=8, requests=5 * 3)
+"""Ten minutes of them: a LIST each, and a GET of what is missing."""
 
 
 @pytest.fixture(params=get_args(NodeAPI))
@@ -37,8 +40,9 @@ def test_a_pool_without_its_claim_is_deleted_in_the_second_sweep(world: World) -
 
 
 def test_after_the_orphaned_pool_its_node_goes(world: World) -> None:
+    world.allow(SWEEPS)
     orphan(world)
-    world.run(600, step=5, sweep=True)
+    world.run(600, sweep=True)
     assert world.cloud.pools == {}
     assert world.node_of() is None
 
@@ -72,11 +76,12 @@ def test_a_young_pool_is_left_alone(world: World) -> None:
 
 
 def test_a_pool_of_an_older_claim_of_the_same_name_is_an_orphan(world: World) -> None:
+    world.allow(LAUNCH + Budget(reconciles=60, requests=60) + SWEEPS)
     orphan(world)
     world.ask()
     world.run(10)
     assert world.step_of("launched")[1] == "AgentPoolDeleting"
-    world.run(600, step=5, sweep=True)
+    world.run(600, sweep=True)
     claim = world.there()
     assert claim.ready
     assert world.cloud.created[-1] == claim.uid
@@ -123,6 +128,7 @@ def test_pools_that_only_look_like_ours_are_left_alone(labels: dict[str, str]) -
 
 
 def test_a_registered_claim_whose_pool_is_gone_is_deleted(world: World) -> None:
+    world.allow(END)
     del world.cloud.pools[CLAIM]
     world.set_ready("Unknown")
     world.sweep()
@@ -139,6 +145,7 @@ def test_a_working_node_keeps_its_claim_whatever_the_cloud_says(world: World) ->
 
 
 def test_a_stale_listing_costs_nobody_a_machine(world: World) -> None:
+    world.allow(Budget(reconciles=4, requests=3 * 3))
     world.cloud.hidden.add(CLAIM)
     world.set_ready("Unknown")
     for _ in range(3):
@@ -168,9 +175,10 @@ def test_claims_that_cannot_be_listed_cost_nobody_a_pool(world: World) -> None:
 
 
 def test_a_change_of_the_node_api_deletes_nothing(world: World) -> None:
+    world.allow(SWEEPS)
     world.node_api = "NodeClaim" if world.node_api == "Machine" else "Machine"
     world.start()
-    world.run(600, step=10, sweep=True)
+    world.run(600, sweep=True)
     assert world.billing() == [CLAIM]
 
 
@@ -227,6 +235,7 @@ def test_the_states_of_our_pools_are_counted(world: World) -> None:
 
 
 def test_a_node_of_an_older_claim_goes_although_another_pool_has_its_name(world: World) -> None:
+    world.allow(ORDER + looks(10))
     node = world.node_of()
     assert node is not None
     world.cluster.drop(resources.NODE, node["metadata"]["name"])

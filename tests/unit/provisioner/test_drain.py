@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from tests.unit.provisioner.budget import DRAIN, END, LAUNCH, Budget
 from tests.unit.provisioner.world import World
 
 from kaito_hooks.provisioner import drain, resources
@@ -134,6 +135,7 @@ def drained_world(**changes: Any) -> World:
 
 def test_the_machine_goes_only_after_its_pods() -> None:
     world = drained_world()
+    world.allow(DRAIN + END)
     world.give_back()
     world.run(25)
     assert world.billing() == ["ws000000001"]
@@ -148,9 +150,10 @@ def test_the_machine_goes_only_after_its_pods() -> None:
 
 def test_a_budget_holds_the_node_for_as_long_as_it_takes() -> None:
     world = drained_world(termination_grace_period=0.0)
+    world.allow(Budget(reconciles=3600, requests=0) + DRAIN + END)
     world.cluster.protected_pods.add("server")
     world.give_back()
-    world.run(3600, step=5)
+    world.run(3600)
     assert world.billing() == ["ws000000001"]
     assert "FailedDraining" in world.heard.reasons()
     world.cluster.protected_pods.clear()
@@ -160,6 +163,7 @@ def test_a_budget_holds_the_node_for_as_long_as_it_takes() -> None:
 
 def test_a_budget_does_not_hold_the_node_beyond_the_grace_period() -> None:
     world = World(node_api="NodeClaim")
+    world.allow(LAUNCH + Budget(reconciles=300, requests=0) + END)
     claim = world.ask()
     claim["spec"]["terminationGracePeriod"] = "5m"
     world.cluster.put(resources.NODE_CLAIM, claim)
@@ -178,6 +182,7 @@ def test_a_budget_does_not_hold_the_node_beyond_the_grace_period() -> None:
 
 def test_the_machine_waits_for_its_volumes() -> None:
     world = World()
+    world.allow(Budget(reconciles=12, requests=0) + END)
     world.ready_claim()
     node = world.node_of()
     assert node is not None
@@ -197,6 +202,7 @@ def test_while_the_machine_goes_its_node_is_not_searched_for_pods_and_volumes_ag
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world = drained_world()
+    world.allow(DRAIN + END)
     world.give_back()
     world.run(60)
     (pool,) = world.cloud.pools.values()
@@ -220,6 +226,7 @@ def test_while_the_machine_goes_its_node_is_not_searched_for_pods_and_volumes_ag
 
 def test_a_node_whose_machine_is_gone_is_not_drained() -> None:
     world = drained_world()
+    world.allow(END)
     world.cluster.protected_pods.add("server")
     del world.cloud.pools["ws000000001"]
     world.set_ready("Unknown")
@@ -232,6 +239,7 @@ def test_a_node_whose_machine_is_gone_is_not_drained() -> None:
 
 def test_the_conditions_tell_how_far_the_end_of_a_node_claim_is() -> None:
     world = World(node_api="NodeClaim")
+    world.allow(DRAIN + END)
     world.ready_claim()
     node = world.node_of()
     assert node is not None
@@ -247,6 +255,7 @@ def test_the_conditions_tell_how_far_the_end_of_a_node_claim_is() -> None:
 
 def test_a_machine_says_why_it_is_still_there() -> None:
     world = drained_world()
+    world.allow(DRAIN)
     world.give_back()
     world.run(5)
     ready = next(c for c in world.there().conditions if c["type"] == "Ready")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.unit.provisioner.budget import Budget
 from tests.unit.provisioner.world import Crash, World
 
 from kaito_hooks.api.claim import NodeAPI
@@ -56,6 +57,11 @@ actions = st.one_of(
     st.tuples(st.just("node vanishes"), name),
     st.tuples(st.just("pool deleted"), name),
 )
+
+
+def pace(seconds: float) -> Budget:
+    """What no history makes two claims spend in that time: a start, and a reconcile and a request per 2 s each."""
+    return 2 * Budget(reconciles=30 + int(seconds / 2), requests=30 + int(seconds / 2))
 
 
 class Run:
@@ -117,7 +123,8 @@ class Run:
             for claim in world.cluster.all(resource):
                 if not claim["metadata"].get("deletionTimestamp"):
                     world.give_back(claim["metadata"]["name"], kind=kind)  # type: ignore[arg-type]
-        world.run(1500, step=10, sweep=True)
+        world.allow(pace(1500))
+        world.run(1500, sweep=True)
         assert [claim for r in resources.CLAIMS.values() for claim in world.cluster.all(r)] == []
         assert set(world.cloud.pools) == {FOREIGN}, "S3: a pool without a claim lives on"
         assert [n["metadata"]["name"] for n in world.cluster.all(resources.NODE)] == ["user-node"], "S5"
@@ -141,7 +148,8 @@ class Run:
         self.world.kubelets()
 
     def _settle(self, seconds: float) -> None:
-        self.world.run(seconds, step=10)
+        self.world.allow(pace(seconds))
+        self.world.run(seconds)
 
     def _sweep(self) -> None:
         self.world.sweep()

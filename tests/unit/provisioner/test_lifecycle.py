@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
+from tests.unit.provisioner.budget import END, FAILURE, LAUNCH, ORDER, Budget, looks
 from tests.unit.provisioner.memory_cloud import Pool
 from tests.unit.provisioner.world import World
 
@@ -23,6 +24,7 @@ def world(request: pytest.FixtureRequest) -> World:
 
 
 def test_a_claim_becomes_a_ready_node(world: World) -> None:
+    world.allow(LAUNCH)
     world.ask(disk_gib=50)
     world.run(200)
     claim = world.there()
@@ -59,6 +61,7 @@ def test_the_finalizer_is_there_before_anything_is_bought(world: World) -> None:
 
 
 def test_a_deleted_claim_gives_machine_and_node_back(world: World) -> None:
+    world.allow(END)
     world.ready_claim()
     world.give_back()
     world.run(70)
@@ -69,6 +72,7 @@ def test_a_deleted_claim_gives_machine_and_node_back(world: World) -> None:
 
 
 def test_the_end_of_a_claim_that_an_old_cache_still_shows_is_neither_asked_for_nor_counted_again(world: World) -> None:
+    world.allow(END)
     world.ready_claim()
     world.give_back()
     world.run(70)
@@ -80,6 +84,7 @@ def test_the_end_of_a_claim_that_an_old_cache_still_shows_is_neither_asked_for_n
 
 
 def test_whoever_has_waited_for_a_minute_is_content_with_a_listing_twice_as_old(world: World) -> None:
+    world.allow(LAUNCH + END + Budget(reconciles=24, requests=12))
     world.cloud.delete_seconds = 180
     ages: list[float] = []
     look = world.cloud.get
@@ -92,16 +97,17 @@ def test_whoever_has_waited_for_a_minute_is_content_with_a_listing_twice_as_old(
     for begin in (world.ask, world.give_back):
         begin()
         ages.clear()
-        world.run(50, step=5)
+        world.run(50)
         assert {age for age in ages if age} == {5.0}
-        world.run(20, step=5)
+        world.run(20)
         ages.clear()
-        world.run(100, step=5)
+        world.run(100)
         assert {age for age in ages if age} == {10.0}
-        world.run(100, step=5)
+        world.run(100)
 
 
 def test_a_claim_that_is_deleted_while_its_pool_is_made_waits_for_the_pools_end(world: World) -> None:
+    world.allow(ORDER + looks(10) + END)
     world.ask()
     world.run(10)
     world.give_back()
@@ -113,13 +119,15 @@ def test_a_claim_that_is_deleted_while_its_pool_is_made_waits_for_the_pools_end(
 
 
 def test_a_settled_claim_is_not_written_again(world: World) -> None:
+    world.allow(Budget(reconciles=0, requests=0))
     world.ready_claim()
     before = list(world.cluster.writes)
-    world.run(600, step=10)
+    world.run(600)
     assert world.cluster.writes == before
 
 
 def test_steps_that_wait_are_false_for_a_machine_and_unknown_for_a_node_claim(world: World) -> None:
+    world.allow(ORDER + looks(10))
     world.ask()
     world.run(10)
     pending = "False" if world.node_api == "Machine" else "Unknown"
@@ -131,6 +139,7 @@ def test_steps_that_wait_are_false_for_a_machine_and_unknown_for_a_node_claim(wo
 
 
 def test_while_the_node_has_not_joined_the_claim_says_so(world: World) -> None:
+    world.allow(LAUNCH)
     world.cloud.on_ready = lambda pool: None
     world.ask()
     world.run(200)
@@ -138,20 +147,20 @@ def test_while_the_node_has_not_joined_the_claim_says_so(world: World) -> None:
 
 
 def test_a_look_that_fails_is_no_news_of_a_pool_that_is_being_made_but_an_outage_is(world: World) -> None:
+    world.allow(LAUNCH + Budget(reconciles=8, requests=6))
     world.ask()
-    world.run(90, step=5)
+    world.run(90)
     said = world.there().first_waiting()
     assert said == ("AgentPoolCreating", "agent pool ws000000001 is being created")
-    failed: list[str] = []
+    failed: list[float] = []
 
     def refuse(verb: str) -> CloudError | None:
-        failed.append(verb)
+        failed.append(world.clock.monotonic())
         return LaunchFailed("ServiceUnavailable", "try later", transient=True)
 
     world.cloud.refuse = refuse
     while not failed:
-        world.reconcile("ws000000001")
-        world.clock.advance(1)
+        world.run(1)
     assert world.there().first_waiting() == said
     world.run(5)
     assert world.there().first_waiting() == said
@@ -166,6 +175,7 @@ def test_a_look_that_fails_is_no_news_of_a_pool_that_is_being_made_but_an_outage
 
 
 def test_a_node_that_is_not_ready_keeps_the_claim_from_ready(world: World) -> None:
+    world.allow(LAUNCH + Budget(reconciles=4, requests=0))
     world.node_ready = False
     world.ask()
     world.run(200)
@@ -177,6 +187,7 @@ def test_a_node_that_is_not_ready_keeps_the_claim_from_ready(world: World) -> No
 
 
 def test_ready_is_sticky_when_the_node_fails_later(world: World) -> None:
+    world.allow(Budget(reconciles=2, requests=0))
     world.ready_claim()
     world.set_ready("False")
     world.run(30)
@@ -184,6 +195,7 @@ def test_ready_is_sticky_when_the_node_fails_later(world: World) -> None:
 
 
 def test_startup_taints_hold_initialization_and_are_put_on_once(world: World) -> None:
+    world.allow(LAUNCH + Budget(reconciles=4, requests=0))
     claim = world.ask()
     claim["spec"]["startupTaints"] = [{"key": "driver", "effect": "NoSchedule"}]
     world.cluster.put(resources.CLAIMS[world.node_api], claim)
@@ -198,6 +210,7 @@ def test_startup_taints_hold_initialization_and_are_put_on_once(world: World) ->
 
 
 def test_a_requested_resource_holds_initialization_until_the_node_offers_it_but_storage_does_not(world: World) -> None:
+    world.allow(LAUNCH + Budget(reconciles=4, requests=0))
     claim = world.ask(disk_gib=50, kind=world.node_api)
     claim["spec"]["resources"] = {"requests": {"storage": "50Gi", "nvidia.com/gpu": "1", "memory": "0"}}
     world.cluster.put(resources.CLAIMS[world.node_api], claim)
@@ -213,6 +226,8 @@ def test_a_requested_resource_holds_initialization_until_the_node_offers_it_but_
 
 
 def test_two_nodes_of_one_machine_are_reported_as_wrong(world: World) -> None:
+    world.allow(LAUNCH)
+
     def boot_twice(pool: Pool) -> None:
         world.add_node("node-1", pool, provider_id="azure:///same")
         world.add_node("node-2", pool, provider_id="azure:///same")
@@ -224,6 +239,7 @@ def test_two_nodes_of_one_machine_are_reported_as_wrong(world: World) -> None:
 
 
 def test_a_user_pool_of_the_claims_name_is_reported_and_left_alone(world: World) -> None:
+    world.allow(6 * ORDER + END)
     foreign = world.cloud.add_foreign("ws000000001")
     world.ask()
     world.run(300)
@@ -235,9 +251,10 @@ def test_a_user_pool_of_the_claims_name_is_reported_and_left_alone(world: World)
 
 
 def test_the_cause_of_a_failed_pool_is_shown_while_it_is_deleted_and_ordered_again(world: World) -> None:
+    world.allow(LAUNCH + FAILURE + looks(60) + LAUNCH)
     world.cloud.fail_creation = [QuotaExceeded("QuotaExceeded", "not enough cores")]
     world.ask()
-    world.run(190)
+    world.run(200)
     assert world.step_of("launched")[1] == "QuotaExceeded"
     assert world.billing() == []
     world.run(400)
@@ -248,6 +265,7 @@ def test_the_cause_of_a_failed_pool_is_shown_while_it_is_deleted_and_ordered_aga
 
 
 def test_a_failed_pool_is_deleted_only_after_its_cause_is_written(world: World) -> None:
+    world.allow(LAUNCH + FAILURE)
     world.cloud.fail_creation = [QuotaExceeded("QuotaExceeded", "not enough cores")]
     reasons: list[str] = []
 
@@ -257,27 +275,30 @@ def test_a_failed_pool_is_deleted_only_after_its_cause_is_written(world: World) 
 
     world.cloud.touch = note
     world.ask()
-    world.run(190)
+    world.run(200)
     assert set(reasons) == {"QuotaExceeded"}
 
 
 def test_quota_is_asked_for_at_most_seven_times_an_hour(world: World) -> None:
+    world.allow(7 * ORDER)
     world.cloud.refuse = lambda verb: QuotaExceeded("QuotaExceeded", "x") if verb == "create" else None
     world.ask()
-    world.run(3600, step=5)
+    world.run(3600)
     assert 5 <= sum(verb == "create" for verb, _ in world.cloud.requests) <= 7
 
 
 def test_capacity_is_asked_for_ever_more_rarely(world: World) -> None:
+    world.allow(9 * ORDER)
     world.cloud.refuse = lambda verb: InsufficientCapacity("AllocationFailed", "x") if verb == "create" else None
     world.ask()
-    world.run(3 * 3600, step=10)
+    world.run(3 * 3600)
     # 3, 6, 12, 24, 30, 30, ... minutes
     assert 7 <= sum(verb == "create" for verb, _ in world.cloud.requests) <= 9
 
 
 def test_with_karpenters_way_a_claim_without_capacity_is_deleted() -> None:
     world = World(delete_on_insufficient_capacity=True)
+    world.allow(ORDER + END)
     world.cloud.refuse = lambda verb: InsufficientCapacity("AllocationFailed", "no room") if verb == "create" else None
     world.ask()
     world.run(30)
@@ -298,6 +319,7 @@ def test_with_karpenters_way_a_claim_without_capacity_is_deleted() -> None:
 )
 def test_a_claim_that_cannot_be_bought_says_why_and_costs_nothing(changes: dict[str, object], text: str) -> None:
     world = World()
+    world.allow(Budget(reconciles=3 + 5, requests=2 + 4))
     name = world.ask(**changes)["metadata"]["name"]  # type: ignore[arg-type]
     world.run(30)
     state = world.there(name).steps["launched"]
@@ -311,6 +333,7 @@ def test_a_claim_that_cannot_be_bought_says_why_and_costs_nothing(changes: dict[
 
 def test_a_machine_whose_spec_is_mended_is_bought_at_once() -> None:
     world = World()
+    world.allow(2 * ORDER)
     claim = world.ask(instance_type="")
     world.run(10)
     claim = world.cluster.get(resources.MACHINE, "ws000000001")
@@ -322,6 +345,7 @@ def test_a_machine_whose_spec_is_mended_is_bought_at_once() -> None:
 
 def test_claims_of_others_are_left_alone() -> None:
     world = World(node_api="NodeClaim")
+    world.allow(Budget(reconciles=2, requests=0))
     foreign = world.ask("ws00000000a", node_class=FOREIGN_CLASS)
     world.cluster.put(resources.MACHINE, {"metadata": {"name": "ws00000000b"}, "spec": {}})
     world.run(30)
@@ -331,6 +355,7 @@ def test_claims_of_others_are_left_alone() -> None:
 
 def test_a_foreign_class_with_our_label_is_ours_only_when_asked_for() -> None:
     world = World(node_api="NodeClaim", manage_by_label=True)
+    world.allow(ORDER + looks(10))
     world.ask(node_class=FOREIGN_CLASS)
     world.run(10)
     assert len(world.cloud.created) == 1
@@ -338,6 +363,7 @@ def test_a_foreign_class_with_our_label_is_ours_only_when_asked_for() -> None:
 
 def test_claims_of_the_other_kind_are_not_taken_but_those_we_hold_are_served_to_their_end() -> None:
     world = World(node_api="Machine")
+    world.allow(Budget(reconciles=5, requests=0) + END)
     world.ready_claim()
     world.node_api = "NodeClaim"
     world.start()
@@ -354,6 +380,7 @@ def test_claims_of_the_other_kind_are_not_taken_but_those_we_hold_are_served_to_
 
 def test_a_throttled_launch_waits_as_long_as_it_was_told() -> None:
     world = World()
+    world.allow(2 * ORDER + looks(40))
     answers: list[CloudError] = [Throttled("TooManyRequests", "x", retry_after=120)]
     world.cloud.refuse = lambda verb: answers.pop() if verb == "create" and answers else None
     world.ask()
@@ -366,6 +393,7 @@ def test_a_throttled_launch_waits_as_long_as_it_was_told() -> None:
 
 def test_taints_of_the_claim_are_asked_of_the_pool_with_its_labels() -> None:
     world = World()
+    world.allow(LAUNCH)
     world.ask(
         taints=(Taint("sku", "gpu", "NoSchedule"),),
         labels={"kubernetes.io/x": "1", "apps": "a", "kaito.sh/workspace": "w"},
@@ -385,6 +413,7 @@ def test_taints_of_the_claim_are_asked_of_the_pool_with_its_labels() -> None:
 
 def test_a_requirement_that_no_label_can_carry_does_not_keep_the_claim_from_its_node() -> None:
     world = World()
+    world.allow(LAUNCH)
     claim = world.ask()
     claim["spec"]["requirements"] += [
         {"key": "note", "operator": "In", "values": ["not a label value"]},
@@ -401,6 +430,7 @@ def test_a_requirement_that_no_label_can_carry_does_not_keep_the_claim_from_its_
 
 def test_another_operating_system_than_linux_is_refused_with_a_sentence() -> None:
     world = World()
+    world.allow(ORDER)
     claim = world.ask()
     claim["spec"]["requirements"][-1]["values"] = ["windows"]
     world.cluster.put(resources.MACHINE, claim)
@@ -409,6 +439,7 @@ def test_another_operating_system_than_linux_is_refused_with_a_sentence() -> Non
 
 
 def test_an_unknown_image_family_is_a_warning_and_ubuntu(world: World) -> None:
+    world.allow(ORDER + looks(10))
     world.ask(annotations={"kaito.sh/node-image-family": "Windows"})
     world.run(10)
     order = world.cloud.pools["ws000000001"].order

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.unit.provisioner.budget import END, LAUNCH, ORDER, Budget, looks
 from tests.unit.provisioner.world import World
 
 from kaito_hooks.provisioner import resources
@@ -13,6 +14,7 @@ CLAIM = "ws000000001"
 
 def test_a_node_that_stays_not_ready_is_given_back_without_grace() -> None:
     world = World(node_repair_timeout=600)
+    world.allow(Budget(reconciles=8, requests=0) + END)
     world.ready_claim()
     node = world.node_of()
     assert node is not None
@@ -31,6 +33,7 @@ def test_a_node_that_stays_not_ready_is_given_back_without_grace() -> None:
 
 def test_a_node_that_recovers_in_time_stays() -> None:
     world = World(node_repair_timeout=600)
+    world.allow(Budget(reconciles=6, requests=0))
     world.ready_claim()
     world.set_ready("False")
     world.run(590)
@@ -41,22 +44,24 @@ def test_a_node_that_recovers_in_time_stays() -> None:
 
 def test_repair_can_be_switched_off() -> None:
     world = World(node_repair_timeout=0)
+    world.allow(Budget(reconciles=2, requests=0))
     world.ready_claim()
     world.set_ready("False")
-    world.run(3600, step=60)
+    world.run(3600)
     assert not world.there().deleting
 
 
 @pytest.mark.parametrize(("fleet", "unhealthy", "repaired"), [(1, 1, True), (5, 1, True), (5, 2, False), (10, 2, True)])
 def test_at_most_a_fifth_of_the_nodes_is_replaced_at_once(fleet: int, unhealthy: int, repaired: bool) -> None:
     world = World(node_repair_timeout=60)
+    world.allow(fleet * LAUNCH + unhealthy * END)
     names = [f"ws{number:09d}" for number in range(fleet)]
     for name in names:
         world.ask(name)
-    world.run(205, step=5)
+    world.run(205)
     for name in names[:unhealthy]:
         world.set_ready("Unknown", name)
-    world.run(90, step=5)
+    world.run(90)
     replaced = [name for name in names if (claim := world.claim(name)) is None or claim.deleting]
     assert replaced == (names[:unhealthy] if repaired else [])
     assert ("NodeRepairBlocked" in world.heard.reasons()) == (not repaired)
@@ -64,9 +69,10 @@ def test_at_most_a_fifth_of_the_nodes_is_replaced_at_once(fleet: int, unhealthy:
 
 def test_a_machine_whose_node_never_joins_is_given_back_in_time() -> None:
     world = World(registration_timeout=900)
+    world.allow(LAUNCH + looks(900) + END)
     world.cloud.on_ready = lambda pool: None
     world.ask()
-    world.run(180 + 890, step=5)
+    world.run(180 + 890)
     assert not world.there().deleting
     world.run(20)
     assert world.there().deleting
@@ -76,29 +82,32 @@ def test_a_machine_whose_node_never_joins_is_given_back_in_time() -> None:
 
 def test_a_restart_does_not_prolong_the_registration_timeout() -> None:
     world = World(registration_timeout=900)
+    world.allow(LAUNCH + looks(900) + 11 * Budget(reconciles=2, requests=2) + END)
     world.cloud.on_ready = lambda pool: None
     world.ask()
     for _ in range(11):
-        world.run(100, step=5)
+        world.run(100)
         world.start()
     assert world.there().deleting
 
 
 def test_a_node_without_a_provider_id_counts_as_not_joined() -> None:
     world = World(registration_timeout=900)
+    world.allow(LAUNCH + looks(900) + END)
     world.cloud.on_ready = lambda pool: world.add_node("n", pool, provider_id="") and None
     world.ask()
     world.run(200)
     assert world.step_of("launched")[1] == "WaitingForNode"
-    world.run(900, step=5)
+    world.run(900)
     assert world.there().deleting
 
 
 def test_without_a_launch_timeout_a_refused_claim_stays_and_says_why() -> None:
     world = World()
+    world.allow(4 * 6 * ORDER)
     world.cloud.refuse = lambda verb: QuotaExceeded("QuotaExceeded", "no cores") if verb == "create" else None
     world.ask()
-    world.run(4 * 3600, step=60)
+    world.run(4 * 3600)
     assert not world.there().deleting
     message = "QuotaExceeded: no cores. Instance type asked for: Standard_NC6s_v3. (next try at "
     reason, said = world.there().first_waiting() or ("", "")
@@ -108,14 +117,16 @@ def test_without_a_launch_timeout_a_refused_claim_stays_and_says_why() -> None:
 
 def test_with_a_launch_timeout_a_refused_claim_is_deleted() -> None:
     world = World(launch_timeout=300)
+    world.allow(ORDER + END)
     world.cloud.refuse = lambda verb: QuotaExceeded("QuotaExceeded", "no cores") if verb == "create" else None
     world.ask()
-    world.run(310, step=5)
+    world.run(310)
     assert world.claim() is None
 
 
 def test_a_deleted_node_takes_its_claim_and_machine_along() -> None:
     world = World()
+    world.allow(END)
     world.ready_claim()
     node = world.node_of()
     assert node is not None

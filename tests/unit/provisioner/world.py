@@ -1,11 +1,19 @@
-"""The whole provisioner over a cluster and a cloud in memory, on a clock that tests turn."""
+"""The whole provisioner over a cluster and a cloud in memory, on a clock that tests turn.
+
+Time passes in ``run``, and whatever the provisioner does then is paid for from the budget that the scenario has stated
+with ``allow``.
+"""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 from prometheus_client import CollectorRegistry
+from tests.unit.provisioner.budget import LAUNCH, Account, Budget
+from tests.unit.provisioner.driver import DrivenController
 from tests.unit.provisioner.memory_cloud import MemoryCloud, Pool
 from tests.unit.provisioner.memory_cluster import MemoryCluster, MemoryInformer
 from tests.unit.provisioner.stepped_clock import SteppedClock
@@ -24,7 +32,10 @@ from kaito_hooks.provisioner.metrics import ProvisionerMetrics
 from kaito_hooks.provisioner.nodeclaim import NodeClaim
 from kaito_hooks.provisioner.nodes import Nodes
 from kaito_hooks.provisioner.settings import Settings
-from kaito_hooks.runtime import ApiError, Client, Conflict, Key, LeadershipLost, Obj, Result, format_time, parse_time
+from kaito_hooks.runtime import ApiError, Client, Key, LeadershipLost, Obj, Result, format_time, parse_time
+
+WATCH_LAG = 0.05
+"""Seconds until a watch tells of a change."""
 
 WORKSPACE = {"kaito.sh/workspace": "phi", "kaito.sh/workspacenamespace": "default", "apps": "phi-3"}
 
@@ -61,13 +72,14 @@ class World:
         self.settings = Settings(**settings)
         self.heard = Heard()
         self.released_with_pool: list[str] = []
-        self.due: dict[Key, float] = {}
+        self.account = Account(self.clock, lambda: len(self.cloud.requests))
         self.start()
 
     # The process
 
     def start(self) -> None:
         """A fresh process: full caches, empty memory."""
+        self.cloud.start()
         self.node_cache = MemoryInformer(self.cluster, resources.NODE, nodes.indexes("agentpool"))
         self.claim_caches = {kind: MemoryInformer(self.cluster, r) for kind, r in resources.CLAIMS.items()}
         self.env = self._environment()
@@ -81,8 +93,9 @@ class World:
             )
             for kind in self.kinds
         }
+        self.controllers = {kind: self._controller(kind) for kind in resources.CLAIMS}
         self.collection = Collection(self.env, self.kinds, required=self.node_api)
-        self.due = {}
+        self.sync()
 
     def _environment(self) -> Environment:
         return Environment(
@@ -97,47 +110,88 @@ class World:
             drains=Drains(),
         )
 
+    def _controller(self, kind: str) -> DrivenController:
+        """As the process wires it: woken by its claims, and by Nodes that carry a claim's name."""
+        controller = DrivenController(
+            kind, lambda key: self._lifecycle(kind, key), clock=self.clock, account=self.account
+        )
+        controller.watch(self.claim_caches[kind], lambda claim: [Key.of(claim)])
+        controller.watch(self.node_cache, lambda node: nodes.claim_keys(node, self.cloud.node_label))
+        return controller
+
+    def _lifecycle(self, kind: str, key: Key) -> Result:
+        with self._product():
+            return self.lifecycles[kind].reconcile(key)
+
+    @contextmanager
+    def _product(self) -> Iterator[None]:
+        """What is written meanwhile, the provisioner has written."""
+        self.cluster.product_writes = True
+        try:
+            yield
+        finally:
+            self.cluster.product_writes = False
+
     def sync(self) -> None:
+        """The watches tell what has changed."""
+        self._told = self.cluster.revision
+        self._tells_at = float("inf")
         self.node_cache.sync()
         for cache in self.claim_caches.values():
             cache.sync()
 
-    def reconcile(self, name: str, kind: NodeAPI | None = None, *, sync: bool = True) -> Result:
-        """One reconcile; API errors are what the queue would retry after."""
+    def reconcile(self, name: str, *, sync: bool = True) -> None:
+        """One reconcile out of turn, which is not paid for; without ``sync`` on caches as old as they are."""
         if sync:
             self.sync()
-        self.cluster.product_writes = True
-        try:
-            return self.lifecycles[kind or self.node_api].reconcile(Key("", name))
-        except Conflict:
-            return Result(0.05)
-        except (ApiError, LeadershipLost):
-            return Result(1.0)
-        finally:
-            self.cluster.product_writes = False
+        with suppress(ApiError, LeadershipLost):
+            self._lifecycle(self.node_api, Key("", name))
 
     def sweep(self) -> None:
         self.sync()
-        self.cluster.product_writes = True
-        try:
+        with self._product():
             self.collection.sweep()
-        finally:
-            self.cluster.product_writes = False
 
-    def run(self, seconds: float, *, step: float = 1.0, sweep: bool = False) -> None:
-        """Let time pass: the cloud works, kubelets end Pods, claims are reconciled when due or on every step."""
+    def allow(self, budget: Budget) -> None:
+        """What may be spent from here on; a reconcile that goes beyond it is an AssertionError."""
+        self.account.open(budget)
+
+    def run(self, seconds: float, *, sweep: bool = False) -> None:
+        """Let time pass: the cloud works, kubelets end Pods, watches tell, and claims are reconciled when they are
+        woken or due.
+        """
         end = self.clock.monotonic() + seconds
-        next_sweep = self.clock.monotonic() + self.settings.gc_interval
-        while self.clock.monotonic() < end:
-            self.clock.advance(step)
-            self.cloud.tick()
-            self.kubelets()
-            for kind, resource in resources.CLAIMS.items():
-                for claim in self.cluster.all(resource):
-                    self.reconcile(claim["metadata"]["name"], cast(NodeAPI, kind))
-            if sweep and self.clock.monotonic() >= next_sweep:
+        next_sweep = self.clock.monotonic() + self.settings.gc_interval if sweep else float("inf")
+        while True:
+            self._settle()
+            if self.clock.monotonic() >= next_sweep:
                 self.sweep()
                 next_sweep += self.settings.gc_interval
+            moment = min(next_sweep, self._next_moment())
+            if moment > end:
+                break
+            self.clock.turn_to(moment)
+        self.clock.turn_to(end)
+
+    def _settle(self) -> None:
+        """Everything that is due at this moment."""
+        self.cloud.tick()
+        self.kubelets()
+        if self.clock.monotonic() >= self._tells_at:
+            self.sync()
+        while any(controller.work() for controller in self.controllers.values()):
+            pass
+
+    def _next_moment(self) -> float:
+        if self.cluster.revision != self._told and self._tells_at == float("inf"):
+            self._tells_at = self.clock.monotonic() + WATCH_LAG
+        controllers = (controller.next_moment() for controller in self.controllers.values())
+        return min(self._tells_at, self._next_pod_end(), self.cloud.next_moment(), *controllers)
+
+    def _next_pod_end(self) -> float:
+        ends = [pod["metadata"].get("deletionTimestamp") for pod in self.cluster.all(resources.POD)]
+        moments = (self.clock.moment(parse_time(end)) for end in ends if end)
+        return min((moment for moment in moments if moment > self.clock.monotonic()), default=float("inf"))
 
     # The claims
 
@@ -165,9 +219,12 @@ class World:
         self.cluster.delete(resources.CLAIMS[kind or self.node_api], name)
 
     def ready_claim(self, name: str = "ws000000001", **changes: Any) -> Claim:
-        """A claim with its Node, initialized."""
+        """A claim with its Node, initialized; what that costs is not the scenario's."""
+        left = self.account.left
+        self.allow(LAUNCH)
         self.ask(name, **changes)
-        self.run(self.cloud.create_seconds + 25, step=5.0)
+        self.run(self.cloud.create_seconds + 25)
+        self.allow(left)
         claim = self.there(name)
         assert claim.ready
         return claim
