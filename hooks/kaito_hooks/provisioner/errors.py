@@ -9,7 +9,7 @@ CloudError
 │   └── DisallowedByPolicy   a policy does, which may allow another size
 ├── OperationInProgress      the cloud is busy with this cluster or pool: 30 s
 │   └── InstanceChanged      it changed between our look and our write: look again
-├── Throttled                too many requests: what Retry-After says, else 30 s doubling to 5 min
+├── Throttled                too many requests: what Retry-After says (at least 1 s doubling), else 30 s to 5 min
 ├── AuthenticationFailed     no token, or not allowed: 1 min doubling to 10 min
 ├── ConfigurationError       the cluster, group or subscription is not there: 1 min doubling to 10 min
 │   └── WrongCluster         it is there, but it is not the one that we serve
@@ -61,7 +61,7 @@ class CloudError(Exception):
 
     def delay(self, failures: int) -> float:
         """Seconds until the next try after ``failures`` (from 1) of this class in a row, without jitter."""
-        return min(self.longest_delay, self.first_delay * 2.0 ** min(max(failures - 1, 0), 32))
+        return min(self.longest_delay, self.first_delay * _doublings(failures))
 
 
 class QuotaExceeded(CloudError):
@@ -130,8 +130,12 @@ class Throttled(CloudError):
     first_delay, longest_delay = 30.0, 5 * MINUTE
 
     def delay(self, failures: int) -> float:
-        """Never earlier than Retry-After."""
-        return super().delay(failures) if self.retry_after is None else self.retry_after
+        """Never earlier than Retry-After, which shortens the 30 s but not below 1 s doubling. A Retry-After of 0, as
+        from a date in our past, says nothing.
+        """
+        if not self.retry_after:
+            return super().delay(failures)
+        return max(self.retry_after, min(self.longest_delay, _doublings(failures)))
 
 
 class AuthenticationFailed(CloudError):
@@ -176,7 +180,7 @@ class LaunchFailed(CloudError):
 
     def delay(self, failures: int) -> float:
         """1 s doubling to 60 s when transient, else 1 min doubling to 15 min; never earlier than Retry-After."""
-        doubled = 2.0 ** min(max(failures - 1, 0), 32)
+        doubled = _doublings(failures)
         delay = min(MINUTE, doubled) if self.transient else min(15 * MINUTE, MINUTE * doubled)
         return max(delay, self.retry_after or 0.0)
 
@@ -185,3 +189,8 @@ CAPACITY_ERRORS = (QuotaExceeded, InstanceTypeUnavailable, InsufficientCapacity)
 """What Karpenter calls insufficient capacity: another instance type could avoid it."""
 HELPED_BY_ANOTHER_TYPE = (*CAPACITY_ERRORS, DisallowedByPolicy)
 """Errors with which other instance types are named."""
+
+
+def _doublings(failures: int) -> float:
+    """1, 2, 4, ... for the first, second, third failure."""
+    return 2.0 ** min(max(failures - 1, 0), 32)

@@ -42,7 +42,9 @@ MINUTE = 60.0
         (InstanceTypeUnavailable("c", "t"), [3600, 3600]),
         (InsufficientCapacity("c", "t"), [180, 360, 720, 1440, 1800, 1800]),
         (OperationInProgress("c", "t"), [30, 30]),
-        (Throttled("c", "t", retry_after=7), [7, 7]),
+        (Throttled("c", "t", retry_after=7), [7, 7, 7, 8, 16]),
+        (Throttled("c", "t", retry_after=0.2), [1, 2, 4]),
+        (Throttled("c", "t", retry_after=0), [30, 60, 120, 240, 300]),
         (Throttled("c", "t"), [30, 60, 120, 240, 300]),
         (AuthenticationFailed("c", "t"), [60, 120, 240, 480, 600]),
         (ConfigurationError("c", "t"), [60, 120, 240, 480, 600]),
@@ -128,6 +130,15 @@ def test_without_retry_after_the_gate_closes_for_longer_each_time() -> None:
     assert waits == [30, 60, 120, 240, 300]
     gate.succeeded()
     assert gate.close(None) == 30
+
+
+def test_a_retry_after_of_nothing_does_not_open_the_gate_at_once() -> None:
+    clock = SteppedClock()
+    gate = Gate(clock, lambda: None)
+    assert gate.close(0) == 30
+    clock.advance(29)
+    with pytest.raises(Throttled):
+        gate.check()
 
 
 class Cloud:
