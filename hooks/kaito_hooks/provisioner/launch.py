@@ -9,11 +9,15 @@ The instance's own state is the only memory, so a crash at any line is followed 
     being deleted, or made    wait until it is gone
       for an older claim
     somebody else's           say so; never touch it
+
+Looks, orders and deletions that fail wait each for themselves, and none is tried before its time, whatever wakes the
+claim: what it writes about a refusal wakes it, too.
 """
 
 from __future__ import annotations
 
-from datetime import datetime
+import math
+from dataclasses import replace
 
 from kaito_hooks.api import labels
 from kaito_hooks.api.claim import MACHINE, Claim
@@ -26,11 +30,12 @@ from kaito_hooks.provisioner.errors import (
     CloudError,
     InvalidRequest,
     LaunchFailed,
+    OperationInProgress,
     PoolNameConflict,
 )
 from kaito_hooks.provisioner.order import capacity_type, image_family, node_label_values, order
 from kaito_hooks.provisioner.outcome import Outcome, Progress
-from kaito_hooks.provisioner.pace import PATIENCE, listing_age, look_again
+from kaito_hooks.provisioner.pace import LONGEST_DELETION_RETRY, PATIENCE, listing_age, look_again
 from kaito_hooks.provisioner.resources import CLAIMS
 from kaito_hooks.runtime import Conflict, NotFound, Obj, format_time
 
@@ -51,6 +56,7 @@ def launch(claim: Claim, env: Environment) -> Outcome:
         return Outcome.unchanged(requeue_after=wait)
     try:
         instance = env.cloud.get(claim.name, max_age=listing_age(claim.creation_timestamp, env))
+        _check_ours(instance)
     except CloudError as error:
         return _unseen(claim, error, env)
     env.attempts.forget(look_key(claim))
@@ -63,39 +69,47 @@ def launch(claim: Claim, env: Environment) -> Outcome:
 
 
 def look_key(claim: Claim) -> str:
-    """Looks that fail are counted for themselves: nothing was refused."""
+    """Looks that fail are counted for themselves: no order was refused."""
     return f"{claim.uid}/look"
+
+
+def deletion_key(claim: Claim) -> str:
+    """Deletions of broken machines that fail are counted for themselves: the claim goes on to tell what broke them."""
+    return f"{claim.uid}/deletion"
 
 
 def _unseen(claim: Claim, error: CloudError, env: Environment) -> Outcome:
     """One failed look, of which all claims share one, is no news of a machine that is being made; several are."""
-    under_way = claim.steps["launched"].reason in _UNDER_WAY or env.attempts.last_error(look_key(claim)) is not None
-    if under_way and isinstance(error, LaunchFailed) and error.transient:
-        delay = env.attempts.failed(look_key(claim), error, longest=_BLIND)
-        if delay < _BLIND:
-            return Outcome.unchanged(requeue_after=delay)
-        return Outcome.refused(error, requeue_after=delay)
-    return _refused(claim, error, env)
+    transient = isinstance(error, LaunchFailed) and error.transient
+    delay = env.attempts.failed(look_key(claim), error, longest=_BLIND if transient else math.inf)
+    if transient and delay < _BLIND and claim.steps["launched"].reason in _UNDER_WAY:
+        return Outcome.unchanged(requeue_after=delay)
+    again = env.attempts.again(look_key(claim))
+    return Outcome.refused(error, message=told(claim, error), requeue_after=delay, again=again)
 
 
-def _follow(claim: Claim, instance: Instance, env: Environment) -> Outcome:
-    if not instance.ours:
+def _check_ours(instance: Instance | None) -> None:
+    if instance is not None and not instance.ours:
         raise PoolNameConflict(
             "PoolNameConflict", f"agent pool {instance.name} exists and was not made by this provisioner"
         )
+
+
+def _follow(claim: Claim, instance: Instance, env: Environment) -> Outcome:
     if not instance.belongs_to(claim) or instance.state is State.DELETING:
         return _until_gone(claim, instance, env)
     if instance.state.broken:
-        return _give_up(claim, env)
+        return _give_up(claim, instance, env)
     if instance.state is State.SUCCEEDED:
         return _find_node(claim, instance, env)
     return _creating(claim, instance, env)
 
 
 def _order(claim: Claim, env: Environment) -> Outcome:
-    wait = env.attempts.remaining(claim.uid)
-    if wait > 0:
-        return Outcome.unchanged(requeue_after=wait)
+    env.attempts.forget(deletion_key(claim))
+    refused, wait = env.attempts.last_error(claim.uid), env.attempts.remaining(claim.uid)
+    if refused is not None and wait > 0:
+        return _refusal(claim, refused, env, requeue_after=wait)
     try:
         wanted = order(claim, env.clock.now())
     except InvalidRequest as error:
@@ -103,6 +117,7 @@ def _order(claim: Claim, env: Environment) -> Outcome:
         return Outcome.refused(error, requeue_after=error.delay(1))
     _check_still_wanted(claim, env)
     instance = env.cloud.ensure(wanted)
+    _check_ours(instance)
     if instance.created == wanted.created.replace(microsecond=0) and instance.claim_uid == claim.uid:
         env.metrics.claims_created.labels(claim.kind).inc()
         _, warning = image_family(claim)
@@ -131,37 +146,52 @@ def _creating(claim: Claim, instance: Instance, env: Environment) -> Outcome:
 
 
 def _until_gone(claim: Claim, instance: Instance, env: Environment) -> Outcome:
-    if env.attempts.last_error(claim.uid) is not None and instance.belongs_to(claim):
-        return Outcome.unchanged(requeue_after=env.settings.pool_poll_interval)
+    wait = look_again(claim.creation_timestamp, env)
+    refused = env.attempts.last_error(claim.uid)
+    if refused is not None and instance.belongs_to(claim):
+        return _refusal(claim, refused, env, requeue_after=wait)
     whose = "" if instance.belongs_to(claim) else " of an older claim"
     return Outcome(
         Progress.WAITING,
         "AgentPoolDeleting",
         f"agent pool {instance.name}{whose} must be gone before it can be created",
-        requeue_after=env.settings.pool_poll_interval,
+        requeue_after=wait,
     )
 
 
-def _give_up(claim: Claim, env: Environment) -> Outcome:
+def _give_up(claim: Claim, instance: Instance, env: Environment) -> Outcome:
     """A broken instance: its cause is on the claim before the instance, and with it the cause, is deleted."""
-    instance = env.cloud.get(claim.name)
-    if instance is None or not instance.state.broken or not instance.belongs_to(claim):
-        return Outcome.unchanged(requeue_after=0.5)
-    error = _cause(instance)
-    env.attempts.failed(claim.uid, error, instance=instance.created or instance.etag)
-    outcome = Outcome.refused(
-        error,
-        message=told(claim, error),
-        requeue_after=env.settings.pool_poll_interval,
-        again=_again(claim, error, env),
-    )
-    if outcome.told_by(claim.steps["launched"]):
-        env.cloud.delete(instance)
-    return outcome
+    outcome = _broken(claim, instance, env)
+    if not outcome.told_by(claim.steps["launched"]):
+        return outcome
+    wait = env.attempts.remaining(deletion_key(claim))
+    if wait > 0:
+        return replace(outcome, requeue_after=wait)
+    try:
+        current = env.cloud.get(claim.name)
+        if current is not None and current.state.broken and current.belongs_to(claim):
+            env.cloud.delete(current)
+            # Accepted is not done: a deletion may fail later, and then it is not repeated at each look.
+            still_there = LaunchFailed("", f"agent pool {instance.name} is still there after its deletion was accepted")
+            env.attempts.failed(deletion_key(claim), still_there, longest=LONGEST_DELETION_RETRY)
+            return outcome
+    except CloudError as error:
+        wait = env.attempts.failed(deletion_key(claim), error, longest=LONGEST_DELETION_RETRY)
+        if not isinstance(error, OperationInProgress):
+            message = f"agent pool {instance.name}, whose creation failed, cannot be deleted: {error.message}"
+            env.events.event(claim.object, "Warning", "FailedTermination", message)
+        return replace(outcome, requeue_after=wait)
+    return _order(claim, env) if current is None else _follow(claim, current, env)
 
 
-def _cause(instance: Instance) -> CloudError:
-    return instance.error or LaunchFailed("", f"the creation of agent pool {instance.name} failed without an error")
+def _broken(claim: Claim, instance: Instance, env: Environment) -> Outcome:
+    """What is told of a broken instance. It is one loss, and its first cause counts: a deletion that fails brings
+    another one.
+    """
+    found = instance.error or LaunchFailed("", f"the creation of agent pool {instance.name} failed without an error")
+    env.attempts.failed(claim.uid, found, instance=instance.created or instance.etag)
+    error = env.attempts.last_error(claim.uid) or found
+    return _refusal(claim, error, env, requeue_after=env.settings.pool_poll_interval)
 
 
 def _find_node(claim: Claim, instance: Instance, env: Environment) -> Outcome:
@@ -204,13 +234,15 @@ def _merged_labels(claim: Claim, node: Obj) -> dict[str, str]:
 def _refused(claim: Claim, error: CloudError, env: Environment) -> Outcome:
     delay = env.attempts.failed(claim.uid, error)
     env.metrics.launch_errors.labels(error.reason).inc()
-    return Outcome.refused(error, message=told(claim, error), requeue_after=delay, again=_again(claim, error, env))
+    return _refusal(claim, error, env, requeue_after=delay)
+
+
+def _refusal(claim: Claim, error: CloudError, env: Environment, *, requeue_after: float) -> Outcome:
+    """What is told of the last order that was refused, or whose machine was broken, until the next one."""
+    again = None if ends_claim(error, env) else env.attempts.again(claim.uid)
+    return Outcome.refused(error, message=told(claim, error), requeue_after=requeue_after, again=again)
 
 
 def ends_claim(error: CloudError, env: Environment) -> bool:
     """Karpenter's way with a type that cannot be had: the claim goes, and whoever made it chooses again."""
     return env.settings.delete_on_insufficient_capacity and isinstance(error, CAPACITY_ERRORS)
-
-
-def _again(claim: Claim, error: CloudError, env: Environment) -> datetime | None:
-    return None if ends_claim(error, env) else env.attempts.again(claim.uid)

@@ -13,10 +13,12 @@ EAGER_LOOKS = 12
 PATIENCE = 3.0
 # Less than PATIENCE: a claim that waits alone finds a new listing at each look.
 LISTING_PATIENCE = 2.0
+# Seconds between two tries to delete a machine, before jitter: as long as it is there it may bill.
+LONGEST_DELETION_RETRY = 60.0
 
 
 def look_again(since: datetime | None, env: Environment) -> float:
-    """Seconds until the next look at a machine that has been made since then."""
+    """Seconds until the next look of a claim that has waited since then."""
     return env.settings.pool_poll_interval * (1.0 if _eager(since, env) else PATIENCE)
 
 

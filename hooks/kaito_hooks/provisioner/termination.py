@@ -18,7 +18,7 @@ from kaito_hooks.provisioner import drain, eviction, finalizer, nodes, resources
 from kaito_hooks.provisioner.cloud import Instance, State
 from kaito_hooks.provisioner.environment import Environment
 from kaito_hooks.provisioner.errors import CloudError, LaunchFailed, OperationInProgress, PoolNameConflict
-from kaito_hooks.provisioner.launch import look_key
+from kaito_hooks.provisioner.launch import deletion_key, look_key
 from kaito_hooks.provisioner.pace import listing_age
 from kaito_hooks.provisioner.resources import CLAIMS
 from kaito_hooks.runtime import NotFound, Obj, format_time, parse_duration, parse_time
@@ -225,7 +225,7 @@ def _release(claim: Claim, own: list[Obj], env: Environment) -> Ending:
         if finalizer.remove(env.client, resources.NODE, node):
             _count_node(node, env)
     released = finalizer.remove(env.client, CLAIMS[claim.kind], claim.object)
-    for key in (claim.uid, look_key(claim), _retry_key(claim)):
+    for key in (claim.uid, look_key(claim), deletion_key(claim), _retry_key(claim)):
         env.attempts.forget(key)
     env.drains.forget(claim.uid)
     if not released:

@@ -76,7 +76,7 @@ def test_a_young_pool_is_left_alone(world: World) -> None:
 
 
 def test_a_pool_of_an_older_claim_of_the_same_name_is_an_orphan(world: World) -> None:
-    world.allow(LAUNCH + Budget(reconciles=60, requests=60) + SWEEPS)
+    world.allow(LAUNCH + looks(400) + SWEEPS)
     orphan(world)
     world.ask()
     world.run(10)
