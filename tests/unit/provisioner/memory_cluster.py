@@ -252,10 +252,13 @@ class MemoryInformer:
         self._indexes = indexes or {}
         self._items: dict[Key, Obj] = {}
         self._handlers: list[Callable[[Obj | None, Obj | None], None]] = []
+        self.sync()
 
     def subscribe(self, handler: Callable[[Obj | None, Obj | None], None]) -> None:
-        """Calls ``handler(old, new)`` for every change that a ``sync`` finds."""
+        """Calls ``handler(old, new)`` for every change that a ``sync`` finds, and at once for what is there."""
         self._handlers.append(handler)
+        for obj in self._items.values():
+            handler(None, obj)
 
     def sync(self) -> None:
         before, self._items = self._items, {Key.of(obj): obj for obj in self._cluster.all(self._resource)}

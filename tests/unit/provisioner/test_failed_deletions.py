@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
+from tests.unit.provisioner.budget import END, Budget
 from tests.unit.provisioner.world import World
 
 from kaito_hooks.api.claim import NodeAPI
@@ -12,6 +13,8 @@ from kaito_hooks.provisioner.cloud import State
 from kaito_hooks.provisioner.errors import CloudError, LaunchFailed, OperationInProgress
 
 CLAIM = "ws000000001"
+TRY = Budget(reconciles=8, requests=8)
+"""A deletion of ten seconds, looked at every 5 s, and what is told when it has failed."""
 CAUSE = LaunchFailed("DeleteVMSSAgentPoolFailed", "the subnet is still in use")
 
 
@@ -44,6 +47,7 @@ def asked(world: World, verb: str) -> int:
 def test_a_deletion_that_fails_later_is_told_and_tried_again_after_a_pause(
     world: World, error: CloudError | None
 ) -> None:
+    world.allow(END + 10 * TRY)
     fail_deletions(world, error)
     world.give_back()
     world.run(600)
@@ -57,6 +61,7 @@ def test_a_deletion_that_fails_later_is_told_and_tried_again_after_a_pause(
 
 
 def test_during_the_pause_the_condition_tells_the_cause(world: World) -> None:
+    world.allow(END + TRY)
     fail_deletions(world, CAUSE)
     world.give_back()
     world.run(30)
@@ -68,6 +73,7 @@ def test_during_the_pause_the_condition_tells_the_cause(world: World) -> None:
 
 
 def test_a_deletion_that_somebody_else_canceled_is_no_failure(world: World) -> None:
+    world.allow(END + 4 * TRY)
     fail_deletions(world, OperationInProgress("OperationCanceled", "preempted"), state=State.CANCELED)
     world.give_back()
     world.run(120)
@@ -76,6 +82,7 @@ def test_a_deletion_that_somebody_else_canceled_is_no_failure(world: World) -> N
 
 
 def test_a_deletion_that_succeeds_at_last_ends_the_claim(world: World) -> None:
+    world.allow(END + 2 * TRY)
     working = world.cloud.tick
     fail_deletions(world, CAUSE)
     world.give_back()
@@ -87,6 +94,7 @@ def test_a_deletion_that_succeeds_at_last_ends_the_claim(world: World) -> None:
 
 
 def test_a_pool_that_had_failed_before_its_claim_went_is_deleted_at_once(world: World) -> None:
+    world.allow(END)
     pool = world.cloud.pools[CLAIM]
     pool.state, pool.error, pool.etag = State.FAILED, CAUSE, "failed-before"
     world.give_back()

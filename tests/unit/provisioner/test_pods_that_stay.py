@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 import pytest
+from tests.unit.provisioner.budget import DRAIN, END, LAUNCH, Budget
 from tests.unit.provisioner.world import World
 
 from kaito_hooks.api.claim import NodeAPI
@@ -34,6 +35,11 @@ REFUSALS = {
     "bad request": BadRequest("name in URL does not match", status=400),
     "invalid": Invalid("spec: Forbidden", status=422),
 }
+
+
+def drain(seconds: float) -> Budget:
+    """A Pod that goes, and others that are asked again every ten seconds, and at first after 1, 2, 4 and 8."""
+    return DRAIN + Budget(reconciles=int(seconds / 10) + 15, requests=0)
 
 
 @pytest.fixture(params=get_args(NodeAPI))
@@ -85,6 +91,7 @@ def told(world: World, name: str) -> list[str]:
 
 @pytest.mark.parametrize("kind", REFUSALS)
 def test_a_refused_eviction_stops_nobody_elses_and_is_told_on_claim_node_and_pod(world: World, kind: str) -> None:
+    world.allow(drain(60))
     refuse(world, {"stubborn": REFUSALS[kind]})
     world.give_back()
     world.run(60)
@@ -100,6 +107,7 @@ def test_a_refused_eviction_stops_nobody_elses_and_is_told_on_claim_node_and_pod
 
 
 def test_an_api_server_that_does_not_answer_is_no_refusal_of_a_pod(world: World) -> None:
+    world.allow(drain(30))
     refuse(world, {"stubborn": ConnectionFailed("no answer")})
     world.give_back()
     world.run(30)
@@ -107,6 +115,7 @@ def test_an_api_server_that_does_not_answer_is_no_refusal_of_a_pod(world: World)
 
 
 def test_a_pod_that_must_not_be_disrupted_is_named_with_the_reason(world: World) -> None:
+    world.allow(drain(60))
     world.add_pod("protected", node_name(world), metadata=PROTECTED)
     world.give_back()
     world.run(60)
@@ -117,19 +126,21 @@ def test_a_pod_that_must_not_be_disrupted_is_named_with_the_reason(world: World)
 
 
 def test_a_refused_deletion_at_the_deadline_stops_nobody_elses(world: World) -> None:
+    world.allow(drain(3600) + END)
     errors = {name: Forbidden("keep it", status=403) for name in ("stubborn", "a-second")}
     world.add_pod("a-second", node_name(world))
     refuse(world, errors, deletions=True)
     world.give_back()
-    world.run(3600 - 20, step=5)
+    world.run(3600 - 20)
     assert pod(world, "willing") is None
     assert "default/a-second: keep it" in world.there().ending()
     assert "default/stubborn: keep it" in world.there().ending()
-    world.run(200, step=5)
+    world.run(200)
     assert world.claim() is None, "after the deadline nobody holds the machine"
 
 
 def test_pods_of_a_machine_that_is_gone_release_its_node_whatever_is_refused(world: World) -> None:
+    world.allow(END)
     refuse(world, {"stubborn": Forbidden("keep it", status=403)}, deletions=True)
     del world.cloud.pools[CLAIM]
     world.set_ready("Unknown")
@@ -142,19 +153,21 @@ def test_pods_of_a_machine_that_is_gone_release_its_node_whatever_is_refused(wor
 
 @pytest.mark.parametrize("metadata", [{}, PROTECTED], ids=["budget", "do-not-disrupt"])
 def test_after_an_hour_whoever_is_left_is_deleted(world: World, metadata: Obj) -> None:
+    world.allow(drain(3600) + END)
     world.add_pod("last", node_name(world), metadata=metadata)
     world.cluster.protected_pods.add("last")
     world.give_back()
-    world.run(3500, step=5)
+    world.run(3500)
     assert world.billing() == [CLAIM]
     assert "is deleted" in world.there().ending()
-    world.run(300, step=5)
+    world.run(300)
     assert world.claim() is None
     assert world.cloud.pools == {}
 
 
 def test_the_claims_own_deadline_wins() -> None:
     world = World(node_api="NodeClaim", termination_grace_period=60.0)
+    world.allow(LAUNCH + drain(600) + END)
     claim = world.ask()
     claim["spec"]["terminationGracePeriod"] = "10m"
     world.cluster.put(resources.NODE_CLAIM, claim)
@@ -162,22 +175,24 @@ def test_the_claims_own_deadline_wins() -> None:
     world.add_pod("last", node_name(world))
     world.cluster.protected_pods.add("last")
     world.give_back()
-    world.run(500, step=5)
+    world.run(500)
     assert world.billing() == [CLAIM]
-    world.run(300, step=5)
+    world.run(300)
     assert world.claim() is None
 
 
 def test_the_deadline_does_not_move_with_a_restart(world: World) -> None:
+    world.allow(drain(3600) + END)
     world.cluster.protected_pods.add("stubborn")
     world.give_back()
-    world.run(3000, step=5)
+    world.run(3000)
     world.start()
-    world.run(900, step=5)
+    world.run(900)
     assert world.claim() is None
 
 
 def test_while_a_budget_holds_the_node_is_searched_when_the_next_eviction_is_due(world: World) -> None:
+    world.allow(drain(600))
     world.cluster.protected_pods.add("stubborn")
     world.give_back()
     asked: list[float] = []
@@ -189,12 +204,7 @@ def test_while_a_budget_holds_the_node_is_searched_when_the_next_eviction_is_due
         return every(resource, **options)
 
     world.cluster.list = listed  # type: ignore[method-assign]
-    began = world.clock.monotonic()
-    while world.clock.monotonic() - began < 600:
-        result = world.reconcile(CLAIM)
-        assert result.requeue_after is not None
-        world.kubelets()
-        world.clock.advance(result.requeue_after)
+    world.run(600)
     # Once the willing one has left: every ten seconds, and at first 1, 2, 4, 8.
     assert len(asked) <= 600 / 10 + 15
 
@@ -221,6 +231,7 @@ STAYS = {"tolerations": [{"operator": "Exists"}]}
     ids=["claim", "ephemeral"],
 )
 def test_a_volume_of_a_pod_that_stays_does_not_hold_the_machine(world: World, volumes: list[Obj]) -> None:
+    world.allow(drain(30) + END)
     world.add_pod("agent", node_name(world), volumes=volumes, **STAYS)
     bind(world, "agent-data", "pv-1")
     attach(world, "of-the-agent", "pv-1")
@@ -231,6 +242,7 @@ def test_a_volume_of_a_pod_that_stays_does_not_hold_the_machine(world: World, vo
 
 @pytest.mark.parametrize("volume", ["pv-2", ""], ids=["of another", "inline"])
 def test_any_other_volume_does(world: World, volume: str) -> None:
+    world.allow(drain(30) + Budget(reconciles=18, requests=0) + END)
     volumes = [{"name": "data", "persistentVolumeClaim": {"claimName": "gone"}}]
     world.add_pod("agent", node_name(world), volumes=volumes, **STAYS)
     attach(world, "of-another", volume)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
+from tests.unit.provisioner.budget import DRAIN, END, Budget
 from tests.unit.provisioner.world import World
 
 from kaito_hooks.api.claim import NodeAPI
@@ -13,6 +14,8 @@ from kaito_hooks.provisioner.cloud import State
 
 CLAIM = "ws000000001"
 UID = "kaito.sh/claim-uid"
+TRY = Budget(reconciles=4, requests=3)
+"""A look, a GET, and what is told of a pool that shows no owner."""
 
 
 @pytest.fixture(params=get_args(NodeAPI))
@@ -35,12 +38,13 @@ def relabel(world: World, **labels: str) -> None:
 
 @pytest.mark.parametrize("kubelet", ["True", "Unknown"], ids=["node ready", "node silent"])
 def test_a_claim_does_not_let_go_of_a_pool_whose_labels_were_replaced(world: World, kubelet: str) -> None:
+    world.allow(END + 9 * TRY)
     node = world.node_of()
     assert node is not None
     relabel(world, team="a")
     world.set_ready(kubelet)
     world.give_back()
-    world.run(300, step=5)
+    world.run(300)
     claim = world.claim()
     assert claim is not None, "the finalizer is kept"
     assert world.node_of() is not None
@@ -52,6 +56,7 @@ def test_a_claim_does_not_let_go_of_a_pool_whose_labels_were_replaced(world: Wor
 
 
 def test_pods_of_a_relabelled_pool_are_not_deleted_without_grace(world: World) -> None:
+    world.allow(DRAIN + END)
     node = world.node_of()
     assert node is not None
     world.add_pod("server", node["metadata"]["name"])
@@ -63,23 +68,25 @@ def test_pods_of_a_relabelled_pool_are_not_deleted_without_grace(world: World) -
 
 
 def test_the_label_put_back_ends_the_claim_and_the_pool(world: World) -> None:
+    world.allow(END + 3 * TRY)
     relabel(world, team="a")
     world.give_back()
-    world.run(60, step=5)
+    world.run(60)
     claim = world.there()
     relabel(world, team="a", **{UID: claim.uid})
-    world.run(240, step=5)
+    world.run(240)
     assert world.claim() is None
     assert world.cloud.pools == {}
     assert world.node_of() is None
 
 
 def test_a_relabelled_pool_that_somebody_deletes_ends_the_claim(world: World) -> None:
+    world.allow(END + 3 * TRY)
     relabel(world, team="a")
     world.give_back()
-    world.run(60, step=5)
+    world.run(60)
     del world.cloud.pools[CLAIM]
-    world.run(240, step=5)
+    world.run(240)
     assert world.claim() is None
 
 
@@ -97,9 +104,10 @@ def test_a_relabelled_pool_that_somebody_deletes_ends_the_claim(world: World) ->
     ids=["another claim", "another workspace of upstream"],
 )
 def test_a_pool_that_proves_another_owner_is_let_go(world: World, labels: dict[str, str]) -> None:
+    world.allow(END)
     relabel(world, **labels)
     world.give_back()
-    world.run(60, step=5)
+    world.run(60)
     assert world.claim() is None
     assert world.cloud.pools[CLAIM].state is State.SUCCEEDED
 

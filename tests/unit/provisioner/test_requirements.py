@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from tests.unit.provisioner.budget import LAUNCH, ORDER
 from tests.unit.provisioner.test_aks_provider import Provider
 from tests.unit.provisioner.world import World
 
@@ -132,6 +133,7 @@ def test_one_of_several_operating_systems_may_be_linux() -> None:
 @pytest.mark.parametrize(("kind", "expected"), [("spot", "spot"), ("on-demand", "on-demand")])
 def test_claim_and_node_say_how_the_machine_is_paid_for(kind: str, expected: str) -> None:
     world = World(node_api="NodeClaim")
+    world.allow(LAUNCH)
     claim = world.ask()
     claim["spec"]["requirements"] += [requires(CAPACITY, "NotIn", {"spot": "on-demand"}.get(kind, "spot"))]
     world.cluster.put(resources.NODE_CLAIM, claim)
@@ -144,6 +146,7 @@ def test_claim_and_node_say_how_the_machine_is_paid_for(kind: str, expected: str
 
 def test_a_claim_that_cannot_be_fulfilled_says_so_and_costs_nothing() -> None:
     world = World(node_api="NodeClaim")
+    world.allow(ORDER)
     claim = world.ask()
     claim["spec"]["requirements"] += [requires(ARCH, "In", "arm64")]
     world.cluster.put(resources.NODE_CLAIM, claim)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
+from tests.unit.provisioner.budget import ORDER, Budget
 from tests.unit.provisioner.world import WORKSPACE, World
 
 from kaito_hooks.api.claim import NodeAPI
@@ -77,14 +78,16 @@ def test_what_a_node_says_of_itself_is_never_overwritten(world: World) -> None:
 
 
 def test_a_claim_that_names_another_pool_costs_no_live_node(world: World) -> None:
+    world.allow(Budget(reconciles=0, requests=8))
     world.ready_claim(labels={**WORKSPACE, "agentpool": "gpunp"})
-    world.run(900, step=30, sweep=True)
+    world.run(900, sweep=True)
     assert world.there().ready
     assert world.node_of() is not None
     assert world.billing() == [CLAIM]
 
 
 def test_reserved_labels_are_not_asked_of_the_pool(world: World) -> None:
+    world.allow(ORDER)
     world.ask(labels={**WORKSPACE, **ASKED, "karpenter.sh/capacity-type": "spot", "apps": "a"})
     world.run(2)
     order = world.cloud.pools[CLAIM].order
