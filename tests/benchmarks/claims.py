@@ -29,7 +29,7 @@ from tests.eventually import eventually
 
 from kaito_hooks.api.claim import Claim
 from kaito_hooks.runtime import Client
-from kaito_local.aks import Emulator
+from kaito_local.aks import Emulator, Limits
 from kaito_local.aks import Settings as CloudSettings
 from kaito_local.cluster.controlplane import ControlPlane
 from kaito_local.machine import gotools
@@ -59,6 +59,7 @@ def measure(count: int, speed: float, *, rest: float, programs: Mapping[str, Pat
             kubeconfig=plane.kubeconfig,
             durations=REALISTIC,
             clock_speed=speed,
+            limits=Limits(pools=count),
         )
         with Emulator(cloud_settings) as cloud:
             try:

@@ -141,3 +141,47 @@ def test_a_launcher_that_dies_before_its_process_is_released_leaves_none(tmp_pat
 
 def test_a_link_that_is_gone_may_be_removed() -> None:
     remove_link("kaito-nothing")
+
+
+def test_a_removed_machine_can_be_booted_again_under_its_name(running: NodeCluster) -> None:
+    machines = NodeMachines(running.cluster.directory, source=running.source)
+    name = machine("again").node_name
+    machines.start(machine("again"))
+    node_of(running, "again").wait_ready(seconds=60)
+    old = running.get("node", name)
+    machines.remove("again", name)
+    assert not running.exists("node", name)
+    machines.remove("again", name)
+    machines.start(machine("again"))
+    node_of(running, "again").wait_ready(seconds=60)
+    assert running.get("node", name)["metadata"]["uid"] != old["metadata"]["uid"]
+    machines.stop("again")
+
+
+def test_a_reimaged_machine_has_an_empty_disk_and_the_same_node(running: NodeCluster) -> None:
+    machines = NodeMachines(running.cluster.directory, source=running.source)
+    spec = machine("fresh")
+    machines.start(spec)
+    node = node_of(running, "fresh")
+    node.wait_ready(seconds=60)
+    old = running.get("node", spec.node_name)
+    left = node.folder / "containerd" / "left-behind"
+    left.write_text("")
+    machines.reimage(spec)
+    again = node_of(running, "fresh")
+    again.wait_ready(seconds=60)
+    assert (again.index, again.pid == node.pid, left.exists()) == (node.index, False, False)
+    assert running.get("node", spec.node_name)["metadata"]["uid"] == old["metadata"]["uid"]
+    machines.stop("fresh")
+
+
+def test_labels_of_a_node_are_changed_and_taken_off(running: NodeCluster) -> None:
+    machines = NodeMachines(running.cluster.directory, source=running.source)
+    spec = machine("named")
+    machines.start(spec)
+    node_of(running, "named").wait_ready(seconds=60)
+    machines.relabel(spec.node_name, {"kaito.sh/workspace": None, "team": "vision"})
+    labels = running.get("node", spec.node_name)["metadata"]["labels"]
+    assert labels["team"] == "vision"
+    assert "kaito.sh/workspace" not in labels
+    machines.stop("named")

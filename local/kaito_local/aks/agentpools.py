@@ -7,34 +7,43 @@ by the clock, whether or not anybody asks.
 from __future__ import annotations
 
 import dataclasses
-import random
 import threading
-import uuid
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from kaito_local.aks.clock import Agenda, Clock
-from kaito_local.aks.errors import Refusal, aks_error
+from kaito_local.aks.errors import aks_error
 from kaito_local.aks.faults import FaultBook
 from kaito_local.aks.fleet import Fleet
+from kaito_local.aks.limits import check_machines, check_pools
+from kaito_local.aks.locks import check_conditions, check_idle
 from kaito_local.aks.machines import Machines
-from kaito_local.aks.pool import CANCELED, CREATING, DELETING, FAILED, SUCCEEDED, UPDATING, Operation, Pool, Store
+from kaito_local.aks.operations import Operations
+from kaito_local.aks.pool import (
+    BUSY,
+    CANCELED,
+    CREATING,
+    DELETING,
+    FAILED,
+    RUNNING,
+    STARTING,
+    STOPPED,
+    STOPPING,
+    SUCCEEDED,
+    UPDATING,
+    UPGRADING,
+    Failure,
+    Operation,
+    Pool,
+    Store,
+)
 from kaito_local.aks.records import Ledger
-from kaito_local.aks.settings import Limits, Seconds, Settings, Size, sizes
+from kaito_local.aks.settings import Seconds, Settings, sizes
 from kaito_local.aks.validation import check_body, check_name
 
-_BUSY = (CREATING, UPDATING, DELETING)
 _HISTORY = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """How an accepted creation ends: with ``error`` (code, message, details; may be empty), as Failed or Canceled."""
-
-    error: Mapping[str, Any]
-    canceled: bool = False
+_WITH_MACHINES = (CREATING, UPDATING, UPGRADING, STARTING, SUCCEEDED)
 
 
 class AgentPools:
@@ -58,25 +67,34 @@ class AgentPools:
         self._agenda = agenda
         self._store = store
         self._ledger = ledger
-        self._random = random.Random(settings.seed)
         self._lock = threading.RLock()
         self._pools = {pool.name: pool for pool in store.pools()}
-        self._operations = {operation.id: operation for operation in store.operations()}
         self._history: deque[tuple[float, tuple[Pool, ...]]] = deque(maxlen=_HISTORY)
         self.fleet = Fleet(machines, settings=settings, agenda=agenda, faults=faults, wanted=self._wanted)
+        self._operations = Operations(
+            store=store,
+            clock=clock,
+            agenda=agenda,
+            fleet=self.fleet,
+            seed=settings.seed,
+            lock=self._lock,
+            due=self._finish,
+            pool_of=self._pools.get,
+        )
 
     def resume(self) -> None:
         """Goes on with what the last process left unfinished."""
         with self._lock:
             self._remember()
-            for operation in self._operations.values():
-                if operation.ended is None:
-                    self._agenda.at(operation.due, self._finisher(operation.id))
+            self._operations.resume()
             for pool in list(self._pools.values()):
-                if pool.state == DELETING and not pool.machines_stopped:
+                operation = self._operations.get(pool.operation)
+                if pool.state == DELETING and operation.failure is None and not pool.machines_stopped:
                     self._end_machines(pool)
+                elif pool.state == CREATING and operation.failure is None and not pool.machines_started:
+                    self._plan_boot(pool, operation)
                 elif pool.state == SUCCEEDED and not pool.machines_started:
-                    self._boot(pool, at=self._clock.now())
+                    self._boot(pool.name, pool.uid, at=self._clock.now())
 
     def get(self, name: str) -> Pool:
         """Raises Refusal 404 NotFound, in the words that tell a missing pool from a missing cluster."""
@@ -98,11 +116,7 @@ class AgentPools:
 
     def operation(self, identifier: str) -> Operation:
         """Raises Refusal 404."""
-        with self._lock:
-            operation = self._operations.get(identifier)
-        if operation is None:
-            raise aks_error(404, "NotFound", f"The operation '{identifier}' is not found.")
-        return operation
+        return self._operations.get(identifier)
 
     def put(
         self, name: str, body: Any, *, if_match: str = "", if_none_match: str = "", failure: Failure | None = None
@@ -111,96 +125,141 @@ class AgentPools:
         check_name(name)
         with self._lock:
             old = self._pools.get(name)
-            _check_conditions(old, if_match=if_match, if_none_match=if_none_match)
+            check_conditions(old, if_match=if_match, if_none_match=if_none_match)
             properties = check_body(body, self.settings)
-            self._check_locks(name, old)
+            self._check_idle(name)
             if old is not None and old.size.lower() != str(properties["vmSize"]).lower():
                 message = "Changing property 'properties.vmSize' is not allowed."
                 raise aks_error(400, "PropertyChangeNotAllowed", message)
             size = sizes()[str(properties["vmSize"]).lower()]
-            failure = failure or self._check_limits(name, size, int(properties.get("count", 1)))
-            now = self._clock.now()
             if old is None:
+                check_pools(len(self._pools), self.limits)
+            failure = failure or check_machines(
+                size,
+                int(properties.get("count", 1)),
+                others=self._others(name),
+                limits=self.limits,
+                settings=self.settings,
+            )
+            now = self._clock.now()
+            power = (properties.get("powerState") or {}).get("code")
+            properties = {key: value for key, value in properties.items() if key != "powerState"}
+            removed: Sequence[str] = ()
+            if old is None:
+                kind, event = "create", "Created"
                 took = self.settings.durations.create_gpu if size.gpus else self.settings.durations.create_cpu
-                pool = Pool(name=name, properties=dict(properties), state=CREATING, created=now)
-                event = "Created"
-            else:
-                took = self.settings.durations.update
+                pool = Pool(name=name, properties=properties, state=CREATING, created=now)
+            elif power in (None, old.power):
+                kind, event, took = "update", "Updated", self.settings.durations.update
                 pool = old.changed(properties={**old.properties, **properties}, state=UPDATING, error=None)
-                event = "Updated"
-            operation = self._begin("update" if old else "create", pool, took, failure=failure)
+                removed = sorted(set(old.labels) - set(pool.labels))
+            else:
+                kind, event, took, pool = self._switch(old, power)
+                if failure is not None:
+                    pool = dataclasses.replace(old, state=pool.state, etag=pool.etag)
+            operation = self._operations.begin(kind, pool, took, failure=failure, removed_labels=removed)
             pool = dataclasses.replace(pool, operation=operation.id)
             self._keep(pool)
             self._ledger.record(event, pool, at=now)
+            if kind == "create" and failure is None:
+                self._plan_boot(pool, operation)
         return old is None, pool, operation
 
-    def delete(self, name: str, *, if_match: str = "") -> tuple[Pool, Operation] | None:
-        """The operation that deletes the pool; None if there is no such pool. Raises Refusal."""
+    def change(self, name: str, **properties: Any) -> tuple[Pool, Operation]:
+        """A PUT of the pool with ``properties`` on top of its own, as users' tools make them. Raises Refusal."""
+        with self._lock:
+            _, pool, operation = self.put(name, {"properties": {**self.get(name).properties, **properties}})
+        return pool, operation
+
+    def upgrade(self, name: str, *, failure: Failure | None = None) -> tuple[Pool, Operation]:
+        """Gives the pool's machines the newest node image, as `stages.py` says. Raises Refusal."""
+        with self._lock:
+            pool = self.get(name)
+            self._check_idle(pool.name)
+            pool = pool.changed(state=UPGRADING, error=None)
+            if failure is None:
+                pool = dataclasses.replace(pool, image=pool.image + 1, surges=pool.surges + 1)
+            # Machines that are off take the new image when they start.
+            kind = "upgrade" if pool.power == RUNNING else "update"
+            operation = self._operations.begin(kind, pool, self.settings.durations.upgrade, failure=failure)
+            pool = dataclasses.replace(pool, operation=operation.id)
+            self._keep(pool)
+            self._ledger.record("Upgrading", pool, at=self._clock.now())
+        return pool, operation
+
+    def reimage(self, name: str) -> Pool:
+        """Reimages the pool's machines under their Nodes, as node auto-repair does; its state does not tell.
+
+        Raises Refusal.
+        """
+        with self._lock:
+            pool = self.get(name)
+            if not pool.machines_started or pool.power != RUNNING:
+                raise aks_error(400, "OperationNotAllowed", f"Agent pool '{name}' has no machine that runs.")
+        self.fleet.reimage(pool, then=lambda: self._ledger.record("Reimaged", pool, at=self._clock.now()))
+        return pool
+
+    def delete(self, name: str, *, if_match: str = "", failure: Failure | None = None) -> tuple[Pool, Operation] | None:
+        """The operation that deletes the pool; None if there is no such pool. Raises Refusal.
+
+        With ``failure`` the pool and its machines stay.
+        """
         with self._lock:
             pool = self._pools.get(name.lower())
             if pool is None:
                 return None
-            _check_conditions(pool, if_match=if_match)
+            check_conditions(pool, if_match=if_match)
             if pool.state == DELETING:
-                return pool, self._operations[pool.operation]
-            self._check_locks(pool.name, pool, deleting=True)
+                return pool, self._operations.get(pool.operation)
+            self._check_idle(pool.name, deletion=self.settings.delete_while_creating)
             now = self._clock.now()
             self._interrupt(pool, at=now)
             pool = pool.changed(state=DELETING)
-            operation = self._begin("delete", pool, self.settings.durations.delete)
+            operation = self._operations.begin("delete", pool, self.settings.durations.delete, failure=failure)
             pool = dataclasses.replace(pool, operation=operation.id)
             self._keep(pool)
             self._ledger.record("Deleting", pool, at=now)
-            self._end_machines(pool)
+            if failure is None:
+                self._end_machines(pool)
         return pool, operation
 
     def abort(self, name: str) -> tuple[Pool, Operation]:
         """Cancels the operation that works on the pool. Raises Refusal when there is none."""
         with self._lock:
             pool = self.get(name)
-            if pool.state not in (CREATING, UPDATING):
+            if pool.state not in BUSY or pool.state == DELETING:
                 raise aks_error(400, "OperationNotAllowed", f"There is no operation on agent pool '{name}' to abort.")
             failure = Failure({"code": "OperationCanceled", "message": "The operation was aborted."}, canceled=True)
             self._interrupt(pool, at=self._clock.now())
-            operation = self._begin("abort", pool, self.settings.durations.abort, failure=failure)
+            operation = self._operations.begin("abort", pool, self.settings.durations.abort, failure=failure)
             pool = pool.changed(operation=operation.id)
             self._keep(pool)
         return pool, operation
 
     def settle(self, *, seconds: float = 30.0) -> None:
         """Waits until everything that is due has happened, machines included."""
-        for _ in range(3):
+        while True:
             self._agenda.settle(seconds=seconds)
             self.fleet.settle(seconds=seconds)
-
-    def _begin(self, kind: str, pool: Pool, took: Seconds, *, failure: Failure | None = None) -> Operation:
-        now = self._clock.now()
-        operation = Operation(
-            id=str(uuid.UUID(int=self._random.getrandbits(128), version=4))
-            if self.settings.seed
-            else str(uuid.uuid4()),
-            kind=kind,
-            pool=pool.name,
-            pool_uid=pool.uid,
-            started=now,
-            due=now + (self._random.uniform(*took) if isinstance(took, tuple) else took),
-            failure=dict(failure.error) if failure else None,
-            canceled=bool(failure and failure.canceled),
-        )
-        self._keep_operation(operation)
-        self._agenda.at(operation.due, self._finisher(operation.id))
-        return operation
-
-    def _finisher(self, identifier: str) -> Any:
-        return lambda due: self._finish(identifier, due)
-
-    def _finish(self, identifier: str, due: float) -> None:
-        with self._lock:
-            operation = self._operations[identifier]
-            pool = self._pools.get(operation.pool)
-            if operation.ended is not None:
+            if self._agenda.idle():
                 return
-            if operation.kind == "delete":
+
+    def _switch(self, pool: Pool, power: str) -> tuple[str, str, Seconds, Pool]:
+        """Kind, event and time of the operation that stops or starts the pool, and the pool. Raises Refusal."""
+        if pool.state != SUCCEEDED:
+            message = f"Agent pool '{pool.name}' is {pool.state}; only one that is Succeeded can be stopped or started."
+            raise aks_error(400, "OperationNotAllowed", message)
+        if power == STOPPED:
+            stopping = pool.changed(power=STOPPED, state=STOPPING)
+            return "stop", "Stopping", self.settings.durations.stop, stopping
+        first = pool.first + pool.count + pool.surges
+        starting = pool.changed(power=RUNNING, state=STARTING, first=first, surges=0)
+        return "start", "Starting", self.settings.durations.start, starting
+
+    def _finish(self, operation: Operation, due: float) -> None:
+        with self._lock:
+            pool = self._pools.get(operation.pool)
+            if operation.kind == "delete" and operation.failure is None:
                 if pool is not None and pool.machines_stopped:
                     self._gone(pool, operation, at=due)
                 return
@@ -208,24 +267,35 @@ class AgentPools:
             state = SUCCEEDED if not failed else CANCELED if operation.canceled else FAILED
             # An abort does what it was asked to do by leaving its pool Canceled.
             status = SUCCEEDED if operation.kind == "abort" else state
-            self._keep_operation(dataclasses.replace(operation, status=status, ended=due))
-            if pool is None or pool.operation != identifier:
+            self._operations.end(operation, status, at=due)
+            if pool is None or pool.operation != operation.id:
                 return
             error = operation.failure if operation.kind != "abort" else None
             pool = pool.changed(state=state, error=error or None)
             self._keep(pool)
-            self._ledger.record(state, pool, at=due, **({"error": error} if error else {}))
-            if state == SUCCEEDED and not pool.machines_started:
-                self._boot(pool, at=due)
+            event = STOPPED if operation.kind == "stop" and not failed else state
+            self._ledger.record(event, pool, at=due, **({"error": error} if error else {}))
+            if operation.kind == "update" and state == SUCCEEDED and not pool.machines_started:
+                # The creation had failed; this is what put it right.
+                self._boot(pool.name, pool.uid, at=due)
 
     def _interrupt(self, pool: Pool, *, at: float) -> None:
         operation = self._operations.get(pool.operation)
-        if operation is not None and operation.ended is None:
-            error = {"code": "AKSOperationPreempted", "message": "The operation was preempted by a more recent one."}
-            self._keep_operation(dataclasses.replace(operation, status=CANCELED, ended=at, failure=error))
+        if operation.ended is None:
+            message = "The operation was preempted by a more recent one."
+            failure = Failure({"code": "AKSOperationPreempted", "message": message})
+            self._operations.end(operation, CANCELED, at=at, failure=failure)
 
-    def _boot(self, pool: Pool, *, at: float) -> None:
-        self.fleet.boot(pool, at=at, then=lambda: self._booted(pool))
+    def _plan_boot(self, pool: Pool, operation: Operation) -> None:
+        at = max(operation.started, operation.due - self.settings.durations.node_lead)
+        self._agenda.at(at, lambda _: self._boot(pool.name, pool.uid, at=operation.due))
+
+    def _boot(self, name: str, uid: str, *, at: float) -> None:
+        """Boots that very pool's machines; ``at``: when it is, or will be, Succeeded."""
+        with self._lock:
+            pool = self._pools.get(name)
+        if pool is not None and pool.uid == uid and self._wanted(pool):
+            self.fleet.boot(pool, at=at, then=lambda: self._booted(pool))
 
     def _booted(self, pool: Pool) -> None:
         with self._lock:
@@ -244,14 +314,14 @@ class AgentPools:
                 return
             current = dataclasses.replace(current, machines_stopped=True)
             self._keep(current)
-            operation = self._operations[current.operation]
+            operation = self._operations.get(current.operation)
             if operation.due <= self._clock.now():
                 self._gone(current, operation, at=self._clock.now())
 
     def _gone(self, pool: Pool, operation: Operation, *, at: float) -> None:
         if operation.ended is not None:
             return
-        self._keep_operation(dataclasses.replace(operation, status=SUCCEEDED, ended=at))
+        self._operations.end(operation, SUCCEEDED, at=at)
         del self._pools[pool.name]
         self._store.forget_pool(pool.name)
         self._remember()
@@ -260,103 +330,21 @@ class AgentPools:
     def _wanted(self, pool: Pool) -> bool:
         with self._lock:
             current = self._pools.get(pool.name)
-            return current is not None and current.uid == pool.uid and current.state in (SUCCEEDED, UPDATING)
+        if current is None or current.uid != pool.uid:
+            return False
+        return current.power == RUNNING and current.state in _WITH_MACHINES
 
-    def _check_locks(self, name: str, pool: Pool | None, *, deleting: bool = False) -> None:
-        if pool is not None and pool.state in _BUSY:
-            preempts = deleting and pool.state == CREATING and self.settings.delete_while_creating == "preempt"
-            if pool.state == DELETING or (self.locks != "none" and not preempts):
-                raise _busy(_in_progress(pool))
-            if deleting and pool.state == CREATING and not preempts:
-                raise _busy(_in_progress(pool))
-        if self.locks != "cluster":
-            return
-        for other in self._pools.values():
-            if other.name != name and other.state in _BUSY:
-                raise _busy(f"Another operation ({other.name} - {other.state}) is in progress")
+    def _check_idle(self, name: str, *, deletion: Literal["", "preempt", "refuse"] = "") -> None:
+        others = self._others(name)
+        check_idle(self._pools.get(name), others=others, locks=self.locks, deletion=deletion)
 
-    def _check_limits(self, name: str, size: Size, count: int) -> Failure | None:
-        """Raises Refusal, or says with what the operation will fail, or None."""
-        limits = self.limits
-        others = [pool for pool in self._pools.values() if pool.name != name and pool.state not in (FAILED, CANCELED)]
-        if size.name.lower() in (restricted.lower() for restricted in limits.restricted):
-            return _restricted(size, self.settings.location, asynchronous=limits.asynchronous)
-        for family in (size.family, "regional"):
-            limit = limits.quota.get(family)
-            if limit is None:
-                continue
-            used = sum(_vcpus(pool) for pool in others if family in ("regional", sizes()[pool.size.lower()].family))
-            if used + size.vcpus * count > limit:
-                return _quota(size, count, family=family, limit=limit, used=used, settings=self.settings, limits=limits)
-        left = next((n for key, n in limits.capacity.items() if key.lower() == size.name.lower()), None)
-        taken = sum(int(p.properties.get("count", 1)) for p in others if p.size.lower() == size.name.lower())
-        if left is not None and taken + count > left:
-            message = "Allocation failed. We do not have sufficient capacity for the requested VM size in this region."
-            return Failure({"code": "AllocationFailed", "message": message, "details": []})
-        return None
+    def _others(self, name: str) -> list[Pool]:
+        return [pool for pool in self._pools.values() if pool.name != name]
 
     def _keep(self, pool: Pool) -> None:
         self._pools[pool.name] = pool
         self._store.save_pool(pool)
         self._remember()
 
-    def _keep_operation(self, operation: Operation) -> None:
-        self._operations[operation.id] = operation
-        self._store.save_operation(operation)
-
     def _remember(self) -> None:
         self._history.append((self._clock.now(), tuple(self._pools.values())))
-
-
-def _check_conditions(pool: Pool | None, *, if_match: str = "", if_none_match: str = "") -> None:
-    if if_none_match.strip() == "*" and pool is not None:
-        raise aks_error(412, "PreconditionFailed", f"The agent pool '{pool.name}' exists already.")
-    wanted = if_match.strip().removeprefix("W/").strip('"')
-    if if_match and (pool is None or wanted not in ("*", pool.etag)):
-        raise aks_error(412, "PreconditionFailed", "The If-Match condition is not met: the agent pool was changed.")
-
-
-def _in_progress(pool: Pool) -> str:
-    if pool.state == CREATING:
-        return "Operation is not allowed because there's an in progress create node pool operation"
-    return f"Another agentpool operation ({pool.name} - {pool.state}) is in progress"
-
-
-def _busy(text: str) -> Refusal:
-    message = f"{text}, please wait for it to finish before starting a new operation."
-    return aks_error(409, "OperationNotAllowed", message)
-
-
-def _vcpus(pool: Pool) -> int:
-    return sizes()[pool.size.lower()].vcpus * int(pool.properties.get("count", 1))
-
-
-def _restricted(size: Size, location: str, *, asynchronous: bool) -> Failure:
-    if asynchronous:
-        message = (
-            f"The requested VM size for resource 'Following SKUs have failed for Capacity Restrictions: {size.name}' "
-            f"is currently not available in location '{location}'."
-        )
-        return Failure({"code": "SkuNotAvailable", "message": message, "details": []})
-    message = f"The VM size of {size.name} is not allowed in your subscription in location '{location}'."
-    raise aks_error(400, "BadRequest", message)
-
-
-def _quota(
-    size: Size, count: int, *, family: str, limit: int, used: int, settings: Settings, limits: Limits
-) -> Failure:
-    wanted = size.vcpus * count
-    name = "Total Regional Cores quota" if family == "regional" else f"{family} Cores quota"
-    details = (
-        f"Additional details - Location: {settings.location}, Current Limit: {limit}, Current Usage: {used}, "
-        f"Additional Required: {wanted}, "
-        f"(Minimum) New Limit Required: {used + wanted}."
-    )
-    if limits.asynchronous:
-        message = f"Operation could not be completed as it results in exceeding approved {name}. {details}"
-        return Failure({"code": "QuotaExceeded", "message": message, "details": []})
-    message = (
-        f"Insufficient vcpu quota requested {wanted}, remaining {max(0, limit - used)} for {name}. {details} "
-        "Submit a request for Quota increase in the Azure portal."
-    )
-    raise aks_error(400, "ErrCode_InsufficientVCPUQuota", message)

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -54,42 +54,62 @@ class BareNodes:
         self._ready_delay = ready_delay
         self._lock = threading.Lock()
         self._alive: set[str] = set()
+        self._plans: dict[str, _Plan] = {}
         self._closed = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="node heartbeats", daemon=True)
         self._resume()
         self._heart.start()
 
     def start(self, spec: MachineSpec) -> None:
-        """Registers the Node. Raises ApiException or a connection's error."""
-        now = self._clock.now()
-        plan = _Plan(
-            pool=spec.pool,
-            gpus=spec.gpu_count,
-            ready_at=now + self._ready_delay if spec.ready else None,
-            gpu_at=now + self._ready_delay + spec.gpu_delay_seconds,
-            not_ready_at=None if spec.not_ready_after_seconds is None else now + spec.not_ready_after_seconds,
-        )
+        """Registers the Node. Raises ApiException or a connection's error.
+
+        A Node that is being deleted is taken over as kubelet does it: the machine works, and has no Node once whoever
+        holds that one lets go.
+        """
+        plan = self._plan(spec)
         try:
-            node = self._core.create_node(_node(spec, plan), _request_timeout=_TIMEOUT)
+            self._core.create_node(_node(spec, plan), _request_timeout=_TIMEOUT)
         except ApiException as error:
             if error.status != 409:
                 raise
-            return
+            found = self._find(spec.node_name)
+            if found is None or found.metadata.deletion_timestamp is None:
+                return
         if not spec.ready:
-            self._set_ready(node.metadata.name, False)
-        self._follow(node.metadata.name, plan)
+            self._set_ready(spec.node_name, False)
+        self._follow(spec.node_name, plan)
+
+    def remove(self, pool: str, node_name: str) -> None:
+        """Cordons and deletes the Node. Raises ApiException or a connection's error."""
+        cordoned = {"spec": {"unschedulable": True}}
+        _ignoring_absence(partial(self._core.patch_node, node_name, cordoned, _request_timeout=_TIMEOUT))
+        self._delete(node_name)
+
+    def reimage(self, spec: MachineSpec) -> None:
+        """The Node loses Ready and its GPUs, then gets them again. Raises ApiException or a connection's error."""
+        self._forget(spec.node_name)
+        if self._find(spec.node_name) is None:
+            self.start(spec)
+            return
+        plan = self._plan(spec)
+        noted = {"metadata": {"annotations": {_PLAN: json.dumps(dataclasses.asdict(plan))}}}
+        self._core.patch_node(spec.node_name, noted, _request_timeout=_TIMEOUT)
+        self._set_ready(spec.node_name, False)
+        if spec.gpu_count:
+            self._set_gpus(spec.node_name, 0)
+        self._follow(spec.node_name, plan)
+
+    def relabel(self, node_name: str, labels: Mapping[str, str | None]) -> None:
+        """Patches the Node. Raises ApiException or a connection's error."""
+        body = {"metadata": {"labels": dict(labels)}}
+        _ignoring_absence(partial(self._core.patch_node, node_name, body, _request_timeout=_TIMEOUT))
 
     def stop(self, pool: str) -> None:
         """Deletes the pool's Nodes. Raises ApiException or a connection's error."""
         nodes = self._core.list_node(label_selector=f"agentpool={pool}", _request_timeout=_TIMEOUT)
         for node in nodes.items:
-            name = node.metadata.name
-            if _PLAN not in (node.metadata.annotations or {}):
-                continue
-            with self._lock:
-                self._alive.discard(name)
-            _ignoring_absence(partial(self._core.delete_node, name, _request_timeout=_TIMEOUT))
-            _ignoring_absence(partial(self._leases.delete_namespaced_lease, name, _LEASES, _request_timeout=_TIMEOUT))
+            if _PLAN in (node.metadata.annotations or {}):
+                self._delete(node.metadata.name)
 
     def close(self) -> None:
         """Ends the heartbeats; the Nodes stay and will be taken for dead."""
@@ -97,9 +117,38 @@ class BareNodes:
 
     def kill(self, node: str) -> None:
         """The machine dies without a word: its Node turns NotReady at once and stays."""
-        with self._lock:
-            self._alive.discard(node)
+        self._forget(node)
         self._set_ready(node, False)
+
+    def _plan(self, spec: MachineSpec) -> _Plan:
+        now = self._clock.now()
+        return _Plan(
+            pool=spec.pool,
+            gpus=spec.gpu_count,
+            ready_at=now + self._ready_delay if spec.ready else None,
+            gpu_at=now + self._ready_delay + spec.gpu_delay_seconds,
+            not_ready_at=None if spec.not_ready_after_seconds is None else now + spec.not_ready_after_seconds,
+        )
+
+    def _find(self, name: str) -> Any:
+        """The Node; None if it does not exist."""
+        try:
+            return self._core.read_node(name, _request_timeout=_TIMEOUT)
+        except ApiException as error:
+            if error.status != 404:
+                raise
+            return None
+
+    def _delete(self, name: str) -> None:
+        self._forget(name)
+        _ignoring_absence(partial(self._core.delete_node, name, _request_timeout=_TIMEOUT))
+        _ignoring_absence(partial(self._leases.delete_namespaced_lease, name, _LEASES, _request_timeout=_TIMEOUT))
+
+    def _forget(self, name: str) -> None:
+        """The machine is off: no heartbeats, and nothing of what was planned for it happens."""
+        with self._lock:
+            self._alive.discard(name)
+            self._plans.pop(name, None)
 
     def _resume(self) -> None:
         try:
@@ -112,23 +161,33 @@ class BareNodes:
                 self._follow(node.metadata.name, _Plan(**json.loads(plan)))
 
     def _follow(self, name: str, plan: _Plan) -> None:
+        def at(due: float, change: Callable[[], None]) -> None:
+            self._agenda.at(due, lambda _: self._apply(name, plan, change))
+
+        with self._lock:
+            self._plans[name] = plan
         if plan.ready_at is not None:
             with self._lock:
                 self._alive.add(name)
-            self._agenda.at(plan.ready_at, lambda _: self._apply(lambda: self._set_ready(name, True)))
+            at(plan.ready_at, lambda: self._set_ready(name, True))
         if plan.gpus:
-            self._agenda.at(plan.gpu_at, lambda _: self._apply(lambda: self._set_gpus(name, plan.gpus)))
+            at(plan.gpu_at, lambda: self._set_gpus(name, plan.gpus))
         if plan.not_ready_at is not None:
-            self._agenda.at(plan.not_ready_at, lambda _: self._apply(lambda: self.kill(name)))
+            at(plan.not_ready_at, lambda: self.kill(name))
 
-    def _apply(self, change: Callable[[], None]) -> None:
-        """Makes a change; a Node that is gone needs none, an API server that is away is asked again."""
+    def _apply(self, name: str, plan: _Plan, change: Callable[[], None]) -> None:
+        """Makes a change that is still planned; a Node that is gone needs none, an API server that is away is asked
+        again.
+        """
+        with self._lock:
+            if self._plans.get(name) is not plan:
+                return
         try:
             _ignoring_absence(change)
         except Exception as error:
             _log.warning("cannot change a node, trying again: %s", error)
             if not self._closed.is_set():
-                timer = threading.Timer(_RETRY_SECONDS, self._apply, (change,))
+                timer = threading.Timer(_RETRY_SECONDS, self._apply, (name, plan, change))
                 timer.daemon = True
                 timer.start()
 

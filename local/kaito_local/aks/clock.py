@@ -100,6 +100,11 @@ class Agenda:
             if not self._changed.wait_for(self._idle, timeout=seconds):
                 raise TimeoutError("the emulator's agenda does not come to rest")
 
+    def idle(self) -> bool:
+        """Whether nothing is due or being done."""
+        with self._changed:
+            return self._idle()
+
     def close(self) -> None:
         """Ends the thread; entries that are not due are forgotten."""
         with self._changed:

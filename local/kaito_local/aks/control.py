@@ -3,6 +3,8 @@
 GET    /healthz
 GET    /endpoints                     addresses and the authority's file
 GET    /pools                         agent pools as ARM shows them, with ledger fields
+POST   /pools/NAME/ACTION             an action of somebody else: upgrade, reimage, stop, start, delete, or label with
+                                      {"labels": {...}} that replace the pool's; answered with the pool as it is then
 GET    /requests[?after=N]            the request log as JSON lines
 GET    /ledger                        what every pool that ever was has cost
 GET    /ledger/events                 the life of every pool
@@ -23,8 +25,10 @@ from typing import Any
 
 from kaito_local.aks.agentpools import AgentPools
 from kaito_local.aks.clock import Clock
+from kaito_local.aks.errors import Refusal
 from kaito_local.aks.faults import FaultBook, fault, ready_made
 from kaito_local.aks.front import Answer, Request
+from kaito_local.aks.pool import RUNNING, STOPPED, Pool
 from kaito_local.aks.records import Ledger, Lines
 from kaito_local.aks.server import Endpoints
 from kaito_local.aks.settings import Limits, Settings, build
@@ -63,6 +67,8 @@ class Control:
             return self._answer(request, body)
         except (UsageError, ValueError, TimeoutError) as error:
             return Answer(400, {"error": str(error)})
+        except Refusal as refusal:
+            return Answer(refusal.status, {"error": f"{refusal.body['code']}: {refusal.body['message']}"})
 
     def _answer(self, request: Request, body: dict[str, Any]) -> Answer:
         parts = [part for part in request.path.split("/") if part]
@@ -75,6 +81,8 @@ class Control:
                 return Answer(200, {"arm": endpoints.arm, "control": endpoints.control, "authority": authority})
             case ("GET", "pools"):
                 return Answer(200, [pool.body(self._settings) for pool in self._pools.listing()])
+            case ("POST", "pools", name, action):
+                return Answer(200, self._act(name, action, body).body(self._settings))
             case ("GET", "requests"):
                 entries = self._log.read(after=int(request.query.get("after", "0")))
                 text = "".join(json.dumps(entry) + "\n" for entry in entries)
@@ -119,3 +127,27 @@ class Control:
                 return Answer(200, {})
             case _:
                 return Answer(404, {"error": f"the control port has no {request.method} {request.path}"})
+
+    def _act(self, name: str, action: str, body: dict[str, Any]) -> Pool:
+        """The pool after the action was accepted. Raises Refusal, UsageError."""
+        match action:
+            case "upgrade":
+                return self._pools.upgrade(name)[0]
+            case "reimage":
+                return self._pools.reimage(name)
+            case "stop":
+                return self._pools.change(name, powerState={"code": STOPPED})[0]
+            case "start":
+                return self._pools.change(name, powerState={"code": RUNNING})[0]
+            case "label":
+                labels = body.get("labels")
+                if not isinstance(labels, dict):
+                    raise UsageError(f"labels must be a mapping, not {labels!r}")
+                return self._pools.change(name, nodeLabels=labels)[0]
+            case "delete":
+                deleted = self._pools.delete(name)
+                return deleted[0] if deleted else self._pools.get(name)
+            case _:
+                raise UsageError(
+                    f"an agent pool can be upgraded, reimaged, stopped, started, labelled and deleted, not {action!r}"
+                )

@@ -54,9 +54,9 @@ class Fault:
 
     For requests: ``delay`` real seconds before the answer; ``status`` with ``body`` (JSON) or ``text`` and ``headers``
     instead of the answer; ``cut`` closes the connection before or after the request has its effect; ``error`` (code,
-    message, details) lets an accepted PUT fail later, ``canceled`` end as Canceled; ``stale`` answers a LIST as it was
-    that many seconds ago; ``omit`` leaves pools (shell patterns) out of it; ``lifetime`` gives out tokens that live so
-    many seconds.
+    message, details) lets an accepted PUT, POST or DELETE fail later, ``canceled`` end as Canceled; ``stale`` answers a
+    LIST as it was that many seconds ago; ``omit`` leaves pools (shell patterns) out of it; ``lifetime`` gives out
+    tokens that live so many seconds.
     """
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])

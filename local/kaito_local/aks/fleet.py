@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from kaito_local.aks.clock import Agenda
 from kaito_local.aks.faults import FaultBook, MachineFault
@@ -17,6 +18,7 @@ from kaito_local.aks.settings import Settings, sizes
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS = 2.0
 _WORKERS = 8
+_NO_FAULT = MachineFault()
 
 
 class Fleet:
@@ -43,19 +45,45 @@ class Fleet:
         self._closed = False
 
     def boot(self, pool: Pool, *, at: float, then: Callable[[], None]) -> None:
-        """Starts the pool's machines; calls ``then`` once they were started, or never will be."""
+        """Starts a new pool's machines, or lets a fault have them; ``then`` once they were started, or never will be.
+
+        ``at`` is when the pool is Succeeded: the time from which a late machine counts.
+        """
         taken = self._faults.take("machine", pool=pool.name)
-        fault = (taken.machine if taken else None) or MachineFault()
+        fault = (taken.machine if taken else None) or _NO_FAULT
         if fault.never:
             then()
         elif fault.late:
-            self._agenda.at(at + fault.late, lambda _: self._submit(lambda: self._start(pool, fault, then)))
+            self._agenda.at(at + fault.late, lambda _: self._submit(lambda: self._boot(pool, fault, then)))
         else:
-            self._submit(lambda: self._start(pool, fault, then))
+            self._submit(lambda: self._boot(pool, fault, then))
+
+    def start(self, pool: Pool, indexes: Iterable[int], *, then: Callable[[], None]) -> None:
+        """Starts the pool's machines of those numbers; calls ``then`` once they were started."""
+        specs = self.specs(pool, indexes)
+        self._submit(lambda: self._start(pool, specs, then))
+
+    def remove(self, pool: Pool, indexes: Iterable[int], *, then: Callable[[], None]) -> None:
+        """Ends machines of the pool and deletes their Nodes; calls ``then`` when that is done."""
+        names = [pool.node_name(self._settings, index) for index in indexes]
+        self._submit(
+            lambda: self._each(pool, [partial(self._machines.remove, pool.name, name) for name in names], then)
+        )
+
+    def relabel(self, pool: Pool, *, removed: Iterable[str], then: Callable[[], None]) -> None:
+        """Puts the pool's labels on its Nodes and takes the ``removed`` ones off; calls ``then`` when that is done."""
+        labels = {**dict.fromkeys(removed), **pool.labels}
+        names = [pool.node_name(self._settings, index) for index in pool.members]
+        self._submit(lambda: self._each(pool, [partial(self._machines.relabel, name, labels) for name in names], then))
+
+    def reimage(self, pool: Pool, *, then: Callable[[], None]) -> None:
+        """Reimages the pool's machines; their Nodes stay. Calls ``then`` when they boot again."""
+        specs = self.specs(pool, pool.members)
+        self._submit(lambda: self._each(pool, [partial(self._machines.reimage, spec) for spec in specs], then))
 
     def end(self, pool: Pool, *, then: Callable[[], None]) -> None:
-        """Ends the pool's machines; calls ``then`` when none is left."""
-        self._submit(lambda: self._stop(pool, then))
+        """Ends the pool's machines for good; calls ``then`` when none is left."""
+        self._submit(lambda: self._each(pool, [partial(self._machines.stop, pool.name)], then))
 
     def settle(self, *, seconds: float = 30.0) -> None:
         """Waits until no machine is being started or ended; TimeoutError after that many real seconds."""
@@ -68,10 +96,9 @@ class Fleet:
         self._closed = True
         self._workers.shutdown(cancel_futures=True)
 
-    def specs(self, pool: Pool, fault: MachineFault) -> list[MachineSpec]:
-        """The machines that the pool is to have."""
+    def specs(self, pool: Pool, indexes: Iterable[int], fault: MachineFault = _NO_FAULT) -> list[MachineSpec]:
+        """The pool's machines of those numbers."""
         size = sizes()[pool.size.lower()]
-        count = int(pool.properties.get("count", 1)) * fault.count
         return [
             MachineSpec(
                 pool=pool.name,
@@ -85,7 +112,7 @@ class Fleet:
                 ready=fault.ready,
                 not_ready_after_seconds=fault.not_ready_after,
             )
-            for index in range(count)
+            for index in indexes
         ]
 
     def _labels(self, pool: Pool, *, gpu: bool) -> dict[str, str]:
@@ -94,8 +121,9 @@ class Fleet:
             **pool.labels,
             "agentpool": pool.name,
             "kubernetes.azure.com/agentpool": pool.name,
-            "kubernetes.azure.com/cluster": self._settings.node_resource_group[:63],
+            "kubernetes.azure.com/cluster": self._settings.cluster_label,
             "kubernetes.azure.com/mode": str(pool.properties.get("mode", "User")).lower(),
+            "kubernetes.azure.com/node-image-version": pool.image_version,
             "kubernetes.azure.com/os-sku": str(pool.properties.get("osSKU", "Ubuntu")),
             "node.kubernetes.io/instance-type": pool.size,
             "topology.kubernetes.io/region": self._settings.location,
@@ -107,26 +135,31 @@ class Fleet:
             labels |= {"accelerator": "nvidia", "kubernetes.azure.com/accelerator": "nvidia"}
         return labels
 
-    def _start(self, pool: Pool, fault: MachineFault, then: Callable[[], None]) -> None:
-        with self._pool_locks[pool.name]:
-            if not self._wanted(pool):
-                return
-            try:
-                for spec in self.specs(pool, fault):
-                    self._machines.start(spec)
-            except Exception:
-                _log.exception("cannot start the machines of pool %s; trying again", pool.name)
-                self._later(lambda: self._start(pool, fault, then))
-                return
-        then()
+    def _boot(self, pool: Pool, fault: MachineFault, then: Callable[[], None]) -> None:
+        indexes = range(pool.first, pool.first + pool.count * fault.count)
+        self._start(pool, self.specs(pool, indexes, fault), then)
 
-    def _stop(self, pool: Pool, then: Callable[[], None]) -> None:
+    def _start(self, pool: Pool, specs: Sequence[MachineSpec], then: Callable[[], None]) -> None:
+        self._each(pool, [partial(self._machines.start, spec) for spec in specs], then, only_if=self._wanted)
+
+    def _each(
+        self,
+        pool: Pool,
+        actions: Sequence[Callable[[], None]],
+        then: Callable[[], None],
+        *,
+        only_if: Callable[[Pool], bool] = lambda pool: True,
+    ) -> None:
+        """Does all of it, again from the beginning if one fails; nothing more if ``only_if`` says no by then."""
         with self._pool_locks[pool.name]:
+            if not only_if(pool):
+                return
             try:
-                self._machines.stop(pool.name)
+                for action in actions:
+                    action()
             except Exception:
-                _log.exception("cannot end the machines of pool %s; trying again", pool.name)
-                self._later(lambda: self._stop(pool, then))
+                _log.exception("cannot change the machines of pool %s; trying again", pool.name)
+                self._later(lambda: self._each(pool, actions, then, only_if=only_if))
                 return
         then()
 

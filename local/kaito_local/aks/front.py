@@ -8,6 +8,7 @@ GET  {cluster}
 GET  {cluster}/agentPools
 GET, PUT, DELETE {cluster}/agentPools/{pool}
 POST {cluster}/agentPools/{pool}/abort
+POST {cluster}/agentPools/{pool}/upgradeNodeImageVersion
 GET  /subscriptions/{s}/providers/Microsoft.ContainerService/locations/{l}/operations|operationresults/{id}
 """
 
@@ -23,11 +24,11 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
-from kaito_local.aks.agentpools import AgentPools, Failure
+from kaito_local.aks.agentpools import AgentPools
 from kaito_local.aks.clock import Clock
 from kaito_local.aks.errors import Refusal, aks_error, arm_error
 from kaito_local.aks.faults import Fault, FaultBook, Target
-from kaito_local.aks.pool import CLAIM_UID_LABEL, SUCCEEDED, WORKSPACE_LABEL, Operation, Pool
+from kaito_local.aks.pool import CLAIM_UID_LABEL, SUCCEEDED, WORKSPACE_LABEL, Failure, Operation, Pool
 from kaito_local.aks.records import Lines
 from kaito_local.aks.settings import Settings
 from kaito_local.aks.tokens import Tokens
@@ -45,7 +46,7 @@ _OPERATION = re.compile(
     re.IGNORECASE,
 )
 _POOLS = re.compile(r"/agentPools/?", re.IGNORECASE)
-_POOL = re.compile(r"/agentPools/(?P<pool>[^/]+)(?P<abort>/abort)?", re.IGNORECASE)
+_POOL = re.compile(r"/agentPools/(?P<pool>[^/]+)(/(?P<action>abort|upgradeNodeImageVersion))?", re.IGNORECASE)
 _API_VERSION = re.compile(r"\d{4}-\d{2}-\d{2}(-preview)?")
 _UPSTREAM_OWNERS = ("karpenter.sh/provisioner-name", "karpenter.sh/nodepool")
 _UPSTREAM_USERS = (WORKSPACE_LABEL, "kaito.sh/ragengine")
@@ -184,13 +185,17 @@ class Front:
         if route.kind == "abort" and request.method == "POST":
             pool, operation = self._pools.abort(route.pool)
             return Answer(202, None, self._links(request, operation))
+        if route.kind == "upgradenodeimageversion" and request.method == "POST":
+            pool, operation = self._pools.upgrade(route.pool, failure=_failure(fault))
+            return Answer(202, pool.body(self._settings), self._links(request, operation))
         if route.kind == "pool" and request.method in ("GET", "HEAD"):
             pool = self._pools.get(route.pool)
             return Answer(200, pool.body(self._settings), {"ETag": f'"{pool.etag}"'})
         if route.kind == "pool" and request.method == "PUT":
             return self._put(request, route, fault)
         if route.kind == "pool" and request.method == "DELETE":
-            deleted = self._pools.delete(route.pool, if_match=request.headers.get("if-match", ""))
+            if_match = request.headers.get("if-match", "")
+            deleted = self._pools.delete(route.pool, if_match=if_match, failure=_failure(fault))
             return Answer(204) if deleted is None else Answer(202, None, self._links(request, deleted[1]))
         raise arm_error(405, "MethodNotAllowed", f"The method {request.method} is not allowed here.")
 
@@ -199,13 +204,12 @@ class Front:
             body = json.loads(request.body)
         except ValueError as error:
             raise aks_error(400, "InvalidRequestContent", f"The request content is not valid JSON: {error}") from error
-        failure = None if fault.error is None else Failure(fault.error, canceled=fault.canceled)
         created, pool, operation = self._pools.put(
             route.parts["pool"],
             body,
             if_match=request.headers.get("if-match", ""),
             if_none_match=request.headers.get("if-none-match", ""),
-            failure=failure,
+            failure=_failure(fault),
         )
         headers = {**self._links(request, operation), "ETag": f'"{pool.etag}"'}
         headers.pop("Location")
@@ -229,7 +233,7 @@ class Front:
             return Answer(200, operation.body())
         if operation.ended is None:
             return Answer(202, None, {"Location": f"{request.base}{request.target}"})
-        if operation.kind in ("create", "update") and operation.status == SUCCEEDED:
+        if operation.kind not in ("delete", "abort") and operation.status == SUCCEEDED:
             return Answer(200, self._pools.get(operation.pool).body(self._settings))
         return Answer(204)
 
@@ -243,6 +247,7 @@ class Front:
             "properties": {
                 "provisioningState": "Succeeded",
                 "powerState": {"code": "Running"},
+                "maxAgentPools": self._pools.limits.pools,
                 "kubernetesVersion": settings.kubernetes_version,
                 "currentKubernetesVersion": settings.kubernetes_version,
                 "dnsPrefix": settings.cluster,
@@ -322,9 +327,13 @@ def _route(request: Request) -> _Route:
         if _POOLS.fullmatch(rest):
             return _Route("pools", "LIST", parts)
         if pool := _POOL.fullmatch(rest):
-            kind = "abort" if pool["abort"] else "pool"
+            kind = (pool["action"] or "pool").lower()
             return _Route(kind, method, {**parts, "pool": pool["pool"]})
     return _Route("unknown", method, {})
+
+
+def _failure(fault: Fault) -> Failure | None:
+    return None if fault.error is None else Failure(fault.error, canceled=fault.canceled)
 
 
 def _is_provisioned(pool: Pool) -> bool:

@@ -32,19 +32,31 @@ class MachineSpec:
 
 
 class Machines(Protocol):
-    """Starts and ends machines; called by several threads, but never twice at once for one pool."""
+    """Starts, changes and ends machines; called by several threads, but never twice at once for one pool.
+
+    An exception of any verb means: try again.
+    """
 
     def start(self, spec: MachineSpec) -> None:
         """Boots the machine and returns at once or within about 2 s; its Node appears on its own.
 
-        A no-op for a machine that was started before, whatever became of it. An exception means: try again.
+        A no-op for a machine that was started before, whatever became of it, unless it was removed since.
         """
+
+    def remove(self, pool: str, node_name: str) -> None:
+        """Cordons one machine's Node, ends the machine and deletes the Node, which a finalizer may hold. Idempotent."""
+
+    def reimage(self, spec: MachineSpec) -> None:
+        """Ends the machine and boots it with an empty disk; its Node object stays and is NotReady until it is back."""
+
+    def relabel(self, node_name: str, labels: Mapping[str, str | None]) -> None:
+        """Changes labels of a Node, None takes one off; a no-op for one that does not exist."""
 
     def stop(self, pool: str) -> None:
         """Ends every machine of the pool. Idempotent.
 
         When it returns, the machines are gone and their Node objects are deleted; a Node that somebody holds by a
-        finalizer stays until they let go. An exception means: try again.
+        finalizer stays until they let go.
         """
 
 
@@ -52,6 +64,15 @@ class NoMachines:
     """Pools without machines: no Node ever appears."""
 
     def start(self, spec: MachineSpec) -> None:
+        """Does nothing."""
+
+    def remove(self, pool: str, node_name: str) -> None:
+        """Does nothing."""
+
+    def reimage(self, spec: MachineSpec) -> None:
+        """Does nothing."""
+
+    def relabel(self, node_name: str, labels: Mapping[str, str | None]) -> None:
         """Does nothing."""
 
     def stop(self, pool: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 from kaito_local.aks.machines import MachineSpec
@@ -29,7 +30,43 @@ class NodeMachines:
 
     def start(self, spec: MachineSpec) -> None:
         """Boots the node and returns; it is Ready a second later. A no-op for one that was started before."""
-        node = NodeSpec(
+        with self._locks[spec.pool]:
+            cluster = self._cluster()
+            known = Node.load(cluster.directory, spec.node_name)
+            if known is None or _unfinished(known, cluster):
+                Node.add(cluster, self._node(spec), source=self._source)
+
+    def remove(self, pool: str, node_name: str) -> None:
+        """Removes the node and returns when it and its Node object are gone. Raises StartError."""
+        with self._locks[pool]:
+            known = Node.load(self._directory, node_name)
+            if known is not None:
+                known.remove()
+
+    def reimage(self, spec: MachineSpec) -> None:
+        """Ends the node and boots it from nothing under the Node object that it has. Raises StartError."""
+        with self._locks[spec.pool]:
+            cluster = self._cluster()
+            known = Node.load(cluster.directory, spec.node_name)
+            if known is not None:
+                known.wipe()
+                Node.add(cluster, self._node(spec), source=self._source)
+
+    def relabel(self, node_name: str, labels: Mapping[str, str | None]) -> None:
+        """Changes the labels of the Node object. Raises StartError."""
+        known = Node.load(self._directory, node_name)
+        if known is not None:
+            known.relabel(labels)
+
+    def stop(self, pool: str) -> None:
+        """Removes the pool's nodes and returns when they and their Node objects are gone. Raises StartError."""
+        with self._locks[pool]:
+            for node in self._nodes():
+                if node.spec.pool == pool:
+                    node.remove()
+
+    def _node(self, spec: MachineSpec) -> NodeSpec:
+        return NodeSpec(
             name=spec.node_name,
             pool=spec.pool,
             provider_id=spec.provider_id,
@@ -39,18 +76,6 @@ class NodeMachines:
             gpu_count=spec.gpu_count,
             gpu_delay_seconds=spec.gpu_delay_seconds,
         )
-        with self._locks[spec.pool]:
-            cluster = self._cluster()
-            known = Node.load(cluster.directory, spec.node_name)
-            if known is None or _unfinished(known, cluster):
-                Node.add(cluster, node, source=self._source)
-
-    def stop(self, pool: str) -> None:
-        """Removes the pool's nodes and returns when they and their Node objects are gone. Raises StartError."""
-        with self._locks[pool]:
-            for node in self._nodes():
-                if node.spec.pool == pool:
-                    node.remove()
 
     def _boot_unfinished(self) -> None:
         cluster = Cluster.attach(self._directory)

@@ -6,8 +6,9 @@ import dataclasses
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,20 @@ from kaito_local.aks.clock import format_time
 from kaito_local.aks.settings import Settings
 from kaito_local.machine.pki import write_private
 
-CREATING, UPDATING, SUCCEEDED, FAILED, CANCELED, DELETING = (
+CREATING, UPDATING, UPGRADING, STARTING, STOPPING, DELETING = (
     "Creating",
     "Updating",
-    "Succeeded",
-    "Failed",
-    "Canceled",
+    "UpgradingNodeImageVersion",
+    "Starting",
+    "Stopping",
     "Deleting",
 )
+BUSY = (CREATING, UPDATING, UPGRADING, STARTING, STOPPING, DELETING)
+SUCCEEDED, FAILED, CANCELED = "Succeeded", "Failed", "Canceled"
+RUNNING, STOPPED = "Running", "Stopped"
 CLAIM_UID_LABEL = "kaito.sh/claim-uid"
 WORKSPACE_LABEL = "kaito.sh/workspace"
+_FIRST_IMAGE = date(2026, 1, 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,11 @@ class Pool:
     """An agent pool. ``uid`` tells apart pools that had the same name; times are seconds since 1970.
 
     ``machines_started``: the machines were booted once. ``machines_stopped``: they were ended, for good.
-    ``error``: ``status.provisioningError`` of a failed pool.
+    ``error``: ``status.provisioningError`` of a failed pool. ``power``: Running or Stopped. ``image``: how many weekly
+    node images newer than the first one its machines are.
+
+    The machines of its scale set are numbered: ``first`` and those after it are the pool's own, then come the
+    ``surges`` that stood in for them during upgrades. No number is given twice.
     """
 
     name: str
@@ -43,6 +52,10 @@ class Pool:
     error: Mapping[str, Any] | None = None
     machines_started: bool = False
     machines_stopped: bool = False
+    power: str = RUNNING
+    image: int = 0
+    first: int = 0
+    surges: int = 0
     uid: str = field(default_factory=lambda: uuid.uuid4().hex)
     etag: str = field(default_factory=lambda: str(uuid.uuid4()))
 
@@ -55,6 +68,27 @@ class Pool:
     def labels(self) -> Mapping[str, str]:
         """The labels of its Nodes."""
         return self.properties.get("nodeLabels") or {}
+
+    @property
+    def count(self) -> int:
+        """How many machines it is to have."""
+        return int(self.properties.get("count", 1))
+
+    @property
+    def members(self) -> range:
+        """The numbers of its own machines."""
+        return range(self.first, self.first + self.count)
+
+    @property
+    def surge(self) -> int:
+        """The number of the machine that stands in for others during the upgrade that began last."""
+        return self.first + self.count + self.surges - 1
+
+    @property
+    def image_version(self) -> str:
+        """AKS brings out one node image a week and names it after its day."""
+        day = _FIRST_IMAGE + timedelta(weeks=self.image)
+        return f"AKSUbuntu-2204gen2containerd-{day:%Y%m.%d}.0"
 
     def changed(self, **fields: Any) -> Pool:
         """Another state of the same pool, with an ETag of its own."""
@@ -79,7 +113,8 @@ class Pool:
             "count": 1,
             **self.properties,
             "provisioningState": self.state,
-            "powerState": {"code": "Running"},
+            "powerState": {"code": self.power},
+            "nodeImageVersion": self.image_version,
             "eTag": self.etag,
         }
         if self.error:
@@ -110,10 +145,19 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """How an accepted operation ends: with ``error`` (code, message, details; may be empty), as Failed or Canceled."""
+
+    error: Mapping[str, Any]
+    canceled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Operation:
     """A long-running operation on a pool. ``due``: when it ends; ``ended`` once it did.
 
     ``failure``: the error with which it will fail; ``canceled``: whether it will then be Canceled instead of Failed.
+    ``stage``: how many of its stages (`stages.py`) are done. ``removed_labels``: what an update takes off the Nodes.
     """
 
     id: str
@@ -126,6 +170,8 @@ class Operation:
     ended: float | None = None
     failure: Mapping[str, Any] | None = None
     canceled: bool = False
+    stage: int = 0
+    removed_labels: Sequence[str] = ()
 
     def body(self) -> dict[str, Any]:
         """The operation as a poller reads it."""

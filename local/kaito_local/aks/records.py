@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kaito_local.aks.clock import Clock, format_time
-from kaito_local.aks.pool import CLAIM_UID_LABEL, SUCCEEDED, WORKSPACE_LABEL, Pool
+from kaito_local.aks.pool import CLAIM_UID_LABEL, STOPPED, SUCCEEDED, WORKSPACE_LABEL, Pool
 
 
 class Lines:
@@ -45,7 +45,8 @@ class Lines:
 class Bill:
     """What one pool cost. Times are seconds of the cloud's clock, None = not yet.
 
-    ``seconds``: how long its machines billed so far: from success until they were gone. A failed pool bills nothing.
+    ``seconds``: how long its machines billed so far: from success until they were gone, but not while the pool was
+    stopped. A creation that failed bills nothing, a surge machine is not counted.
     """
 
     pool: str
@@ -69,7 +70,7 @@ class Ledger:
         self._clock = clock
 
     def record(self, event: str, pool: Pool, *, at: float, **more: Any) -> None:
-        """``event``: Created, Updated, Succeeded, Failed, Canceled, Deleting, Gone, MachinesStarted, ..."""
+        """``event``: what began or ended, such as Created, Succeeded, Failed, Stopped, Deleting, Gone."""
         self._lines.append(
             {
                 "time": format_time(at),
@@ -102,8 +103,6 @@ class Ledger:
         def when(event: str) -> float | None:
             return next((entry["at"] for entry in entries if entry["event"] == event), None)
 
-        succeeded, gone = when(SUCCEEDED), when("Gone")
-        end = self._clock.now() if gone is None else gone
         return Bill(
             pool=first["pool"],
             uid=first["uid"],
@@ -111,9 +110,20 @@ class Ledger:
             claim_uid=first["claimUid"],
             workspace=first["workspace"],
             created=first["at"],
-            succeeded=succeeded,
+            succeeded=when(SUCCEEDED),
             failed=when("Failed"),
             deleting=when("Deleting"),
-            gone=gone,
-            seconds=0.0 if succeeded is None else max(0.0, end - succeeded) * first["count"],
+            gone=when("Gone"),
+            seconds=_running_seconds(entries, self._clock.now()) * first["count"],
         )
+
+
+def _running_seconds(entries: Sequence[Mapping[str, Any]], now: float) -> float:
+    seconds, since = 0.0, None
+    for entry in entries:
+        if since is None and entry["event"] == SUCCEEDED:
+            since = entry["at"]
+        elif since is not None and entry["event"] in (STOPPED, "Gone"):
+            seconds += max(0.0, entry["at"] - since)
+            since = None
+    return seconds if since is None else seconds + max(0.0, now - since)

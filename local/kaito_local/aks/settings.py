@@ -25,13 +25,21 @@ Seconds = float | tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """How long operations take, in seconds of the cloud's clock. The defaults are what AKS takes."""
+    """How long operations take, in seconds of the cloud's clock. The defaults are what AKS takes.
+
+    ``node_lead``: how long before the pool is Succeeded its machines boot, as AKS waits for their Nodes; a creation
+    that takes less boots them when it begins. ``upgrade`` is the time of a whole node image upgrade.
+    """
 
     create_cpu: Seconds = 180.0
     create_gpu: Seconds = (300.0, 660.0)
     update: Seconds = 60.0
     delete: Seconds = (60.0, 180.0)
     abort: Seconds = 5.0
+    upgrade: Seconds = (480.0, 720.0)
+    start: Seconds = (180.0, 300.0)
+    stop: Seconds = (60.0, 180.0)
+    node_lead: float = 30.0
     node_ready: float = 5.0
     gpu_delay: float = 30.0
 
@@ -54,13 +62,14 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the subscription may have and what the region has left.
+    """What the subscription may have, what the region has left and what a cluster can hold.
 
-    ``quota``: vCPUs by family, "regional" for all of them; ``capacity``: machines by size; ``restricted``: sizes that
-    the subscription may not use. ``asynchronous``: quota and restriction make the operation fail later instead of the
-    request.
+    ``pools``: agent pools per cluster, whatever their state; ``quota``: vCPUs by family, "regional" for all of them;
+    ``capacity``: machines by size; ``restricted``: sizes that the subscription may not use. ``asynchronous``: quota and
+    restriction make the operation fail later instead of the request.
     """
 
+    pools: int = 100
     quota: Mapping[str, int] = field(default_factory=dict)
     capacity: Mapping[str, int] = field(default_factory=dict)
     restricted: tuple[str, ...] = ()
@@ -72,7 +81,8 @@ class Settings:
     """An emulated cloud.
 
     ``directory`` keeps keys, state and logs. Ports of 0 are chosen at the first start and kept. ``hosts``: further
-    names of the certificate. ``clock_speed``: see `Clock`. ``page_size``: pools per page of a list. ``locks``: what an
+    names of the certificate. ``node_group``: the node resource group, if whoever made the cluster named it.
+    ``clock_speed``: see `Clock`. ``page_size``: pools per page of a list. ``locks``: what an
     operation in progress keeps others from. ``delete_while_creating``: whether a deletion preempts a creation or is
     refused. ``machines``: nothing, Node objects, or real nodes as described by ``nodes`` (see `node_source.py`).
     """
@@ -86,6 +96,7 @@ class Settings:
     subscription: str = "00000000-0000-0000-0000-000000000001"
     resource_group: str = "kaito"
     cluster: str = "kaito"
+    node_group: str = ""
     location: str = "eastus"
     zone: str = "eastus-1"
     kubernetes_version: str = "1.34.4"
@@ -103,8 +114,17 @@ class Settings:
 
     @property
     def node_resource_group(self) -> str:
-        """The group that holds the machines."""
-        return f"MC_{self.resource_group}_{self.cluster}_{self.location}"
+        """The group that holds the machines; AKS cuts a name of its own making after 80 characters."""
+        return self.node_group or f"MC_{self.resource_group}_{self.cluster}_{self.location}"[:80]
+
+    @property
+    def cluster_label(self) -> str:
+        """The value of the Node label ``kubernetes.azure.com/cluster``.
+
+        As AgentBaker writes it, which prepares the machines: the node resource group as far as a label can hold it.
+        """
+        label = self.node_resource_group.replace("(", "-").replace(")", "-")[:63]
+        return f"{label[:62]}z" if label.endswith(("-", "_", ".")) else label
 
     @property
     def cluster_path(self) -> str:

@@ -49,6 +49,9 @@ def check_body(body: Any, settings: Settings) -> Mapping[str, Any]:
         raise _invalid("agentPoolProfile.osType", f"The OS type {properties['osType']!r} is not supported.")
     if properties.get("mode", "User") not in ("User", "System", "Gateway"):
         raise _invalid("agentPoolProfile.mode", f"The mode {properties['mode']!r} is not supported.")
+    power = (properties.get("powerState") or {}).get("code", "Running")
+    if power not in ("Running", "Stopped"):
+        raise _invalid("agentPoolProfile.powerState", f"The power state {power!r} is not Running or Stopped.")
     for key, value in (properties.get("nodeLabels") or {}).items():
         _check_label(key, value)
     for taint in properties.get("nodeTaints") or []:

@@ -35,7 +35,18 @@ _SUBSCRIPTION = "00000000-0000-0000-0000-000000000001"
 _NAME = "kaito"
 _LOCATION = "eastus"
 # Long enough to be seen, short enough to be waited for; a real GPU pool takes 5 to 11 minutes.
-_DURATIONS = {"create_cpu": 1.5, "create_gpu": 2.0, "update": 1.0, "delete": 1.0, "abort": 0.5, "gpu_delay": 1.0}
+_DURATIONS = {
+    "create_cpu": 1.5,
+    "create_gpu": 2.0,
+    "update": 1.0,
+    "delete": 1.0,
+    "abort": 0.5,
+    "upgrade": 9.0,
+    "start": 2.0,
+    "stop": 1.0,
+    "node_lead": 1.0,
+    "gpu_delay": 1.0,
+}
 
 
 def system_machine(pool: str) -> str:

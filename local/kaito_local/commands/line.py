@@ -1,6 +1,6 @@
 """The command line of `kaito`: a whole local cluster, from nothing to nothing.
 
-kaito up | env | status | aks pools|fault|requests | demo | chat URL | down     [--name NAME]
+kaito up | env | status | aks pools|fault|requests|upgrade|... | demo | chat URL | down     [--name NAME]
 """
 
 from __future__ import annotations

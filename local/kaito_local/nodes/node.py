@@ -186,6 +186,18 @@ class Node:
             objects.delete(self.spec.name)
         self._discard(cluster)
 
+    def wipe(self) -> None:
+        """Kills the node and empties its disk; its Node object, index and record stay, and `add` boots it again."""
+        self.kill()
+        cluster = Cluster.attach(self.cluster_directory)
+        if cluster is not None:
+            self._disconnect(cluster)
+        self._empty_folder()
+
+    def relabel(self, labels: Mapping[str, str | None]) -> None:
+        """Changes labels of the Node object, None takes one off; no error if it does not exist. Raises StartError."""
+        self._objects().relabel(self.spec.name, labels)
+
     def programs(self) -> list[ProgramStatus]:
         """What runs in the node."""
         pid = self.pid
@@ -326,17 +338,24 @@ class Node:
     def _discard(self, cluster: Cluster | None) -> None:
         """Everything of a dead node but its API objects."""
         if cluster is not None:
-            network = cluster.network
-            with suppress(StartError):
-                ip([f"route del {network.node_pod_cidr(self.index)}"], namespace_of=cluster.pid)
-            remove_link(network.node_link(self.index), namespace_of=cluster.pid)
-            detect_cgroups(network.cgroup).remove(self.spec.name)
+            self._disconnect(cluster)
         if self.folder.exists():
             # The record goes last: until then the index is taken, and an interrupted removal can be repeated.
-            for entry in self.folder.iterdir():
-                if entry.name != _RECORD:
-                    shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            self._empty_folder()
             shutil.rmtree(self.folder)
+
+    def _disconnect(self, cluster: Cluster) -> None:
+        network = cluster.network
+        with suppress(StartError):
+            ip([f"route del {network.node_pod_cidr(self.index)}"], namespace_of=cluster.pid)
+        remove_link(network.node_link(self.index), namespace_of=cluster.pid)
+        detect_cgroups(network.cgroup).remove(self.spec.name)
+
+    def _empty_folder(self) -> None:
+        """All but the record."""
+        for entry in self.folder.iterdir():
+            if entry.name != _RECORD:
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
     def _objects(self) -> NodeObjects:
         network = recorded_network(self.cluster_directory)

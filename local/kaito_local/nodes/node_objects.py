@@ -6,6 +6,7 @@ import http.client
 import json
 import ssl
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,10 @@ class NodeObjects:
     def cordon(self, name: str) -> None:
         """Nothing more is scheduled onto it; no error if it does not exist."""
         self._request("PATCH", f"/api/v1/nodes/{quote(name)}", {"spec": {"unschedulable": True}})
+
+    def relabel(self, name: str, labels: Mapping[str, str | None]) -> None:
+        """Changes labels, None takes one off; no error if it does not exist."""
+        self._request("PATCH", f"/api/v1/nodes/{quote(name)}", {"metadata": {"labels": dict(labels)}})
 
     def delete(self, name: str) -> None:
         """Deletes the Node, then its Pods without grace.

@@ -24,7 +24,7 @@ from tests.eventually import PATIENCE, eventually
 
 from kaito_hooks.api.claim import Claim
 from kaito_hooks.runtime import Client
-from kaito_local.aks import Durations, Emulator
+from kaito_local.aks import Durations, Emulator, Limits
 from kaito_local.cluster.controlplane import ControlPlane
 from kaito_local.machine.pki import Authority
 
@@ -90,7 +90,8 @@ def requests_by_verb(cloud: Emulator) -> Counter[str]:
 @pytest.fixture
 def fast_cloud(request: pytest.FixtureRequest, plane: ControlPlane, tmp_path: Path, admin: Client) -> Iterator[Any]:
     """A cloud with the latencies of AKS, whose clock runs ``request.param`` times as fast."""
-    changes = {"durations": REALISTIC, "clock_speed": request.param, "page_size": PAGE}
+    limits = Limits(pools=200)
+    changes = {"durations": REALISTIC, "clock_speed": request.param, "page_size": PAGE, "limits": limits}
     with contextlib.contextmanager(emulated)(plane, tmp_path / "fast", admin, **changes) as cloud:
         yield cloud
 

@@ -27,6 +27,7 @@ from kaito_local.errors import UsageError
 from kaito_local.machine.ports import free_ports, is_free
 
 WHERE = ("kaito", "kaito")
+SWIFT = {"upgrade": 0.6, "start": 0.3, "stop": 0.3}
 
 
 class Process:
@@ -71,7 +72,7 @@ class Process:
 
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[Process]:
-    process = Process(tmp_path, durations={"create_gpu": 1.0, "delete": 0.5})
+    process = Process(tmp_path, durations={"create_gpu": 1.0, "delete": 0.5, "update": 0.2, **SWIFT})
     yield process
     if process.child.poll() is None:
         process.kill(signal.SIGKILL)
@@ -122,6 +123,48 @@ def test_the_control_port_scripts_faults_and_limits(process: Process, tmp_path: 
         create(aks)
     assert process.control("GET", "/pools") == []
     assert process.control("GET", "/endpoints")["arm"] == process.record["arm"]
+
+
+def test_the_control_port_acts_on_a_pool_as_somebody_else_does(process: Process, tmp_path: Path) -> None:
+    def state() -> tuple[str, str]:
+        (pool,) = process.control("GET", "/pools")
+        return pool["properties"]["provisioningState"], pool["properties"]["powerState"]["code"]
+
+    with sdk(process, tmp_path) as aks:
+        create(aks)
+    eventually(lambda: state() == ("Succeeded", "Running"))
+    for action, under_way in [
+        ("upgrade", ("UpgradingNodeImageVersion", "Running")),
+        ("stop", ("Stopping", "Stopped")),
+        ("start", ("Starting", "Running")),
+    ]:
+        pool = process.control("POST", f"/pools/ws1/{action}", {})
+        assert (pool["properties"]["provisioningState"], pool["properties"]["powerState"]["code"]) == under_way
+        eventually(lambda: state()[0] == "Succeeded")
+    assert process.control("POST", "/pools/ws1/reimage", {})["name"] == "ws1"
+    labelled = process.control("POST", "/pools/ws1/label", {"labels": {"team": "vision"}})
+    assert labelled["properties"]["nodeLabels"] == {"team": "vision"}
+    eventually(lambda: state()[0] == "Succeeded")
+    process.control("POST", "/pools/ws1/delete", {})
+    eventually(lambda: process.control("GET", "/pools") == [])
+
+
+@pytest.mark.parametrize(
+    ("action", "body", "status", "says"),
+    [
+        ("upgrade", {}, 404, "Agent Pool not found"),
+        ("delete", {}, 404, "Agent Pool not found"),
+        ("paint", {}, 400, "not 'paint'"),
+        ("label", {"labels": 3}, 400, "labels must be a mapping"),
+    ],
+)
+def test_an_action_that_cannot_be_is_refused_with_a_sentence(
+    process: Process, action: str, body: Any, status: int, says: str
+) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        process.control("POST", f"/pools/nobody/{action}", body)
+    assert caught.value.code == status
+    assert says in json.loads(caught.value.read())["error"]
 
 
 @pytest.mark.parametrize(

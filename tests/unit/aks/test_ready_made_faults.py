@@ -12,7 +12,7 @@ from azure.mgmt.containerservice import ContainerServiceClient
 from tests.eventually import PATIENCE
 from tests.unit.aks.sdk import GPU_SIZE, gpu_pool
 
-from kaito_local.aks import Emulator, ready_made
+from kaito_local.aks import Emulator, Limits, ready_made
 
 WHERE = ("kaito", "kaito")
 # Section 4.5 of the provisioner's contract.
@@ -93,6 +93,7 @@ def test_a_client_may_give_up_on_a_slow_answer(cloud: Emulator, aks: ContainerSe
 
 
 def test_two_hundred_pools_at_once_all_succeed(cloud: Emulator, aks: ContainerServiceClient) -> None:
+    cloud.set_limits(Limits(pools=200))
     names = [f"ws{number:03d}" for number in range(200)]
     workers = [
         threading.Thread(target=lambda part=part: [create(aks, name) for name in part])

@@ -129,6 +129,13 @@ def test_a_fault_that_says_nothing_is_refused(options: list[str]) -> None:
         aks.fault_of(parser.parse_args(["fault", *options]))
 
 
+def test_labels_are_given_as_pairs() -> None:
+    assert aks.labels_of(["team=vision", "empty=", "a/b=c=d"]) == {"team": "vision", "empty": "", "a/b": "c=d"}
+    for wrong in ("team", "=vision"):
+        with pytest.raises(UsageError, match="KEY=VALUE"):
+            aks.labels_of([wrong])
+
+
 def test_a_quota_is_set_changed_and_lifted() -> None:
     assert aks.with_quota({"a": 1}, "b=6") == {"a": 1, "b": 6}
     assert aks.with_quota({"a": 1}, "a=0") == {"a": 0}
