@@ -37,7 +37,7 @@ from kaito_hooks.runtime import Clock
 PROVIDER = "azure"
 # https://learn.microsoft.com/azure/aks/spot-node-pool: AKS gives the Nodes of such a pool this taint.
 SPOT_TAINT = "kubernetes.azure.com/scalesetpriority=spot:NoSchedule"
-_STATES = {state.value.lower(): state for state in State}
+_STATES = {state.value.lower(): state for state in State} | {"upgradingnodeimageversion": State.UPGRADING}
 # Azure's cloud provider for Kubernetes writes azure:// and the resource id of the virtual machine.
 _MACHINE = re.compile(r"azure:///subscriptions/[^/]+/resourcegroups/[^/]+/", re.IGNORECASE)
 

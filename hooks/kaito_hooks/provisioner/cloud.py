@@ -22,6 +22,8 @@ class State(Enum):
     """What the cloud says of an instance. Whatever the cloud may add later is OTHER: wait."""
 
     CREATING = "Creating"
+    UPDATING = "Updating"
+    UPGRADING = "Upgrading"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
     CANCELED = "Canceled"
@@ -32,6 +34,11 @@ class State(Enum):
     def broken(self) -> bool:
         """Whether it will never become a machine by itself."""
         return self in (State.FAILED, State.CANCELED)
+
+    @property
+    def replaces_nodes(self) -> bool:
+        """Whether the cloud may delete the machine's Node by itself, to register it anew under its name."""
+        return self in (State.UPDATING, State.UPGRADING)
 
 
 @dataclass(frozen=True, slots=True)

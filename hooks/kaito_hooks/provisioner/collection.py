@@ -132,8 +132,8 @@ class Collection:
             own = self.env.nodes.of_claim(claim)
             if not alive and not any(nodes.is_ready(node) for node in own):
                 self._collect_without_machine(claim)
-            elif alive:
-                self._collect_without_node(claim, own)
+            elif listed is not None and alive:
+                self._collect_without_node(claim, own, listed)
 
     def _collect_without_machine(self, claim: Claim) -> None:
         instance = self.env.cloud.get(claim.name)
@@ -146,9 +146,9 @@ class Collection:
             message=f"{claim.kind} {claim.name} is deleted: its agent pool does not exist any more",
         )
 
-    def _collect_without_node(self, claim: Claim, own: Sequence[Obj]) -> None:
+    def _collect_without_node(self, claim: Claim, own: Sequence[Obj], instance: Instance) -> None:
         limit = self.env.settings.node_repair_timeout
-        if own or limit <= 0:
+        if own or limit <= 0 or instance.state.replaces_nodes:
             self._node_missing_since.pop(claim.uid, None)
             return
         now = self.env.clock.monotonic()

@@ -13,7 +13,7 @@ from kaito_hooks.provisioner import finalizer, nodes
 from kaito_hooks.provisioner.advice import told
 from kaito_hooks.provisioner.deletion import delete_claim
 from kaito_hooks.provisioner.environment import Environment
-from kaito_hooks.provisioner.errors import OperationInProgress
+from kaito_hooks.provisioner.errors import CloudError, OperationInProgress
 from kaito_hooks.provisioner.health import health
 from kaito_hooks.provisioner.initialization import initialization
 from kaito_hooks.provisioner.kinds import ClaimKind, Stamp
@@ -21,6 +21,7 @@ from kaito_hooks.provisioner.launch import ends_claim, launch
 from kaito_hooks.provisioner.liveness import liveness
 from kaito_hooks.provisioner.outcome import Outcome
 from kaito_hooks.provisioner.registration import registration, sizes
+from kaito_hooks.provisioner.replacement import let_go, take_over
 from kaito_hooks.provisioner.termination import termination
 from kaito_hooks.runtime import Invalid, Key, NotFound, Obj, Result, now_rfc3339
 
@@ -69,6 +70,7 @@ class Lifecycle:
 
     def _advance(self, obj: Obj) -> Result:
         draft = _Draft(self.kind, obj, Stamp(obj["metadata"].get("generation", 0), now_rfc3339(self.env.clock)))
+        was_registered = draft.claim.steps["registered"].done
         requeue: list[float | None] = []
         for step, phase in PHASES.items():
             if draft.claim.steps[step].done:
@@ -80,8 +82,12 @@ class Lifecycle:
             if not outcome.done:
                 break
         claim = draft.claim
-        if self._node_deleted(claim):
-            return Result()
+        if claim.steps["registered"].done:
+            deleted = next(filter(nodes.deleting, self.env.nodes.of_provider_id(claim.provider_id)), None)
+            if deleted is not None:
+                return self._node_deleted(claim, deleted)
+            if was_registered:
+                requeue.append(take_over(claim, self.env))
         watch = health if claim.steps["registered"].done else liveness
         self._refresh_sizes(draft)
         draft.write(self.env)
@@ -93,15 +99,21 @@ class Lifecycle:
         requeue.append(left)
         return Result(requeue_after=min((seconds for seconds in requeue if seconds is not None), default=None))
 
-    def _node_deleted(self, claim: Claim) -> bool:
-        """A Node that somebody deletes takes its claim with it: the machine would bill without a Node."""
-        if not claim.steps["registered"].done:
-            return False
-        if not any(nodes.deleting(node) for node in self.env.nodes.of_provider_id(claim.provider_id)):
-            return False
-        message = f"{claim.kind} {claim.name} is deleted: its Node was deleted"
-        delete_claim(claim, self.env, cause="node_deleted", message=message)
-        return True
+    def _node_deleted(self, claim: Claim, node: Obj) -> Result:
+        """A Node that somebody deletes takes its claim with it, as the machine would bill without a Node; one that the
+        cloud replaces does not.
+        """
+        try:
+            replaced = let_go(claim, node, self.env)
+        except CloudError as error:
+            logger.warning(
+                "%s %s: its Node is being deleted, and the cloud does not say why: %s", claim.kind, claim.name, error
+            )
+            return Result(requeue_after=self.env.settings.pool_poll_interval)
+        if not replaced:
+            message = f"{claim.kind} {claim.name} is deleted: its Node was deleted"
+            delete_claim(claim, self.env, cause="node_deleted", message=message)
+        return Result()
 
     def _unwanted(self, claim: Claim) -> bool:
         error = self.env.attempts.last_error(claim.uid)
