@@ -49,7 +49,7 @@ ROWS = (
     Row("aks-heavy-usage", "InsufficientCapacity", "AksCapacityHeavyUsage: ", _CAPACITY),
     Row("nested-allocation-failed", "InsufficientCapacity", "CreateVMSSAgentPoolFailed: ", _CAPACITY),
     Row("subnet-full", "ClusterFull", "CreateVMSSAgentPoolFailed: ", (10 * MINUTE,) * 3),
-    Row("too-many-pools", "ClusterFull", "BadRequest: ", (10 * MINUTE,) * 3),
+    Row("too-many-pools", "ClusterFull", "MaxAgentPoolCountReached: ", (10 * MINUTE,) * 3),
     Row("disallowed-by-policy", "NotAllowed", "RequestDisallowedByPolicy: ", _TO_AN_HOUR),
     Row("scope-locked", "NotAllowed", "ScopeLocked: ", _TO_AN_HOUR),
     Row("conflict", "OperationInProgress", "Conflict: ", (30.0,) * 3, waiting=True),

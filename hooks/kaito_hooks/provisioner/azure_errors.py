@@ -69,6 +69,7 @@ _TOO_MANY_POOLS = re.compile(
     r"|\b(?:number of (?:agent|node) ?pools|(?:agent|node) ?pool count)\b[^.]{0,60}\b(?:maximum|limit|exceed\w*)\b",
     re.IGNORECASE,
 )
+_POOL_LIMIT = "maxagentpoolcountreached"
 _POOLS_ADVICE = "The cluster has as many agent pools as AKS allows, and each node takes one: delete pools."
 _UNOFFERED_TEXTS = (
     "is not supported for subscription",
@@ -144,7 +145,7 @@ def classify(refusal: Refusal) -> CloudError:
         return QuotaExceeded(code, text)
     if refusal.has(_SUBNET_CODES):
         return ClusterFull(code, f"{_SUBNET_ADVICE} {text}")
-    if _TOO_MANY_POOLS.search(text):
+    if _POOL_LIMIT in refusal.codes or _TOO_MANY_POOLS.search(text):
         return ClusterFull(code, f"{_POOLS_ADVICE} {text}")
     if refusal.has(_CAPACITY_CODES):
         return InsufficientCapacity(code, text)

@@ -22,7 +22,7 @@ def let_go(claim: Claim, node: Obj, env: Environment) -> bool:
     Raises CloudError when the cloud does not say.
     """
     instance = env.cloud.get(claim.name)
-    if instance is None or not instance.belongs_to(claim) or not instance.state.replaces_nodes:
+    if instance is None or not instance.may_belong_to(claim) or not instance.state.replaces_nodes:
         return False
     if finalizer.remove(env.client, resources.NODE, node):
         env.events.event(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from azure.mgmt.containerservice.models import AgentPool, AgentPoolManagedClusterAgentPoolProfileProperties
+from tests.unit.provisioner.budget import END, Budget, looks
 from tests.unit.provisioner.memory_cloud import Pool
 from tests.unit.provisioner.world import World
 
@@ -15,6 +16,9 @@ from kaito_hooks.runtime import Obj
 
 CLAIM = "ws000000001"
 HOUR = 3600.0
+# A Node's deletion, why it goes, and the new one's registration and initialization.
+REPLACEMENT = Budget(reconciles=16, requests=3)
+SWEEP = Budget(reconciles=0, requests=1)
 
 
 @pytest.fixture
@@ -31,6 +35,7 @@ def pool_of(world: World) -> Pool:
 
 def begin(world: World, state: State = State.UPGRADING) -> None:
     """The pool's state changes, and AKS deletes the Node."""
+    world.allow(REPLACEMENT)
     pool_of(world).state = state
     world.cluster.delete(resources.NODE, node(world)["metadata"]["name"])
 
@@ -90,11 +95,11 @@ def test_a_new_node_is_initialized_only_when_it_is_fit(world: World) -> None:
 def test_a_long_upgrade_is_waited_for_and_costs_no_request_a_look(world: World) -> None:
     begin(world)
     world.run(2)
-    before = len(world.cloud.requests)
-    world.run(HOUR, step=10.0, sweep=True)
+    sweeps = int(HOUR / world.settings.gc_interval)
+    world.allow((sweeps + 1) * SWEEP)
+    world.run(HOUR, sweep=True)
     assert not world.there().deleting
-    sweeps = HOUR / world.settings.gc_interval
-    assert len(world.cloud.requests) - before <= sweeps + 1
+    world.allow(REPLACEMENT)
     pool_of(world).state = State.SUCCEEDED
     register(world)
     world.run(10)
@@ -104,10 +109,12 @@ def test_a_long_upgrade_is_waited_for_and_costs_no_request_a_look(world: World) 
 
 def test_an_upgrade_that_leaves_no_node_gives_the_machine_back_in_time(world: World) -> None:
     begin(world)
-    world.run(HOUR, step=10.0, sweep=True)
+    world.allow(REPLACEMENT + 31 * SWEEP)
+    world.run(HOUR, sweep=True)
     pool_of(world).state = State.SUCCEEDED
-    world.run(600 + 3 * 120, step=10.0, sweep=True)
-    world.run(120, step=10.0)
+    world.allow(END + 9 * SWEEP)
+    world.run(600 + 3 * 120, sweep=True)
+    world.run(120)
     assert world.claim() is None
     assert world.cloud.pools == {}
 
@@ -117,6 +124,7 @@ def test_a_surge_node_with_the_pools_labels_is_nobodys_node(world: World) -> Non
     pool.state = State.UPGRADING
     name = f"aks-{CLAIM}-12345678-vmss000001"
     surge = world.add_node(name, pool, provider_id=f"azure:///{CLAIM}/surge")
+    world.allow(Budget(reconciles=2, requests=0) + SWEEP)
     world.run(30, sweep=True)
     assert world.cluster.find(resources.NODE, name) == surge
     assert world.there().node_name == node(world)["metadata"]["name"]
@@ -124,6 +132,7 @@ def test_a_surge_node_with_the_pools_labels_is_nobodys_node(world: World) -> Non
 
 def test_a_node_that_somebody_deletes_takes_its_claim_with_it(world: World) -> None:
     begin(world, State.SUCCEEDED)
+    world.allow(END)
     world.run(1)
     assert world.there().deleting
 
@@ -132,18 +141,21 @@ def test_the_state_of_another_claims_pool_excuses_no_deleted_node(world: World) 
     pool = pool_of(world)
     pool.labels = {**pool.labels, labels.CLAIM_UID: "another"}
     begin(world)
-    world.run(1)
-    assert world.there().deleting
+    world.allow(END)
+    world.run(2)
+    assert world.claim() is None
+    assert world.billing() == [CLAIM]
 
 
 def test_a_cloud_that_does_not_answer_costs_no_claim(world: World) -> None:
     world.cloud.refuse = lambda verb: LaunchFailed("ServiceUnavailable", "The service is unavailable.")
     begin(world)
+    world.allow(REPLACEMENT + looks(40))
     world.run(30)
     assert not world.there().deleting
     assert finalizers(world) == [labels.TERMINATION_FINALIZER]
     world.cloud.refuse = lambda verb: None
-    world.run(2)
+    world.run(10)
     assert not world.there().deleting
     assert world.node_of() is None
 
