@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tests.eventually import PATIENCE, eventually
 from kaito_hooks.api.claim import Claim, ClaimSpec, NodeAPI, encode
 from kaito_hooks.api.labels import CREATION_TIMESTAMP
 from kaito_hooks.provisioner.resources import CLAIMS, NODE
-from kaito_hooks.runtime import Client, NotFound, Obj
+from kaito_hooks.runtime import AlreadyExists, Client, NotFound, Obj
 from kaito_local.aks import Durations, Emulator
 from kaito_local.aks import Settings as CloudSettings
 from kaito_local.cluster.controlplane import ControlPlane, Settings
@@ -113,7 +114,8 @@ def emulated(plane: ControlPlane, folder: Path, admin: Client, **changes: Any) -
         }
     )
     with Emulator(settings) as emulator:
-        admin.create(NODE, system_node(settings))
+        with suppress(AlreadyExists):  # of another cloud of the same subscription that a test has
+            admin.create(NODE, system_node(settings))
         yield emulator
     for resource in (*CLAIMS.values(), NODE):
         for obj in admin.list(resource).items:
