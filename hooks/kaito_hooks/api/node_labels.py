@@ -17,8 +17,9 @@ those that Karpenter restricts, the last is AKS's.
 RESERVED_KEYS = (labels.AGENT_POOL, labels.ACCELERATOR)
 """What AKS says of a Node in labels without a domain."""
 
-_KEY = re.compile(r"([a-z0-9][a-z0-9.-]{0,252}/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
-_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
+_NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+_KEY = re.compile(rf"([a-z0-9]([-a-z0-9.]{{0,251}}[a-z0-9])?/)?{_NAME}")
+_VALUE = re.compile(rf"({_NAME})?")
 
 
 def is_reserved(key: str) -> bool:

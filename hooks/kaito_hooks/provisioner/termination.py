@@ -19,12 +19,11 @@ from kaito_hooks.provisioner.cloud import Instance, State
 from kaito_hooks.provisioner.environment import Environment
 from kaito_hooks.provisioner.errors import CloudError, LaunchFailed, OperationInProgress, PoolNameConflict
 from kaito_hooks.provisioner.launch import deletion_key, look_key
-from kaito_hooks.provisioner.pace import listing_age
+from kaito_hooks.provisioner.pace import LONGEST_DELETION_RETRY, listing_age
 from kaito_hooks.provisioner.resources import CLAIMS
 from kaito_hooks.runtime import NotFound, Obj, format_time, parse_duration, parse_time
 
 VOLUME_POLL = 5.0
-LONGEST_RETRY = 60.0
 _EXCLUDED_BY = "karpenter"
 _TOLD_PODS = 3
 _TOLD_LENGTH = 200
@@ -50,7 +49,7 @@ def termination(claim: Claim, env: Environment) -> Ending:
     try:
         return _end(claim, own, deadline, env)
     except CloudError as error:
-        delay = env.attempts.failed(_retry_key(claim), error, longest=LONGEST_RETRY)
+        delay = env.attempts.failed(_retry_key(claim), error, longest=LONGEST_DELETION_RETRY)
         if not isinstance(error, OperationInProgress):
             env.events.event(claim.object, "Warning", "FailedTermination", error.message)
         return _waiting_for_cloud(_told(error), delay)

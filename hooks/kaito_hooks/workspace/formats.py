@@ -1,4 +1,4 @@
-"""Formats of what a user writes into a Workspace and others must be able to use: labels, images, URLs."""
+"""Formats of what a user writes into a Workspace and others must be able to use: images, URLs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ MAX_REFERENCE = 1024
 """Characters of an image reference: host, repository, tag and digest have limits that add up to less."""
 _MAX_SHOWN = 200
 
-# https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set
-_LABEL_PART = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
-_LABEL_KEY = re.compile(rf"([a-z0-9]([-a-z0-9.]{{0,251}}[a-z0-9])?/)?{_LABEL_PART}")
-_LABEL_VALUE = re.compile(rf"({_LABEL_PART})?")
 # https://github.com/distribution/reference
 _COMPONENT = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
 _REFERENCE = re.compile(
@@ -19,11 +15,6 @@ _REFERENCE = re.compile(
     r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?"
 )
 _URL = re.compile(r"(?i:https?)://[^/?#@]+/+[^/?#]")
-
-
-def is_label(key: str, value: str) -> bool:
-    """Whether a Node can have this label."""
-    return _LABEL_KEY.fullmatch(key) is not None and _LABEL_VALUE.fullmatch(value) is not None
 
 
 def is_image(text: str) -> bool:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from kaito_hooks.api import labels
+from kaito_hooks.api import labels, node_labels
 from kaito_hooks.api.catalog import ENGINES, Catalog, Engine, InstanceType, Preset, fits, fits_tuning
 from kaito_hooks.api.workspace import Adapter, DataDestination, DataSource, PresetSpec, Workspace
 from kaito_hooks.workspace import formats, pod_template
@@ -103,7 +103,7 @@ def _resource(ws: Workspace, max_nodes: int) -> Iterator[Problem]:
     for key in sorted(RESERVED_LABELS.intersection(ws.resource.match_labels)):
         yield Problem("C8", path, f"invalid value: the label {key} is KAITO's own, choose another one")
     for key, value in sorted(ws.resource.match_labels.items()):
-        if not formats.is_label(key, value):
+        if not (node_labels.is_key(key) and node_labels.is_value(value)):
             label = f"{formats.shown(key)}={formats.shown(value)}"
             yield Problem(
                 "C8",

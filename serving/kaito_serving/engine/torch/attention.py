@@ -42,7 +42,8 @@ class Pass:
     arena: Arena
     pieces: Sequence[Piece]
     _everything: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    _seen: dict[tuple[Piece, int | None], dict[int, tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    _seen: dict[Piece, dict[int, tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    _seen_by_ones: dict[int | None, dict[int, list[tuple[Tensor, Tensor]]]] = field(default_factory=dict)
     _targets: dict[torch.device, Tensor] = field(default_factory=dict)
     _masks: dict[tuple[int, int, int | None, torch.device], Tensor] = field(default_factory=dict)
 
@@ -52,15 +53,32 @@ class Pass:
             self._everything = self.arena.layers()
         return self._everything[index]
 
-    def seen(self, piece: Piece, window: int | None, index: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer that the last token of a piece sees: [1, heads, n, dim]."""
-        found = self._seen.get((piece, window))
+    @property
+    def ones(self) -> Sequence[Piece]:
+        """The first pieces that have one token each."""
+        return list(takewhile(lambda piece: piece.count == 1, self.pieces))
+
+    def seen(self, piece: Piece, index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer up to the last token of a piece: [1, heads, n, dim]."""
+        found = self._seen.get(piece)
         if found is None:
-            end = piece.done + piece.count
-            first = max(0, end - window) if window is not None else 0
-            found = self.arena.layers(piece.span.start + first, piece.span.start + end)
-            self._seen[piece, window] = found
+            found = self._seen[piece] = self._views(piece, None)
         return found[index]
+
+    def seen_by_ones(self, window: int | None, index: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of a layer that each of the `ones` sees: [1, heads, n, dim]."""
+        found = self._seen_by_ones.get(window)
+        if found is None:
+            found = self._seen_by_ones[window] = {}
+            for piece in self.ones:
+                for layer, view in self._views(piece, window).items():
+                    found.setdefault(layer, []).append(view)
+        return found.get(index, [])
+
+    def _views(self, piece: Piece, window: int | None) -> dict[int, tuple[Tensor, Tensor]]:
+        end = piece.done + piece.count
+        first = max(0, end - window) if window is not None else 0
+        return self.arena.layers(piece.span.start + first, piece.span.start + end)
 
     def targets(self, device: torch.device) -> Tensor:
         """The positions of the arena that the new tokens go to: [T]."""
@@ -135,14 +153,12 @@ def attend(
     keys.index_copy_(2, targets, key)
     values.index_copy_(2, targets, value)
     # What needs an operation for each row is what a pass of many rows waits for, so there is one, and no more.
-    ones = sum(1 for _ in takewhile(lambda piece: piece.count == 1, now.pieces))
-    parts = []
-    if ones:
-        parts.append(_ones(query[0, :, :ones], [now.seen(p, window, index) for p in now.pieces[:ones]], scale, softcap))
-    at = ones
-    for piece in now.pieces[ones:]:
+    seen = now.seen_by_ones(window, index)
+    at = len(seen)
+    parts = [_ones(query[0, :, :at], seen, scale, softcap)] if seen else []
+    for piece in now.pieces[at:]:
         end = piece.done + piece.count
-        k, v = now.seen(piece, None, index)
+        k, v = now.seen(piece, index)
         plain = piece.done == 0 and (window is None or window >= end)
         visible = None if plain else now.mask(piece, window, query.device)
         out = _many(query[:, :, at : at + piece.count], k, v, visible, scale, softcap)
