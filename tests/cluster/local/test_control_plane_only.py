@@ -101,16 +101,20 @@ def test_nothing_outlives_a_killed_keeper_and_up_repairs(kaito: Command) -> None
 
 @pytest.mark.parametrize("delay", [0.2, 0.7, 1.5])
 def test_an_interrupted_up_leaves_no_process_and_the_next_one_works(kaito: Command, delay: float) -> None:
-    command = [KAITO, "up", "--control-plane-only", "--name", "plane"]
+    # As the script `kaito`, but it says when it begins: the interpreter that still starts ends in its own words.
+    begin = "import sys; from kaito_local.commands.__main__ import main; print('main', flush=True); sys.exit(main())"
     up = subprocess.Popen(
-        command,
+        [sys.executable, "-c", begin, "up", "--control-plane-only", "--name", "plane"],
         env=kaito.environment,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         # A shell's background jobs, and so their children, ignore SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+    assert up.stdout is not None
+    assert up.stdout.readline() == "main\n"
     # Not a wait for luck: every moment of the interruption must be fine, these are three of them.
     try:
         up.wait(timeout=delay)
