@@ -1,4 +1,4 @@
-"""The seam to a cloud: four verbs over Instances, none of which waits for the cloud to finish anything.
+"""The seam to a cloud: verbs over Instances, none of which waits for the cloud to finish anything.
 
 An Instance is one machine under a claim's name (on AKS: an agent pool of one node). Its state, not our memory, says how
 far it is, so a restart loses nothing.
@@ -47,7 +47,7 @@ class Order:
 
     ``region`` "" = wherever the cluster is; ``zones``: any of them, none named = wherever the cloud likes, in the
     values of the Node's zone label; ``spot``: it may be taken away at any time. ``disk_gib`` None = the cloud's
-    default; ``created`` is when it was ordered.
+    default; ``created`` is when it was ordered; ``warning`` "" = the claim is followed in everything.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Order:
     taints: tuple[Taint, ...]
     disk_gib: int | None
     created: datetime
+    warning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,9 @@ class CloudProvider(Protocol):
     @property
     def node_label(self) -> str:
         """The label of a Node whose value is its instance's name."""
+
+    def order(self, claim: Claim, now: datetime) -> Order:
+        """What a claim asks of this cloud; InvalidRequest says what is wrong with it. Nothing is sent."""
 
     def ensure(self, order: Order) -> Instance:
         """Order the machine unless something of that name exists; what exists then, ours or not, is returned.

@@ -9,20 +9,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from kaito_hooks.api.claim import Claim, Step
-from kaito_hooks.provisioner import finalizer, nodes
-from kaito_hooks.provisioner.advice import told
-from kaito_hooks.provisioner.deletion import delete_claim
-from kaito_hooks.provisioner.environment import Environment
+from kaito_hooks.provisioner import nodes
+from kaito_hooks.provisioner.claim_kind import ClaimKind, Stamp
 from kaito_hooks.provisioner.errors import CloudError, OperationInProgress
-from kaito_hooks.provisioner.health import health
-from kaito_hooks.provisioner.initialization import initialization
-from kaito_hooks.provisioner.kinds import ClaimKind, Stamp
-from kaito_hooks.provisioner.launch import ends_claim, launch
-from kaito_hooks.provisioner.liveness import liveness
 from kaito_hooks.provisioner.outcome import Outcome
-from kaito_hooks.provisioner.registration import registration, sizes
-from kaito_hooks.provisioner.replacement import let_go, take_over
-from kaito_hooks.provisioner.termination import termination
+from kaito_hooks.provisioner.phases import finalizer
+from kaito_hooks.provisioner.phases.deletion import delete_claim
+from kaito_hooks.provisioner.phases.environment import Environment
+from kaito_hooks.provisioner.phases.health import health
+from kaito_hooks.provisioner.phases.initialization import initialization
+from kaito_hooks.provisioner.phases.launch import ends_claim, launch
+from kaito_hooks.provisioner.phases.liveness import liveness
+from kaito_hooks.provisioner.phases.registration import registration, sizes
+from kaito_hooks.provisioner.phases.replacement import let_go, take_over
+from kaito_hooks.provisioner.phases.termination import termination
+from kaito_hooks.provisioner.refusal_text import refusal_text
 from kaito_hooks.runtime import Invalid, Key, NotFound, Obj, Result, now_rfc3339
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ class Lifecycle:
         return Result()
 
     def _unwanted(self, claim: Claim) -> bool:
-        error = self.env.attempts.last_error(claim.uid)
+        error = self.env.backoff.last_error(claim.uid)
         if error is None or not ends_claim(error, self.env):
             return False
         delete_claim(
@@ -124,7 +125,7 @@ class Lifecycle:
             self.env,
             cause="insufficient_capacity",
             reason="InsufficientCapacityError",
-            message=f"{claim.kind} {claim.name} is deleted: {told(claim, error)}",
+            message=f"{claim.kind} {claim.name} is deleted: {refusal_text(claim, error)}",
         )
         return True
 

@@ -57,7 +57,7 @@ class ProvisionerMetrics:
         self.launch_errors = self._counter("kaito_provisioner_launch_errors", "Refused launches.", "class")
         self.arm_requests = self._counter("kaito_provisioner_arm_requests", "Requests to ARM.", "method", "code")
         self.arm_throttled = self._counter(
-            "kaito_provisioner_arm_throttled_seconds", "Seconds for which ARM closed its gate."
+            "kaito_provisioner_arm_throttled_seconds", "Seconds for which ARM asked writes to wait."
         )
         self.pools = self._gauge("kaito_provisioner_pools", "Agent pools of ours at the last sweep.", "state")
         self.orphans_deleted = self._counter(

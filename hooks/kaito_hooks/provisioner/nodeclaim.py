@@ -9,7 +9,7 @@ from kaito_hooks.api import claim as api
 from kaito_hooks.api.claim import OUR_CLASS, Claim, Encoding, NodeClassRef, Step
 from kaito_hooks.api.conditions import Status, find, set_condition
 from kaito_hooks.provisioner import resources
-from kaito_hooks.provisioner.kinds import Condition, Stamp, has_workload_label
+from kaito_hooks.provisioner.claim_kind import Condition, Stamp, has_workload_label
 from kaito_hooks.provisioner.outcome import Outcome, Progress
 from kaito_hooks.runtime import Resource
 

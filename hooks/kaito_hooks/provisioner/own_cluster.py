@@ -8,8 +8,10 @@ then nothing that the cloud says of its machines concerns us.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Protocol
 
+from kaito_hooks.api.claim import Claim
 from kaito_hooks.provisioner.cloud import CloudProvider, Instance, Order
 from kaito_hooks.provisioner.errors import CloudError, ConfigurationError, WrongCluster
 from kaito_hooks.provisioner.nodes import Nodes
@@ -47,6 +49,10 @@ class OwnCluster:
     def problem(self) -> str | None:
         """Why the last look did not prove that the cluster is this one; None when it did, or before the first."""
         return self._problem
+
+    def order(self, claim: Claim, now: datetime) -> Order:
+        """As the cloud's."""
+        return self._cloud.order(claim, now)
 
     def ensure(self, order: Order) -> Instance:
         """As the cloud's; ConfigurationError in another cluster."""

@@ -5,22 +5,22 @@ from __future__ import annotations
 import random
 
 from kaito_hooks.provisioner import nodes, resources
-from kaito_hooks.provisioner.aks import AgentPools
-from kaito_hooks.provisioner.attempts import Attempts
-from kaito_hooks.provisioner.azure_client import sdk_client, token_scope
-from kaito_hooks.provisioner.collection import Collection
+from kaito_hooks.provisioner.azure.aks import AgentPools
+from kaito_hooks.provisioner.azure.client import sdk_client, token_scope
+from kaito_hooks.provisioner.azure.credentials import credential
+from kaito_hooks.provisioner.azure.throttle import Throttle
+from kaito_hooks.provisioner.backoff import Backoff
+from kaito_hooks.provisioner.claim_kind import ClaimKind
 from kaito_hooks.provisioner.configuration import Configuration
-from kaito_hooks.provisioner.credentials import credential
-from kaito_hooks.provisioner.drain import Drains
-from kaito_hooks.provisioner.environment import Environment
-from kaito_hooks.provisioner.gate import Gate
-from kaito_hooks.provisioner.kinds import ClaimKind
 from kaito_hooks.provisioner.lifecycle import Lifecycle
 from kaito_hooks.provisioner.machine import Machine
 from kaito_hooks.provisioner.metrics import ProvisionerMetrics
 from kaito_hooks.provisioner.nodeclaim import NodeClaim
 from kaito_hooks.provisioner.nodes import Nodes
 from kaito_hooks.provisioner.own_cluster import OwnCluster
+from kaito_hooks.provisioner.phases.collection import Collection
+from kaito_hooks.provisioner.phases.drain import Drains
+from kaito_hooks.provisioner.phases.environment import Environment
 from kaito_hooks.runtime import Client, Controller, Informer, Manager, Metrics, SystemClock
 
 NAME = "gpu-provisioner"
@@ -50,7 +50,7 @@ def build(configuration: Configuration, client: Client) -> Manager:
         sdk_client(
             configuration.azure,
             identity,
-            gate=Gate(clock, manager.fence),
+            throttle=Throttle(clock, manager.fence),
             metrics=metrics,
             clock=clock,
         ),
@@ -71,7 +71,7 @@ def build(configuration: Configuration, client: Client) -> Manager:
         events=manager.recorder(NAME),
         metrics=metrics,
         settings=configuration.settings,
-        attempts=Attempts(clock, random.Random()),
+        backoff=Backoff(clock, random.Random()),
         drains=Drains(),
     )
     settings = configuration.settings

@@ -12,9 +12,11 @@ from datetime import datetime
 
 from tests.unit.provisioner.stepped_clock import SteppedClock
 
+from kaito_hooks.api.claim import Claim
+from kaito_hooks.provisioner.azure.agent_pool import order
+from kaito_hooks.provisioner.azure.listing import SharedListing
 from kaito_hooks.provisioner.cloud import Instance, Order, State
 from kaito_hooks.provisioner.errors import CloudError, InstanceChanged, LaunchFailed, PoolNameConflict
-from kaito_hooks.provisioner.listing import SharedListing
 
 LATENCY = 0.01
 """Seconds that a request takes: the next look is always a little later than the listing is old."""
@@ -92,6 +94,9 @@ class MemoryCloud:
         pool = Pool(name, dict(labels or {}), None, State.SUCCEEDED, self._tag(), None)
         self.pools[name] = pool
         return pool
+
+    def order(self, claim: Claim, now: datetime) -> Order:
+        return order(claim, now)
 
     def ensure(self, order: Order) -> Instance:
         found = self._get(order.name)

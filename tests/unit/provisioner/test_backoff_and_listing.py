@@ -1,4 +1,4 @@
-"""Delays of the error classes, the gate before writes, and the listing that all waiting claims share."""
+"""Delays of the error classes, the throttle of writes, and the listing that all waiting claims share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from tests.eventually import PATIENCE
 from tests.unit.provisioner.stepped_clock import SteppedClock
 
 from kaito_hooks.provisioner import errors
-from kaito_hooks.provisioner.attempts import Attempts
+from kaito_hooks.provisioner.azure.listing import SharedListing
+from kaito_hooks.provisioner.azure.throttle import Throttle
+from kaito_hooks.provisioner.backoff import Backoff
 from kaito_hooks.provisioner.cloud import Instance, State
 from kaito_hooks.provisioner.errors import (
     AuthenticationFailed,
@@ -26,8 +28,6 @@ from kaito_hooks.provisioner.errors import (
     QuotaExceeded,
     Throttled,
 )
-from kaito_hooks.provisioner.gate import Gate
-from kaito_hooks.provisioner.listing import SharedListing
 
 MINUTE = 60.0
 
@@ -74,8 +74,8 @@ def test_every_class_has_its_own_name_as_reason() -> None:
 
 def test_jitter_only_ever_adds() -> None:
     clock = SteppedClock()
-    attempts = Attempts(clock, random.Random(3))
-    delays = [attempts.failed(f"uid-{n}", QuotaExceeded("c", "t")) for n in range(100)]
+    backoff = Backoff(clock, random.Random(3))
+    delays = [backoff.failed(f"uid-{n}", QuotaExceeded("c", "t")) for n in range(100)]
     assert min(delays) >= 600
     assert max(delays) <= 720
     assert len(set(delays)) > 90
@@ -83,62 +83,62 @@ def test_jitter_only_ever_adds() -> None:
 
 def test_a_failed_instance_that_is_looked_at_twice_counts_once() -> None:
     clock = SteppedClock()
-    attempts = Attempts(clock, random.Random(3))
-    first = attempts.failed("uid", InsufficientCapacity("c", "t"), instance="a")
+    backoff = Backoff(clock, random.Random(3))
+    first = backoff.failed("uid", InsufficientCapacity("c", "t"), instance="a")
     clock.advance(10)
-    assert attempts.failed("uid", InsufficientCapacity("c", "t"), instance="a") == pytest.approx(first - 10)
-    assert attempts.failed("uid", InsufficientCapacity("c", "t"), instance="b") >= 360
+    assert backoff.failed("uid", InsufficientCapacity("c", "t"), instance="a") == pytest.approx(first - 10)
+    assert backoff.failed("uid", InsufficientCapacity("c", "t"), instance="b") >= 360
 
 
 def test_another_error_in_between_does_not_reset_a_count() -> None:
     clock = SteppedClock()
-    attempts = Attempts(clock, random.Random(3))
-    attempts.failed("uid", InsufficientCapacity("c", "t"))
-    attempts.failed("uid", LaunchFailed("c", "t", transient=True))
+    backoff = Backoff(clock, random.Random(3))
+    backoff.failed("uid", InsufficientCapacity("c", "t"))
+    backoff.failed("uid", LaunchFailed("c", "t", transient=True))
     clock.advance(10_000)
-    assert attempts.failed("uid", InsufficientCapacity("c", "t")) >= 360
+    assert backoff.failed("uid", InsufficientCapacity("c", "t")) >= 360
 
 
 def test_success_forgets() -> None:
-    attempts = Attempts(SteppedClock(), random.Random(3))
-    attempts.failed("uid", QuotaExceeded("c", "t"))
-    attempts.forget("uid")
-    assert attempts.remaining("uid") == 0
-    assert attempts.last_error("uid") is None
+    backoff = Backoff(SteppedClock(), random.Random(3))
+    backoff.failed("uid", QuotaExceeded("c", "t"))
+    backoff.forget("uid")
+    assert backoff.remaining("uid") == 0
+    assert backoff.last_error("uid") is None
 
 
 def test_the_gate_opens_after_the_longest_wait_that_was_asked_for() -> None:
     clock = SteppedClock()
-    gate = Gate(clock, lambda: None)
-    gate.close(60)
-    gate.close(10)
+    throttle = Throttle(clock, lambda: None)
+    throttle.close(60)
+    throttle.close(10)
     clock.advance(59)
     with pytest.raises(Throttled) as caught:
-        gate.check()
+        throttle.check()
     assert caught.value.retry_after == pytest.approx(1)
     clock.advance(1)
-    gate.check()
+    throttle.check()
 
 
 def test_without_retry_after_the_gate_closes_for_longer_each_time() -> None:
     clock = SteppedClock()
-    gate = Gate(clock, lambda: None)
+    throttle = Throttle(clock, lambda: None)
     waits = []
     for _ in range(5):
-        waits.append(gate.close(None))
+        waits.append(throttle.close(None))
         clock.advance(waits[-1])
     assert waits == [30, 60, 120, 240, 300]
-    gate.succeeded()
-    assert gate.close(None) == 30
+    throttle.succeeded()
+    assert throttle.close(None) == 30
 
 
 def test_a_retry_after_of_nothing_does_not_open_the_gate_at_once() -> None:
     clock = SteppedClock()
-    gate = Gate(clock, lambda: None)
-    assert gate.close(0) == 30
+    throttle = Throttle(clock, lambda: None)
+    assert throttle.close(0) == 30
     clock.advance(29)
     with pytest.raises(Throttled):
-        gate.check()
+        throttle.check()
 
 
 class Cloud:

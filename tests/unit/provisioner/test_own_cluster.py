@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.unit.provisioner.azure.test_aks_provider import Provider
 from tests.unit.provisioner.memory_cloud import MemoryCloud
 from tests.unit.provisioner.memory_cluster import MemoryInformer
-from tests.unit.provisioner.test_aks_provider import Provider
 from tests.unit.provisioner.world import World
 
 from kaito_hooks.provisioner import nodes, resources
 from kaito_hooks.provisioner.cloud import Instance, State
-from kaito_hooks.provisioner.collection import Collection
 from kaito_hooks.provisioner.errors import (
     AuthenticationFailed,
     CloudError,
@@ -24,6 +23,7 @@ from kaito_hooks.provisioner.errors import (
 )
 from kaito_hooks.provisioner.nodes import Nodes
 from kaito_hooks.provisioner.own_cluster import OwnCluster
+from kaito_hooks.provisioner.phases.collection import Collection
 from kaito_local.aks import Emulator
 from kaito_local.aks import Settings as CloudSettings
 

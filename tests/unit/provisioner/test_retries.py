@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 
 import pytest
 from tests.taxonomy import Row
+from tests.unit.provisioner.azure.refusals import AT_ONCE, JITTER, LATER, failure, refusal
 from tests.unit.provisioner.budget import FAILURE, LAUNCH, ORDER, looks
-from tests.unit.provisioner.refusals import AT_ONCE, JITTER, LATER, failure, refusal
 from tests.unit.provisioner.world import World
 
 from kaito_hooks.provisioner.cloud import State

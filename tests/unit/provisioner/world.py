@@ -20,17 +20,17 @@ from tests.unit.provisioner.stepped_clock import SteppedClock
 
 from kaito_hooks.api.claim import Claim, ClaimSpec, NodeAPI, encode
 from kaito_hooks.provisioner import nodes, resources
-from kaito_hooks.provisioner.attempts import Attempts
+from kaito_hooks.provisioner.backoff import Backoff
+from kaito_hooks.provisioner.claim_kind import ClaimKind
 from kaito_hooks.provisioner.cloud import State
-from kaito_hooks.provisioner.collection import Collection
-from kaito_hooks.provisioner.drain import Drains
-from kaito_hooks.provisioner.environment import Environment
-from kaito_hooks.provisioner.kinds import ClaimKind
 from kaito_hooks.provisioner.lifecycle import Lifecycle
 from kaito_hooks.provisioner.machine import Machine
 from kaito_hooks.provisioner.metrics import ProvisionerMetrics
 from kaito_hooks.provisioner.nodeclaim import NodeClaim
 from kaito_hooks.provisioner.nodes import Nodes
+from kaito_hooks.provisioner.phases.collection import Collection
+from kaito_hooks.provisioner.phases.drain import Drains
+from kaito_hooks.provisioner.phases.environment import Environment
 from kaito_hooks.provisioner.settings import Settings
 from kaito_hooks.runtime import ApiError, Client, Key, LeadershipLost, Obj, Result, format_time, parse_time
 
@@ -106,7 +106,7 @@ class World:
             events=cast(Any, self.heard),
             metrics=ProvisionerMetrics(CollectorRegistry()),
             settings=self.settings,
-            attempts=Attempts(self.clock, random.Random(1)),
+            backoff=Backoff(self.clock, random.Random(1)),
             drains=Drains(),
         )
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from kaito_hooks.api.claim import Claim
-from kaito_hooks.provisioner import eviction, finalizer, nodes, resources
+from kaito_hooks.provisioner import nodes, resources
+from kaito_hooks.provisioner.claim_kind import ClaimKind
 from kaito_hooks.provisioner.cloud import Instance, State
-from kaito_hooks.provisioner.deletion import delete_claim
-from kaito_hooks.provisioner.environment import Environment
 from kaito_hooks.provisioner.errors import CloudError
-from kaito_hooks.provisioner.kinds import ClaimKind
+from kaito_hooks.provisioner.phases import eviction, finalizer
+from kaito_hooks.provisioner.phases.deletion import delete_claim
+from kaito_hooks.provisioner.phases.environment import Environment
 from kaito_hooks.runtime import ApiError, Conflict, NotFound, Obj, Resource, format_duration
 
 logger = logging.getLogger(__name__)

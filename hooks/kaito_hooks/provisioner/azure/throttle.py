@@ -1,4 +1,4 @@
-"""The gate before ARM writes: closed for everybody while ARM asks for patience, and for good once we do not lead."""
+"""The throttle of ARM writes: closed for everybody while ARM asks to wait, and for good once we do not lead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kaito_hooks.runtime import Clock, format_time
 
 
 @dataclass(slots=True)
-class Gate:
+class Throttle:
     """Thread-safe. ``fence`` raises LeadershipLost when this process may not write."""
 
     clock: Clock
@@ -31,7 +31,7 @@ class Gate:
             raise Throttled("TooManyRequests", f"ARM asked for patience until {until}", retry_after=left)
 
     def close(self, retry_after: float | None) -> float:
-        """ARM answered 429; returns for how many seconds more the gate is closed than it was."""
+        """ARM answered 429; returns for how many seconds more the throttle is closed than it was."""
         with self._lock:
             self._in_a_row += 1
             wait = Throttled("", "", retry_after=retry_after).delay(self._in_a_row)

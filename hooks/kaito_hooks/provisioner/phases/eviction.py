@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from kaito_hooks.api import labels
 from kaito_hooks.api.claim import Claim
 from kaito_hooks.provisioner import nodes, resources
-from kaito_hooks.provisioner.drain import SHORTEST_WAIT, DrainPlan
-from kaito_hooks.provisioner.environment import Environment
+from kaito_hooks.provisioner.phases.drain import SHORTEST_WAIT, DrainPlan
+from kaito_hooks.provisioner.phases.environment import Environment
 from kaito_hooks.runtime import (
     BadRequest,
     Conflict,

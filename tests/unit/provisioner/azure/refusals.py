@@ -8,7 +8,7 @@ from azure.core.exceptions import ServiceRequestError
 from tests.taxonomy import ROWS, THROTTLED, Row
 from tests.unit.provisioner.world import World
 
-from kaito_hooks.provisioner.azure_errors import Refusal, classify, from_sdk, retry_after
+from kaito_hooks.provisioner.azure.errors import Refusal, classify, from_sdk, retry_after
 from kaito_hooks.provisioner.errors import CloudError, LaunchFailed, OperationInProgress
 from kaito_local.aks import ready_made
 

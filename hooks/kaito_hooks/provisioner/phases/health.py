@@ -7,8 +7,8 @@ import math
 from kaito_hooks.api import labels
 from kaito_hooks.api.claim import Claim
 from kaito_hooks.provisioner import nodes
-from kaito_hooks.provisioner.deletion import delete_claim
-from kaito_hooks.provisioner.environment import Environment
+from kaito_hooks.provisioner.phases.deletion import delete_claim
+from kaito_hooks.provisioner.phases.environment import Environment
 from kaito_hooks.provisioner.resources import CLAIMS
 from kaito_hooks.runtime import Conflict, NotFound, Obj, format_duration, format_time
 

@@ -9,8 +9,9 @@ import pytest
 from tests.unit.provisioner.budget import DRAIN, END, LAUNCH, Budget
 from tests.unit.provisioner.world import World
 
-from kaito_hooks.provisioner import drain, resources
+from kaito_hooks.provisioner import resources
 from kaito_hooks.provisioner.cloud import State
+from kaito_hooks.provisioner.phases import drain
 from kaito_hooks.runtime import Obj, ObjectList, Resource, format_time
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

@@ -6,9 +6,10 @@ from functools import partial
 
 from kaito_hooks.api import labels
 from kaito_hooks.api.claim import Claim
-from kaito_hooks.provisioner import finalizer, nodes
-from kaito_hooks.provisioner.environment import Environment
+from kaito_hooks.provisioner import nodes
 from kaito_hooks.provisioner.outcome import Outcome, Progress
+from kaito_hooks.provisioner.phases import finalizer
+from kaito_hooks.provisioner.phases.environment import Environment
 from kaito_hooks.runtime import Obj
 
 _REQUEUE = 15.0

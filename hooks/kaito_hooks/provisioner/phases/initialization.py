@@ -5,9 +5,9 @@ from __future__ import annotations
 from kaito_hooks.api import labels
 from kaito_hooks.api.claim import Claim, read_taints
 from kaito_hooks.provisioner import nodes
-from kaito_hooks.provisioner.environment import Environment
 from kaito_hooks.provisioner.outcome import Outcome, Progress
-from kaito_hooks.provisioner.registration import sizes
+from kaito_hooks.provisioner.phases.environment import Environment
+from kaito_hooks.provisioner.phases.registration import sizes
 from kaito_hooks.runtime import Obj, parse_quantity
 
 _EPHEMERAL_TAINTS = (

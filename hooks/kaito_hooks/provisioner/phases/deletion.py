@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kaito_hooks.api.claim import Claim
-from kaito_hooks.provisioner.environment import Environment
+from kaito_hooks.provisioner.phases.environment import Environment
 from kaito_hooks.provisioner.resources import CLAIMS
 from kaito_hooks.runtime import Conflict, NotFound
 

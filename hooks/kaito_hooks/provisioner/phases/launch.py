@@ -21,10 +21,8 @@ from dataclasses import replace
 
 from kaito_hooks.api import labels
 from kaito_hooks.api.claim import MACHINE, Claim
-from kaito_hooks.provisioner import finalizer, nodes
-from kaito_hooks.provisioner.advice import told
+from kaito_hooks.provisioner import nodes
 from kaito_hooks.provisioner.cloud import Instance, State
-from kaito_hooks.provisioner.environment import Environment
 from kaito_hooks.provisioner.errors import (
     CAPACITY_ERRORS,
     CloudError,
@@ -33,9 +31,12 @@ from kaito_hooks.provisioner.errors import (
     OperationInProgress,
     PoolNameConflict,
 )
-from kaito_hooks.provisioner.order import capacity_type, image_family, node_label_values, order
 from kaito_hooks.provisioner.outcome import Outcome, Progress
-from kaito_hooks.provisioner.pace import LONGEST_DELETION_RETRY, PATIENCE, listing_age, look_again
+from kaito_hooks.provisioner.phases import finalizer
+from kaito_hooks.provisioner.phases.environment import Environment
+from kaito_hooks.provisioner.phases.polling import LONGEST_DELETION_RETRY, PATIENCE, listing_age, look_again
+from kaito_hooks.provisioner.refusal_text import refusal_text
+from kaito_hooks.provisioner.requirements import capacity_type, node_label_values
 from kaito_hooks.provisioner.resources import CLAIMS
 from kaito_hooks.runtime import Conflict, NotFound, Obj, format_time
 
@@ -51,7 +52,7 @@ _CLOUD_LABELS = (labels.INSTANCE_TYPE, labels.ARCHITECTURE, labels.OPERATING_SYS
 
 def launch(claim: Claim, env: Environment) -> Outcome:
     """One look, at most one write to the cloud; CloudErrors become outcomes."""
-    wait = env.attempts.remaining(look_key(claim))
+    wait = env.backoff.remaining(look_key(claim))
     if wait > 0:
         return Outcome.unchanged(requeue_after=wait)
     try:
@@ -59,7 +60,7 @@ def launch(claim: Claim, env: Environment) -> Outcome:
         _check_ours(instance)
     except CloudError as error:
         return _unseen(claim, error, env)
-    env.attempts.forget(look_key(claim))
+    env.backoff.forget(look_key(claim))
     try:
         if instance is None:
             return _order(claim, env)
@@ -81,11 +82,11 @@ def deletion_key(claim: Claim) -> str:
 def _unseen(claim: Claim, error: CloudError, env: Environment) -> Outcome:
     """One failed look, of which all claims share one, is no news of a machine that is being made; several are."""
     transient = isinstance(error, LaunchFailed) and error.transient
-    delay = env.attempts.failed(look_key(claim), error, longest=_BLIND if transient else math.inf)
+    delay = env.backoff.failed(look_key(claim), error, longest=_BLIND if transient else math.inf)
     if transient and delay < _BLIND and claim.steps["launched"].reason in _UNDER_WAY:
         return Outcome.unchanged(requeue_after=delay)
-    again = env.attempts.again(look_key(claim))
-    return Outcome.refused(error, message=told(claim, error), requeue_after=delay, again=again)
+    again = env.backoff.again(look_key(claim))
+    return Outcome.refused(error, message=refusal_text(claim, error), requeue_after=delay, again=again)
 
 
 def _check_ours(instance: Instance | None) -> None:
@@ -106,12 +107,12 @@ def _follow(claim: Claim, instance: Instance, env: Environment) -> Outcome:
 
 
 def _order(claim: Claim, env: Environment) -> Outcome:
-    env.attempts.forget(deletion_key(claim))
-    refused, wait = env.attempts.last_error(claim.uid), env.attempts.remaining(claim.uid)
+    env.backoff.forget(deletion_key(claim))
+    refused, wait = env.backoff.last_error(claim.uid), env.backoff.remaining(claim.uid)
     if refused is not None and wait > 0:
         return _refusal(claim, refused, env, requeue_after=wait)
     try:
-        wanted = order(claim, env.clock.now())
+        wanted = env.cloud.order(claim, env.clock.now())
     except InvalidRequest as error:
         # Known without asking anybody: a Machine whose spec is mended is ordered at once, not after a back-off.
         return Outcome.refused(error, requeue_after=error.delay(1))
@@ -120,9 +121,8 @@ def _order(claim: Claim, env: Environment) -> Outcome:
     _check_ours(instance)
     if instance.created == wanted.created.replace(microsecond=0) and instance.claim_uid == claim.uid:
         env.metrics.claims_created.labels(claim.kind).inc()
-        _, warning = image_family(claim)
-        if warning:
-            env.events.event(claim.object, "Warning", "UnknownNodeImageFamily", warning)
+        if wanted.warning:
+            env.events.event(claim.object, "Warning", "UnknownNodeImageFamily", wanted.warning)
     return _follow(claim, instance, env)
 
 
@@ -139,15 +139,15 @@ def _check_still_wanted(claim: Claim, env: Environment) -> None:
 
 def _creating(claim: Claim, instance: Instance, env: Environment) -> Outcome:
     message = f"agent pool {instance.name} is being created"
-    last = env.attempts.last_error(claim.uid)
+    last = env.backoff.last_error(claim.uid)
     if last is not None:
-        message += f"; the last try was refused with {last.reason}: {told(claim, last)}"
+        message += f"; the last try was refused with {last.reason}: {refusal_text(claim, last)}"
     return Outcome(Progress.WAITING, _CREATING, message, requeue_after=look_again(instance.created, env))
 
 
 def _until_gone(claim: Claim, instance: Instance, env: Environment) -> Outcome:
     wait = look_again(claim.creation_timestamp, env)
-    refused = env.attempts.last_error(claim.uid)
+    refused = env.backoff.last_error(claim.uid)
     if refused is not None and instance.belongs_to(claim):
         return _refusal(claim, refused, env, requeue_after=wait)
     whose = "" if instance.belongs_to(claim) else " of an older claim"
@@ -164,7 +164,7 @@ def _give_up(claim: Claim, instance: Instance, env: Environment) -> Outcome:
     outcome = _broken(claim, instance, env)
     if not outcome.told_by(claim.steps["launched"]):
         return outcome
-    wait = env.attempts.remaining(deletion_key(claim))
+    wait = env.backoff.remaining(deletion_key(claim))
     if wait > 0:
         return replace(outcome, requeue_after=wait)
     try:
@@ -173,10 +173,10 @@ def _give_up(claim: Claim, instance: Instance, env: Environment) -> Outcome:
             env.cloud.delete(current)
             # Accepted is not done: a deletion may fail later, and then it is not repeated at each look.
             still_there = LaunchFailed("", f"agent pool {instance.name} is still there after its deletion was accepted")
-            env.attempts.failed(deletion_key(claim), still_there, longest=LONGEST_DELETION_RETRY)
+            env.backoff.failed(deletion_key(claim), still_there, longest=LONGEST_DELETION_RETRY)
             return outcome
     except CloudError as error:
-        wait = env.attempts.failed(deletion_key(claim), error, longest=LONGEST_DELETION_RETRY)
+        wait = env.backoff.failed(deletion_key(claim), error, longest=LONGEST_DELETION_RETRY)
         if not isinstance(error, OperationInProgress):
             message = f"agent pool {instance.name}, whose creation failed, cannot be deleted: {error.message}"
             env.events.event(claim.object, "Warning", "FailedTermination", message)
@@ -189,8 +189,8 @@ def _broken(claim: Claim, instance: Instance, env: Environment) -> Outcome:
     another one.
     """
     found = instance.error or LaunchFailed("", f"the creation of agent pool {instance.name} failed without an error")
-    env.attempts.failed(claim.uid, found, instance=instance.created or instance.etag)
-    error = env.attempts.last_error(claim.uid) or found
+    env.backoff.failed(claim.uid, found, instance=instance.created or instance.etag)
+    error = env.backoff.last_error(claim.uid) or found
     return _refusal(claim, error, env, requeue_after=env.settings.pool_poll_interval)
 
 
@@ -198,7 +198,7 @@ def _find_node(claim: Claim, instance: Instance, env: Environment) -> Outcome:
     named = [node for node in env.nodes.of_instance(claim) if nodes.provider_id(node) and not nodes.deleting(node)]
     machines = {nodes.provider_id(node) for node in named}
     if len(machines) == 1:
-        env.attempts.forget(claim.uid)
+        env.backoff.forget(claim.uid)
         return Outcome(Progress.DONE, status={"providerID": machines.pop()}, labels=_merged_labels(claim, named[0]))
     annotations = {}
     if labels.POOL_SUCCEEDED_AT not in claim.annotations:
@@ -232,15 +232,15 @@ def _merged_labels(claim: Claim, node: Obj) -> dict[str, str]:
 
 
 def _refused(claim: Claim, error: CloudError, env: Environment) -> Outcome:
-    delay = env.attempts.failed(claim.uid, error)
+    delay = env.backoff.failed(claim.uid, error)
     env.metrics.launch_errors.labels(error.reason).inc()
     return _refusal(claim, error, env, requeue_after=delay)
 
 
 def _refusal(claim: Claim, error: CloudError, env: Environment, *, requeue_after: float) -> Outcome:
     """What is told of the last order that was refused, or whose machine was broken, until the next one."""
-    again = None if ends_claim(error, env) else env.attempts.again(claim.uid)
-    return Outcome.refused(error, message=told(claim, error), requeue_after=requeue_after, again=again)
+    again = None if ends_claim(error, env) else env.backoff.again(claim.uid)
+    return Outcome.refused(error, message=refusal_text(claim, error), requeue_after=requeue_after, again=again)
 
 
 def ends_claim(error: CloudError, env: Environment) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kaito_hooks.provisioner import drain, eviction, nodes, resources
-from kaito_hooks.provisioner.environment import Environment
+from kaito_hooks.provisioner import nodes, resources
+from kaito_hooks.provisioner.phases import drain, eviction
+from kaito_hooks.provisioner.phases.environment import Environment
 from kaito_hooks.runtime import NotFound, Obj
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from tests.unit.provisioner.azure.test_aks_provider import Provider
 from tests.unit.provisioner.budget import LAUNCH, ORDER
-from tests.unit.provisioner.test_aks_provider import Provider
 from tests.unit.provisioner.world import World
 
 from kaito_hooks.api.claim import Claim, ClaimSpec, NodeAPI, encode
 from kaito_hooks.provisioner import resources
+from kaito_hooks.provisioner.azure.agent_pool import order
 from kaito_hooks.provisioner.cloud import Order
 from kaito_hooks.provisioner.errors import InvalidRequest
-from kaito_hooks.provisioner.order import order
 from kaito_hooks.runtime import Obj, SystemClock
 from kaito_local.aks import Emulator
 from kaito_local.aks import Settings as CloudSettings

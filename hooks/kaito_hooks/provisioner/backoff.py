@@ -32,7 +32,7 @@ class Attempt:
 
 
 @dataclass(slots=True)
-class Attempts:
+class Backoff:
     """Back-off per claim UID. Only ever delays: jitter is added, never taken off, so a budget of tries holds."""
 
     clock: Clock

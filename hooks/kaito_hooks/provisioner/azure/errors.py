@@ -1,4 +1,4 @@
-"""What ARM and AKS say when they refuse, read into the classes of errors.py.
+"""What ARM and AKS say when they refuse, read into the classes of provisioner/errors.py.
 
 An answer is classified by its status and by every code in it: the outer one, AKS's ``subcode``, those of nested details
 and those that a message quotes from the compute service. https://learn.microsoft.com/azure/aks/error-codes

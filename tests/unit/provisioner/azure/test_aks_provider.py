@@ -13,11 +13,13 @@ from prometheus_client import CollectorRegistry
 from tests.unit.provisioner.stepped_clock import SteppedClock
 
 from kaito_hooks.api.claim import Claim, ClaimSpec, encode
-from kaito_hooks.provisioner.aks import AgentPools
-from kaito_hooks.provisioner.azure_client import sdk_client
+from kaito_hooks.provisioner.azure.agent_pool import order
+from kaito_hooks.provisioner.azure.aks import AgentPools
+from kaito_hooks.provisioner.azure.client import sdk_client
+from kaito_hooks.provisioner.azure.credentials import RenewableCredential, credential
+from kaito_hooks.provisioner.azure.throttle import Throttle
 from kaito_hooks.provisioner.cloud import Instance, Order, State
 from kaito_hooks.provisioner.configuration import AzureConfiguration
-from kaito_hooks.provisioner.credentials import RenewableCredential, credential
 from kaito_hooks.provisioner.errors import (
     AuthenticationFailed,
     CloudError,
@@ -27,9 +29,7 @@ from kaito_hooks.provisioner.errors import (
     PoolNameConflict,
     Throttled,
 )
-from kaito_hooks.provisioner.gate import Gate
 from kaito_hooks.provisioner.metrics import ProvisionerMetrics
-from kaito_hooks.provisioner.order import order
 from kaito_hooks.runtime import Clock, LeadershipLost, SystemClock
 from kaito_local.aks import Emulator, Identity, ready_made
 from kaito_local.aks import Settings as CloudSettings
@@ -71,9 +71,9 @@ class Provider:
         )
         self.metrics = ProvisionerMetrics(CollectorRegistry())
         self.credential: RenewableCredential = credential(configuration, self.clock)
-        self.gate = Gate(self.clock, self._fence)
+        self.throttle = Throttle(self.clock, self._fence)
         self.pools = AgentPools(
-            sdk_client(configuration, self.credential, gate=self.gate, metrics=self.metrics, clock=self.clock),
+            sdk_client(configuration, self.credential, throttle=self.throttle, metrics=self.metrics, clock=self.clock),
             resource_group=configuration.resource_group,
             cluster=configuration.cluster_name,
             location=configuration.location,
@@ -365,7 +365,7 @@ def test_a_former_leader_sends_nothing(cloud: Emulator, provider: Provider) -> N
 def test_a_revoked_token_is_asked_for_anew(
     cloud: Emulator, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kaito_hooks.provisioner.credentials.REBUILD_INTERVAL", 0.0)
+    monkeypatch.setattr("kaito_hooks.provisioner.azure.credentials.REBUILD_INTERVAL", 0.0)
     provider.pools.list()
     time.sleep(1.1)
     cloud.tokens.revoke()
@@ -422,7 +422,7 @@ def test_in_managed_mode_a_revoked_token_is_asked_for_anew(
     managed: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider = Provider(managed, tmp_path, managed=True, federated_token_file="", client_id="")
-    monkeypatch.setattr("kaito_hooks.provisioner.credentials.REBUILD_INTERVAL", 0.0)
+    monkeypatch.setattr("kaito_hooks.provisioner.azure.credentials.REBUILD_INTERVAL", 0.0)
     provider.pools.list()
     managed.tokens.revoke()
     with pytest.raises(AuthenticationFailed):

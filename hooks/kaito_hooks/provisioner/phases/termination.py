@@ -14,12 +14,13 @@ from functools import partial
 from kaito_hooks.api import labels
 from kaito_hooks.api.claim import Claim
 from kaito_hooks.api.conditions import find
-from kaito_hooks.provisioner import drain, eviction, finalizer, nodes, resources, volumes
+from kaito_hooks.provisioner import nodes, resources
 from kaito_hooks.provisioner.cloud import Instance, State
-from kaito_hooks.provisioner.environment import Environment
 from kaito_hooks.provisioner.errors import CloudError, LaunchFailed, OperationInProgress, PoolNameConflict
-from kaito_hooks.provisioner.launch import deletion_key, look_key
-from kaito_hooks.provisioner.pace import LONGEST_DELETION_RETRY, listing_age
+from kaito_hooks.provisioner.phases import drain, eviction, finalizer, volumes
+from kaito_hooks.provisioner.phases.environment import Environment
+from kaito_hooks.provisioner.phases.launch import deletion_key, look_key
+from kaito_hooks.provisioner.phases.polling import LONGEST_DELETION_RETRY, listing_age
 from kaito_hooks.provisioner.resources import CLAIMS
 from kaito_hooks.runtime import NotFound, Obj, format_time, parse_duration, parse_time
 
@@ -49,7 +50,7 @@ def termination(claim: Claim, env: Environment) -> Ending:
     try:
         return _end(claim, own, deadline, env)
     except CloudError as error:
-        delay = env.attempts.failed(_retry_key(claim), error, longest=LONGEST_DELETION_RETRY)
+        delay = env.backoff.failed(_retry_key(claim), error, longest=LONGEST_DELETION_RETRY)
         if not isinstance(error, OperationInProgress):
             env.events.event(claim.object, "Warning", "FailedTermination", error.message)
         return _waiting_for_cloud(_told(error), delay)
@@ -60,9 +61,9 @@ def _end(claim: Claim, own: list[Obj], deadline: datetime | None, env: Environme
     waiting = _clear(claim, own, deadline, env) if alive else None
     if waiting is not None:
         return waiting
-    wait = env.attempts.remaining(_retry_key(claim))
+    wait = env.backoff.remaining(_retry_key(claim))
     if wait > 0:
-        return _waiting_for_cloud(_told(env.attempts.last_error(_retry_key(claim))), wait)
+        return _waiting_for_cloud(_told(env.backoff.last_error(_retry_key(claim))), wait)
     hint = env.cloud.get(claim.name, max_age=listing_age(claim.deletion_timestamp, env))
     if hint is not None and not hint.belongs_to(claim):
         hint = None
@@ -225,7 +226,7 @@ def _release(claim: Claim, own: list[Obj], env: Environment) -> Ending:
             _count_node(node, env)
     released = finalizer.remove(env.client, CLAIMS[claim.kind], claim.object)
     for key in (claim.uid, look_key(claim), deletion_key(claim), _retry_key(claim)):
-        env.attempts.forget(key)
+        env.backoff.forget(key)
     env.drains.forget(claim.uid)
     if not released:
         return Ending(gone=True)

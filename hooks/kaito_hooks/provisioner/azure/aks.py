@@ -1,4 +1,4 @@
-"""The cloud behind the seam: AKS agent pools through azure-mgmt-containerservice.
+"""The CloudProvider: AKS agent pools through azure-mgmt-containerservice.
 
 Every call is one request or two and never polls: what became of a pool is read from its own state later. Conditional
 writes (If-None-Match on PUT, If-Match on DELETE) make "look, then write" one step for ARM, whoever else writes.
@@ -15,11 +15,14 @@ from datetime import UTC, datetime
 from azure.core import MatchConditions
 from azure.core.exceptions import AzureError, HttpResponseError
 from azure.mgmt.containerservice import ContainerServiceClient
-from azure.mgmt.containerservice.models import AgentPool, AgentPoolManagedClusterAgentPoolProfileProperties
+from azure.mgmt.containerservice.models import AgentPool
 
 from kaito_hooks.api import labels
-from kaito_hooks.provisioner import azure_errors
-from kaito_hooks.provisioner.azure_errors import Refusal
+from kaito_hooks.api.claim import Claim
+from kaito_hooks.provisioner.azure import errors
+from kaito_hooks.provisioner.azure.agent_pool import TIMESTAMP_FORMAT, agent_pool, order
+from kaito_hooks.provisioner.azure.errors import Refusal
+from kaito_hooks.provisioner.azure.listing import SharedListing
 from kaito_hooks.provisioner.cloud import Instance, Order, State
 from kaito_hooks.provisioner.errors import (
     CloudError,
@@ -29,14 +32,10 @@ from kaito_hooks.provisioner.errors import (
     OperationInProgress,
     PoolNameConflict,
 )
-from kaito_hooks.provisioner.listing import SharedListing
 from kaito_hooks.provisioner.metrics import ProvisionerMetrics
-from kaito_hooks.provisioner.order import TIMESTAMP_FORMAT
 from kaito_hooks.runtime import Clock
 
 PROVIDER = "azure"
-# https://learn.microsoft.com/azure/aks/spot-node-pool: AKS gives the Nodes of such a pool this taint.
-SPOT_TAINT = "kubernetes.azure.com/scalesetpriority=spot:NoSchedule"
 _STATES = {state.value.lower(): state for state in State} | {"upgradingnodeimageversion": State.UPGRADING}
 # Azure's cloud provider for Kubernetes writes azure:// and the resource id of the virtual machine.
 _MACHINE = re.compile(r"azure:///subscriptions/[^/]+/resourcegroups/[^/]+/", re.IGNORECASE)
@@ -82,6 +81,10 @@ class AgentPools:
     def is_machine(self, provider_id: str) -> bool:
         """Whether it names a subscription and a resource group."""
         return _MACHINE.match(provider_id) is not None
+
+    def order(self, claim: Claim, now: datetime) -> Order:
+        """As `azure.agent_pool.order`."""
+        return order(claim, now)
 
     def ensure(self, order: Order) -> Instance:
         """GET, and PUT with If-None-Match if there was nothing. InvalidRequest for a zone of another region."""
@@ -159,39 +162,15 @@ class AgentPools:
         try:
             yield
         except (AzureError, CloudError) as error:
-            if missing_is_fine and azure_errors.is_missing_instance(error):
+            if missing_is_fine and errors.is_missing_instance(error):
                 return
-            refused = azure_errors.from_sdk(error, self._clock.now())
+            refused = errors.from_sdk(error, self._clock.now())
             if isinstance(error, HttpResponseError) and error.status_code == 412:
                 refused = InstanceChanged(refused.code, refused.text)
             self._metrics.cloud_errors.labels(method, PROVIDER, refused.reason).inc()
             raise refused from error
         finally:
             self._metrics.cloud_duration.labels(method, PROVIDER).observe(self._clock.monotonic() - began)
-
-
-def agent_pool(order: Order) -> AgentPool:
-    """The body of the PUT. What is left out (mode, driver, ...) is AKS's default."""
-    properties = AgentPoolManagedClusterAgentPoolProfileProperties(
-        count=1,
-        vm_size=order.instance_type,
-        os_type="Linux",
-        os_sku=order.image_family,
-        type_properties_type="VirtualMachineScaleSets",
-        node_labels=dict(order.labels),
-        node_taints=[f"{taint.key}={taint.value}:{taint.effect}" for taint in order.taints],
-    )
-    if order.zones:
-        properties.availability_zones = [zone.rpartition("-")[2] for zone in order.zones]
-    if order.spot:
-        properties.scale_set_priority = "Spot"
-        properties.scale_set_eviction_policy = "Delete"
-        properties.spot_max_price = -1.0
-        if SPOT_TAINT not in (properties.node_taints or ()):
-            properties.node_taints = [*(properties.node_taints or ()), SPOT_TAINT]
-    if order.disk_gib is not None:
-        properties.os_disk_size_gb = order.disk_gib
-    return AgentPool(properties=properties)
 
 
 def _check_region(order: Order, location: str) -> None:
@@ -222,7 +201,7 @@ def _provisioning_error(pool: AgentPool, state: State) -> CloudError | None:
     if state is State.CANCELED:
         # Somebody else's operation went first; nothing is wrong with the order.
         return OperationInProgress(found.code or state.value, found.message or "the creation was canceled")
-    return azure_errors.classify(found) if found.code or found.message else None
+    return errors.classify(found) if found.code or found.message else None
 
 
 def _created(text: str | None) -> datetime | None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from kaito_hooks.api import labels
 from kaito_hooks.api.claim import Claim
-from kaito_hooks.provisioner import finalizer, nodes, resources
-from kaito_hooks.provisioner.environment import Environment
-from kaito_hooks.provisioner.initialization import initialization
-from kaito_hooks.provisioner.registration import registration
+from kaito_hooks.provisioner import nodes, resources
+from kaito_hooks.provisioner.phases import finalizer
+from kaito_hooks.provisioner.phases.environment import Environment
+from kaito_hooks.provisioner.phases.initialization import initialization
+from kaito_hooks.provisioner.phases.registration import registration
 from kaito_hooks.runtime import NotFound, Obj
 
 

@@ -17,7 +17,7 @@ _LIMIT = MESSAGE_LIMIT - 50
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def told(claim: Claim, error: CloudError) -> str:
+def refusal_text(claim: Claim, error: CloudError) -> str:
     """One line for the claim's condition and Events, of at most 750 characters: the next try's moment may follow."""
     if not isinstance(error, HELPED_BY_ANOTHER_TYPE):
         return error.within(_LIMIT)

@@ -9,7 +9,8 @@ from tests.unit.provisioner.memory_cloud import Pool
 from tests.unit.provisioner.world import World
 
 from kaito_hooks.api import labels
-from kaito_hooks.provisioner import aks, nodes, resources
+from kaito_hooks.provisioner import nodes, resources
+from kaito_hooks.provisioner.azure import aks
 from kaito_hooks.provisioner.cloud import State
 from kaito_hooks.provisioner.errors import LaunchFailed
 from kaito_hooks.runtime import Obj

@@ -9,7 +9,6 @@ from tests.unit.provisioner.budget import FAILURE, LAUNCH
 from tests.unit.provisioner.world import World
 
 from kaito_hooks.api.claim import Claim, ClaimSpec, NodeAPI, encode
-from kaito_hooks.provisioner.advice import told
 from kaito_hooks.provisioner.errors import (
     AuthenticationFailed,
     CloudError,
@@ -23,6 +22,7 @@ from kaito_hooks.provisioner.errors import (
     QuotaExceeded,
     Throttled,
 )
+from kaito_hooks.provisioner.refusal_text import refusal_text
 
 ANNOTATION = "kaito.sh/fitting-instance-types"
 OTHERS = "Standard_NC4as_T4_v3, Standard_NC24ads_A100_v4"
@@ -42,7 +42,7 @@ def claim(others: str | None = OTHERS, *, instance_type: str = "Standard_NC6s_v3
 @pytest.mark.parametrize("kind", ["Machine", "NodeClaim"])
 @pytest.mark.parametrize("error", [QuotaExceeded, InsufficientCapacity, InstanceTypeUnavailable])
 def test_what_is_missing_is_told_with_the_type_and_what_else_would_fit(error: type[CloudError], kind: NodeAPI) -> None:
-    assert told(claim(kind=kind), error("Code", TEXT)) == f"Code: {TEXT} {ADVICE}"
+    assert refusal_text(claim(kind=kind), error("Code", TEXT)) == f"Code: {TEXT} {ADVICE}"
 
 
 @pytest.mark.parametrize(
@@ -58,18 +58,18 @@ def test_what_is_missing_is_told_with_the_type_and_what_else_would_fit(error: ty
     ],
 )
 def test_another_type_is_not_offered_where_it_would_not_help(error: type[CloudError]) -> None:
-    assert told(claim(), error("Code", TEXT)) == f"Code: {TEXT}"
+    assert refusal_text(claim(), error("Code", TEXT)) == f"Code: {TEXT}"
 
 
 def test_a_long_text_is_shortened_before_the_advice_is() -> None:
-    message = told(claim(), QuotaExceeded("Code", f"{TEXT} " + "and so on " * 200))
+    message = refusal_text(claim(), QuotaExceeded("Code", f"{TEXT} " + "and so on " * 200))
     assert 740 < len(message) <= 750  # the moment of the next try still fits into 800
     assert message.startswith(f"Code: {TEXT} and so on")
     assert message.endswith(f"... {ADVICE}")
 
 
 def test_a_text_without_a_full_stop_gets_one() -> None:
-    assert told(claim(None), InsufficientCapacity("C", "not in 'eastus'")) == (
+    assert refusal_text(claim(None), InsufficientCapacity("C", "not in 'eastus'")) == (
         "C: not in 'eastus'. Instance type asked for: Standard_NC6s_v3."
     )
 
@@ -86,7 +86,7 @@ def test_a_text_without_a_full_stop_gets_one() -> None:
     ids=["empty", "commas", "its own", "no name", "a hundred"],
 )
 def test_whatever_the_annotation_says_the_message_stays_one_short_line(others: str, named: str) -> None:
-    message = told(claim(others), QuotaExceeded("C", "text " * 400))
+    message = refusal_text(claim(others), QuotaExceeded("C", "text " * 400))
     assert len(message) <= 800
     assert "\n" not in message
     assert "text" in message

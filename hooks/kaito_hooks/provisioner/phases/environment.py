@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from kaito_hooks.provisioner.attempts import Attempts
+from kaito_hooks.provisioner.backoff import Backoff
 from kaito_hooks.provisioner.cloud import CloudProvider
-from kaito_hooks.provisioner.drain import Drains
 from kaito_hooks.provisioner.metrics import ProvisionerMetrics
 from kaito_hooks.provisioner.nodes import Nodes
+from kaito_hooks.provisioner.phases.drain import Drains
 from kaito_hooks.provisioner.settings import Settings
 from kaito_hooks.runtime import Client, Clock, Obj
 
@@ -32,5 +32,5 @@ class Environment:
     events: Events
     metrics: ProvisionerMetrics
     settings: Settings
-    attempts: Attempts
+    backoff: Backoff
     drains: Drains

@@ -8,13 +8,13 @@ from typing import Any, get_args
 
 import pytest
 from tests.taxonomy import Row
+from tests.unit.provisioner.azure.refusals import AT_ONCE, JITTER, refusal
 from tests.unit.provisioner.budget import END, FAILURE, LAUNCH, ORDER, Budget, looks
-from tests.unit.provisioner.refusals import AT_ONCE, JITTER, refusal
 from tests.unit.provisioner.world import World
 
 from kaito_hooks.api.claim import NodeAPI
 from kaito_hooks.provisioner import resources
-from kaito_hooks.provisioner.azure_errors import Refusal, classify, retry_after
+from kaito_hooks.provisioner.azure.errors import Refusal, classify, retry_after
 from kaito_hooks.provisioner.cloud import State
 from kaito_hooks.provisioner.errors import (
     AuthenticationFailed,

@@ -1,7 +1,8 @@
 """The real SDK client, with the pipeline that a controller needs.
 
 The SDK's default pipeline retries writes for minutes and registers resource providers by polling; a reconcile must do
-neither. Here a request is sent once and ends within its timeouts, every answer is counted, and writes pass the gate.
+neither. Here a request is sent once and ends within its timeouts, every answer is counted, and writes pass the
+throttle.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from azure.core.pipeline.policies import (
 )
 from azure.mgmt.containerservice import ContainerServiceClient
 
-from kaito_hooks.provisioner.azure_errors import retry_after
+from kaito_hooks.provisioner.azure.credentials import RenewableCredential
+from kaito_hooks.provisioner.azure.errors import retry_after
+from kaito_hooks.provisioner.azure.throttle import Throttle
 from kaito_hooks.provisioner.configuration import AzureConfiguration
-from kaito_hooks.provisioner.credentials import RenewableCredential
-from kaito_hooks.provisioner.gate import Gate
 from kaito_hooks.provisioner.metrics import ProvisionerMetrics
 from kaito_hooks.runtime import Clock
 
@@ -58,11 +59,11 @@ class Authentication(HTTPPolicy[Any, Any]):
 
 
 class Accounting(HTTPPolicy[Any, Any]):
-    """Counts answers, and lets writes through only while the gate is open."""
+    """Counts answers, and lets writes through only while ARM has not asked to wait."""
 
-    def __init__(self, gate: Gate, metrics: ProvisionerMetrics, clock: Clock) -> None:
+    def __init__(self, throttle: Throttle, metrics: ProvisionerMetrics, clock: Clock) -> None:
         super().__init__()
-        self._gate = gate
+        self._throttle = throttle
         self._metrics = metrics
         self._clock = clock
 
@@ -70,7 +71,7 @@ class Accounting(HTTPPolicy[Any, Any]):
         """Check, send, count."""
         method = request.http_request.method
         if method in _WRITES:
-            self._gate.check()
+            self._throttle.check()
         code = "<error>"
         try:
             response: PipelineResponse[Any, Any] = self.next.send(request)
@@ -79,9 +80,9 @@ class Accounting(HTTPPolicy[Any, Any]):
             self._metrics.arm_requests.labels(method, code).inc()
         if code == "429":
             wait = retry_after(response.http_response.headers, self._clock.now())
-            self._metrics.arm_throttled.inc(self._gate.close(wait))
+            self._metrics.arm_throttled.inc(self._throttle.close(wait))
         elif method in _WRITES and code.startswith("2"):
-            self._gate.succeeded()
+            self._throttle.succeeded()
         return response
 
 
@@ -89,7 +90,7 @@ def sdk_client(
     configuration: AzureConfiguration,
     credential: RenewableCredential,
     *,
-    gate: Gate,
+    throttle: Throttle,
     metrics: ProvisionerMetrics,
     clock: Clock,
 ) -> ContainerServiceClient:
@@ -103,7 +104,7 @@ def sdk_client(
         ContentDecodePolicy(),
         RetryPolicy(retry_total=0),
         Authentication(credential, scope),
-        Accounting(gate, metrics, clock),
+        Accounting(throttle, metrics, clock),
     ]
     token_credential: TokenCredential = credential
     return ContainerServiceClient(

@@ -14,9 +14,9 @@ import pytest
 from azure.core.exceptions import HttpResponseError
 
 from kaito_hooks.api.claim import Claim, ClaimSpec, encode
-from kaito_hooks.provisioner.advice import told
-from kaito_hooks.provisioner.azure_errors import Refusal, classify, is_missing_instance
+from kaito_hooks.provisioner.azure.errors import Refusal, classify, is_missing_instance
 from kaito_hooks.provisioner.errors import CloudError, ConfigurationError, NotAllowed
+from kaito_hooks.provisioner.refusal_text import refusal_text
 
 POLICY = "Resource 'aks-ws1-12345678-vmss' was disallowed by policy. Reasons: 'The selected size is not allowed.'."
 LOCK = "The scope '/x' cannot perform write operation because following scope(s) are locked: '/x'."
@@ -198,7 +198,7 @@ def test_what_is_forbidden_is_asked_rarely(wording: Wording) -> None:
 def test_other_sizes_are_named_where_a_policy_may_allow_them(wording: Wording) -> None:
     annotations = {"kaito.sh/fitting-instance-types": "Standard_NC4as_T4_v3"}
     spec = ClaimSpec("ws000000001", {"kaito.sh/workspace": "w"}, "Standard_NC6s_v3", annotations=annotations)
-    message = told(Claim.read(encode(spec, "Machine")), refused(wording))
+    message = refusal_text(Claim.read(encode(spec, "Machine")), refused(wording))
     assert ("Other instance types that fit: Standard_NC4as_T4_v3." in message) == ("policy" in wording.name)
     assert isinstance(refused(wording), NotAllowed)
 

@@ -1,4 +1,7 @@
-"""What a claim asks for, checked: Claim -> Order. The sentences of its InvalidRequest errors are for the user."""
+"""The agent pool of a claim: Claim -> Order, checked, and Order -> the body of ARM's PUT.
+
+The sentences of the InvalidRequest errors are for the user.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ import math
 import re
 from datetime import datetime
 
+from azure.mgmt.containerservice.models import AgentPool, AgentPoolManagedClusterAgentPoolProfileProperties
+
 from kaito_hooks.api import labels, node_labels
 from kaito_hooks.api.claim import Claim
 from kaito_hooks.provisioner.cloud import Order
 from kaito_hooks.provisioner.errors import InvalidRequest
+from kaito_hooks.provisioner.requirements import INVALID_CLAIM, SPOT, admits, capacity_type
 from kaito_hooks.runtime import parse_quantity
 
 NAME_PATTERN = "^[a-z][a-z0-9]{0,11}$"
@@ -20,33 +26,33 @@ DEFAULT_IMAGE_FAMILY = "Ubuntu"
 GPU_SIZES = "Standard_N"
 TIMESTAMP_FORMAT = "%Y-%m-%dT%H-%M-%SZ"
 
-ON_DEMAND, SPOT = "on-demand", "spot"
-
 _ZONE = re.compile(r"[a-z0-9]+-[1-9]")
 # A p among the letters behind the number of CPUs, and NVIDIA's Grace:
 # https://learn.microsoft.com/azure/virtual-machines/vm-naming-conventions
 _ARM = re.compile(r"Standard_[A-Z]+\d+(-\d+)?([a-z]*p[a-z]*(_.*)?|.*_GB\d+(_.*)?)", re.IGNORECASE)
 _GIB = 1 << 30
-_CODE = "InvalidClaim"
+# https://learn.microsoft.com/azure/aks/spot-node-pool: AKS gives the Nodes of such a pool this taint.
+SPOT_TAINT = "kubernetes.azure.com/scalesetpriority=spot:NoSchedule"
 
 
 def order(claim: Claim, now: datetime) -> Order:
     """The order for a claim; InvalidRequest says what is wrong with it."""
     if not re.fullmatch(NAME_PATTERN, claim.name):
         raise InvalidRequest(
-            _CODE, f"agentpool name({claim.name}) is invalid, must match regex pattern: {NAME_PATTERN}"
+            INVALID_CLAIM, f"agentpool name({claim.name}) is invalid, must match regex pattern: {NAME_PATTERN}"
         )
     instance_type = claim.requirement(labels.INSTANCE_TYPE)
     if not instance_type:
         raise InvalidRequest(
-            _CODE,
+            INVALID_CLAIM,
             f"{claim.kind} {claim.name} has no requirement for instance type: "
             f"exactly one value of {labels.INSTANCE_TYPE} with operator In is needed",
         )
-    if not _admits(claim, labels.OPERATING_SYSTEM, "linux"):
+    if not admits(claim, labels.OPERATING_SYSTEM, "linux"):
         system = claim.requirement(labels.OPERATING_SYSTEM)
-        raise InvalidRequest(_CODE, f"operating system {system or 'linux'} is not supported, only linux is")
+        raise InvalidRequest(INVALID_CLAIM, f"operating system {system or 'linux'} is not supported, only linux is")
     _check_architecture(claim, instance_type)
+    family, warning = _image_family(claim)
     return Order(
         name=claim.name,
         claim_uid=claim.uid,
@@ -54,15 +60,40 @@ def order(claim: Claim, now: datetime) -> Order:
         region=claim.requirement(labels.REGION) or "",
         zones=_zones(claim),
         spot=capacity_type(claim) == SPOT,
-        image_family=image_family(claim)[0],
+        image_family=family,
         labels=_pool_labels(claim, instance_type, now),
         taints=claim.taints,
         disk_gib=_disk(claim),
         created=now,
+        warning=warning or "",
     )
 
 
-def image_family(claim: Claim) -> tuple[str, str | None]:
+def agent_pool(order: Order) -> AgentPool:
+    """The body of the PUT. What is left out (mode, driver, ...) is AKS's default."""
+    properties = AgentPoolManagedClusterAgentPoolProfileProperties(
+        count=1,
+        vm_size=order.instance_type,
+        os_type="Linux",
+        os_sku=order.image_family,
+        type_properties_type="VirtualMachineScaleSets",
+        node_labels=dict(order.labels),
+        node_taints=[f"{taint.key}={taint.value}:{taint.effect}" for taint in order.taints],
+    )
+    if order.zones:
+        properties.availability_zones = [zone.rpartition("-")[2] for zone in order.zones]
+    if order.spot:
+        properties.scale_set_priority = "Spot"
+        properties.scale_set_eviction_policy = "Delete"
+        properties.spot_max_price = -1.0
+        if SPOT_TAINT not in (properties.node_taints or ()):
+            properties.node_taints = [*(properties.node_taints or ()), SPOT_TAINT]
+    if order.disk_gib is not None:
+        properties.os_disk_size_gb = order.disk_gib
+    return AgentPool(properties=properties)
+
+
+def _image_family(claim: Claim) -> tuple[str, str | None]:
     """The node image to boot, and a warning if the claim names one that is not known."""
     wanted = claim.annotations.get(labels.NODE_IMAGE_FAMILY, "")
     known = IMAGE_FAMILIES.get(wanted.lower())
@@ -75,62 +106,34 @@ def image_family(claim: Claim) -> tuple[str, str | None]:
     )
 
 
-def capacity_type(claim: Claim) -> str:
-    """How the machine is paid for: on demand wherever the claim admits it. InvalidRequest if it admits neither."""
-    for kind in (ON_DEMAND, SPOT):
-        if _admits(claim, labels.CAPACITY_TYPE, kind):
-            return kind
-    raise InvalidRequest(
-        _CODE,
-        f"the requirements for {labels.CAPACITY_TYPE} admit neither {ON_DEMAND} nor {SPOT}, and there is no other",
-    )
-
-
-def node_label_values(claim: Claim) -> dict[str, str]:
-    """Labels that requirements with a single value imply for the Node; values that no label may have imply none."""
-    keys = {requirement.key for requirement in claim.requirements if node_labels.is_key(requirement.key)}
-    found = {key: value for key in sorted(keys) if (value := claim.requirement(key)) is not None}
-    return {key: value for key, value in found.items() if node_labels.is_value(value)}
-
-
 def _zones(claim: Claim) -> tuple[str, ...]:
     """The zones that all requirements admit, by name; none when the claim does not care."""
     concerned = [requirement for requirement in claim.requirements if requirement.key == labels.ZONE]
     named = sorted({value for requirement in concerned if requirement.operator == "In" for value in requirement.values})
     if not named and all(requirement.operator == "Exists" for requirement in concerned):
         return ()
-    zones = tuple(zone for zone in named if _admits(claim, labels.ZONE, zone))
+    zones = tuple(zone for zone in named if admits(claim, labels.ZONE, zone))
     if not zones:
         raise InvalidRequest(
-            _CODE, f"the requirements for {labels.ZONE} leave no zone: name at least one with operator In, as eastus-1"
+            INVALID_CLAIM,
+            f"the requirements for {labels.ZONE} leave no zone: name at least one with operator In, as eastus-1",
         )
     for zone in zones:
         if not _ZONE.fullmatch(zone):
-            raise InvalidRequest(_CODE, f"{labels.ZONE} {zone!r} is not a region and the number of a zone, as eastus-1")
+            raise InvalidRequest(
+                INVALID_CLAIM, f"{labels.ZONE} {zone!r} is not a region and the number of a zone, as eastus-1"
+            )
     return zones
 
 
 def _check_architecture(claim: Claim, instance_type: str) -> None:
     found = "arm64" if _ARM.fullmatch(instance_type) else "amd64"
-    if not _admits(claim, labels.ARCHITECTURE, found):
+    if not admits(claim, labels.ARCHITECTURE, found):
         raise InvalidRequest(
-            _CODE,
+            INVALID_CLAIM,
             f"instance type {instance_type} has architecture {found}, which the requirements for "
             f"{labels.ARCHITECTURE} do not admit",
         )
-
-
-def _admits(claim: Claim, key: str, value: str) -> bool:
-    """Whether all requirements for the key are met by a Node whose label has this value."""
-    return all(
-        {
-            "In": value in requirement.values,
-            "NotIn": value not in requirement.values,
-            "Exists": True,
-        }.get(requirement.operator, False)
-        for requirement in claim.requirements
-        if requirement.key == key
-    )
 
 
 def _disk(claim: Claim) -> int | None:
@@ -142,15 +145,17 @@ def _disk(claim: Claim) -> int | None:
         try:
             sizes.append(parse_quantity(text))
         except ValueError as error:
-            raise InvalidRequest(_CODE, f"resources.requests.{key}: {error}") from None
+            raise InvalidRequest(INVALID_CLAIM, f"resources.requests.{key}: {error}") from None
     largest = max(sizes, default=0)
     if any(size < 0 for size in sizes):
-        raise InvalidRequest(_CODE, "the requested disk is smaller than nothing")
+        raise InvalidRequest(INVALID_CLAIM, "the requested disk is smaller than nothing")
     if largest == 0:
         return None
     gib = math.ceil(largest / _GIB)
     if gib < SMALLEST_DISK_GIB:
-        raise InvalidRequest(_CODE, f"a disk of {gib} GiB is requested, the smallest is {SMALLEST_DISK_GIB} GiB")
+        raise InvalidRequest(
+            INVALID_CLAIM, f"a disk of {gib} GiB is requested, the smallest is {SMALLEST_DISK_GIB} GiB"
+        )
     return gib
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from kaito_hooks.provisioner.environment import Environment
+from kaito_hooks.provisioner.phases.environment import Environment
 
 EAGER_LOOKS = 12
 PATIENCE = 3.0

@@ -7,8 +7,8 @@ from datetime import datetime
 from kaito_hooks.api import labels
 from kaito_hooks.api.claim import Claim
 from kaito_hooks.api.conditions import find
-from kaito_hooks.provisioner.deletion import delete_claim
-from kaito_hooks.provisioner.environment import Environment
+from kaito_hooks.provisioner.phases.deletion import delete_claim
+from kaito_hooks.provisioner.phases.environment import Environment
 from kaito_hooks.runtime import format_duration, parse_time
 
 
