@@ -15,8 +15,8 @@ import pytest
 from tests.demo.node_cluster import ROOT, NodeCluster, bring_up
 from tests.eventually import eventually
 
-from kaito_local.aks.machines import Machines, MachineSpec
-from kaito_local.aks.node_machines import NodeMachines
+from kaito_local.aks.machines.machines import Machines, MachineSpec
+from kaito_local.aks.machines.node_machines import NodeMachines
 from kaito_local.machine import gotools
 from kaito_local.machine.folders import cache_folder
 from kaito_local.machine.namespaces import remove_link
@@ -83,9 +83,9 @@ def test_machines_survive_the_death_of_whoever_started_them(running: NodeCluster
     script = (
         "import json, os, signal, sys\n"
         "from pathlib import Path\n"
-        "from kaito_local.aks.machines import MachineSpec\n"
+        "from kaito_local.aks.machines.machines import MachineSpec\n"
         "from kaito_local.nodes.node import NodeSource\n"
-        "from kaito_local.aks.node_machines import NodeMachines\n"
+        "from kaito_local.aks.machines.node_machines import NodeMachines\n"
         "programs, mirror, directory, spec = json.loads(sys.argv[1])\n"
         "source = NodeSource(programs={k: Path(v) for k, v in programs.items()}, mirror=mirror)\n"
         "machines = NodeMachines(Path(directory), source=source)\n"

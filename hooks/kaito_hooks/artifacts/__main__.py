@@ -19,14 +19,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from kaito_hooks.artifacts import addresses, completion, content, credentials, download, hub, image, package, push
+from kaito_hooks.artifacts import completion, content, hub, image, package, push
 from kaito_hooks.artifacts.errors import AccessDenied, ArtifactError, Unfinished, UnsupportedArtifact
-from kaito_hooks.artifacts.proxies import Proxies
-from kaito_hooks.artifacts.reference import parse
-from kaito_hooks.artifacts.registries import Registries
-from kaito_hooks.artifacts.registry import RegistryReader
-from kaito_hooks.artifacts.transfer import Transfer
-from kaito_hooks.artifacts.upload import RegistryWriter
+from kaito_hooks.artifacts.registry import credentials
+from kaito_hooks.artifacts.registry.endpoints import Registries
+from kaito_hooks.artifacts.registry.reader import RegistryReader
+from kaito_hooks.artifacts.registry.reference import parse
+from kaito_hooks.artifacts.registry.writer import RegistryWriter
+from kaito_hooks.artifacts.transfer import addresses, download
+from kaito_hooks.artifacts.transfer.http import Transfer
+from kaito_hooks.artifacts.transfer.proxies import Proxies
 from kaito_hooks.runtime import parse_duration
 
 logger = logging.getLogger("kaito_hooks.artifacts")

@@ -23,7 +23,7 @@ from kaito_hooks.artifacts.errors import (
     InvalidReference,
     Unreachable,
 )
-from kaito_hooks.artifacts.transfer import Transfer
+from kaito_hooks.artifacts.transfer.http import Transfer
 from kaito_hooks.artifacts.volume import not_written, require_room
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from kaito_hooks.artifacts.errors import RefusedContent
 from kaito_hooks.artifacts.layers import unpack
-from kaito_hooks.artifacts.registry import Descriptor, RegistryReader
+from kaito_hooks.artifacts.registry.reader import Descriptor, RegistryReader
 from kaito_hooks.artifacts.volume import not_written, require_room
 
 logger = logging.getLogger(__name__)

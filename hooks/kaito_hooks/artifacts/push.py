@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from kaito_hooks.artifacts.errors import ArtifactError, NotPushed
 from kaito_hooks.artifacts.package import Package
-from kaito_hooks.artifacts.upload import RegistryWriter
+from kaito_hooks.artifacts.registry.writer import RegistryWriter
 
 logger = logging.getLogger(__name__)
 

@@ -2,11 +2,15 @@
 
 Level-triggered: a controller is told that something about a key may have changed, never what. It knows nothing of
 Workspaces or machines; the controllers' packages import it, it imports none of them. Everything public is exported
-here.
+here; ``client/`` talks to the API server, ``manager/`` is the process.
 """
 
 from kaito_hooks.runtime.backoff import Backoff
-from kaito_hooks.runtime.client import Client, ObjectList
+from kaito_hooks.runtime.client.client import Client, ObjectList
+from kaito_hooks.runtime.client.events import EventRecorder
+from kaito_hooks.runtime.client.informer import Informer
+from kaito_hooks.runtime.client.resource import Key, Obj, Resource
+from kaito_hooks.runtime.client.watch import WatchEvent
 from kaito_hooks.runtime.clock import (
     Clock,
     SystemClock,
@@ -32,15 +36,11 @@ from kaito_hooks.runtime.errors import (
     TooManyRequests,
     Unauthorized,
 )
-from kaito_hooks.runtime.events import EventRecorder
-from kaito_hooks.runtime.informer import Informer
-from kaito_hooks.runtime.leader import LeaderElection
 from kaito_hooks.runtime.logs import configure_logging
-from kaito_hooks.runtime.manager import Manager, run_until_signal
+from kaito_hooks.runtime.manager.leader import LeaderElection
+from kaito_hooks.runtime.manager.manager import Manager, run_until_signal
 from kaito_hooks.runtime.metrics import Metrics
 from kaito_hooks.runtime.quantities import format_duration, parse_duration, parse_quantity
-from kaito_hooks.runtime.resource import Key, Obj, Resource
-from kaito_hooks.runtime.watch import WatchEvent
 
 __all__ = [
     "AlreadyExists",

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from kaito_hooks.runtime.backoff import Backoff
+from kaito_hooks.runtime.client.informer import Informer
+from kaito_hooks.runtime.client.resource import Key, Obj
 from kaito_hooks.runtime.clock import Clock, SystemClock
 from kaito_hooks.runtime.errors import ApiError, Conflict, ConnectionFailed, LeadershipLost
-from kaito_hooks.runtime.informer import Informer
 from kaito_hooks.runtime.logs import log_fields
 from kaito_hooks.runtime.metrics import Metrics
 from kaito_hooks.runtime.queue import WorkQueue
-from kaito_hooks.runtime.resource import Key, Obj
 from kaito_hooks.runtime.threads import SupervisedThread
 
 logger = logging.getLogger(__name__)

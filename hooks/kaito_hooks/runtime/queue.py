@@ -12,9 +12,9 @@ import threading
 from collections import deque
 
 from kaito_hooks.runtime.backoff import Backoff
+from kaito_hooks.runtime.client.resource import Key
 from kaito_hooks.runtime.clock import Clock
 from kaito_hooks.runtime.metrics import Metrics
-from kaito_hooks.runtime.resource import Key
 
 
 class WorkQueue:

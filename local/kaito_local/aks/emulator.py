@@ -8,18 +8,18 @@ import ssl
 from types import TracebackType
 from typing import Any
 
-from kaito_local.aks.agentpools import AgentPools
-from kaito_local.aks.bare_nodes import BareNodes
 from kaito_local.aks.clock import Agenda, Clock
-from kaito_local.aks.control import Control
+from kaito_local.aks.endpoints.control import Control
+from kaito_local.aks.endpoints.front import Front
+from kaito_local.aks.endpoints.server import Endpoints, Server
+from kaito_local.aks.endpoints.tokens import Tokens
 from kaito_local.aks.faults import Fault, FaultBook, fault
-from kaito_local.aks.front import Front
-from kaito_local.aks.machines import Machines, NoMachines
-from kaito_local.aks.pool import Pool, Store
-from kaito_local.aks.records import Bill, Ledger, Lines
-from kaito_local.aks.server import Endpoints, Server
+from kaito_local.aks.machines.bare_nodes import BareNodes
+from kaito_local.aks.machines.machines import Machines, NoMachines
+from kaito_local.aks.pools.agentpools import AgentPools
+from kaito_local.aks.pools.pool import Pool, Store
+from kaito_local.aks.pools.records import Bill, Ledger, Lines
 from kaito_local.aks.settings import Limits, Settings
-from kaito_local.aks.tokens import Tokens
 from kaito_local.errors import UsageError
 from kaito_local.machine.pki import Authority, write_private
 from kaito_local.machine.ports import free_ports, is_free
@@ -182,6 +182,6 @@ def _machines(settings: Settings, *, clock: Clock, agenda: Agenda) -> Machines:
             raise UsageError("machines: bare needs the key kubeconfig")
         delay = settings.durations.node_ready
         return BareNodes(settings.kubeconfig, clock=clock, agenda=agenda, ready_delay=delay)
-    from kaito_local.aks.node_source import node_machines
+    from kaito_local.aks.machines.node_source import node_machines
 
     return node_machines(settings.nodes)

@@ -84,7 +84,8 @@ class Settings:
     names of the certificate. ``node_group``: the node resource group, if whoever made the cluster named it.
     ``clock_speed``: see `Clock`. ``page_size``: pools per page of a list. ``locks``: what an
     operation in progress keeps others from. ``delete_while_creating``: whether a deletion preempts a creation or is
-    refused. ``machines``: nothing, Node objects, or real nodes as described by ``nodes`` (see `node_source.py`).
+    refused. ``machines``: nothing, Node objects, or real nodes as described by ``nodes``
+    (see `machines/node_source.py`).
     """
 
     directory: Path

@@ -16,7 +16,7 @@ from tests.eventually import PATIENCE, eventually, never
 from tests.unit.runtime.clocks import TurnedClock
 
 from kaito_hooks.runtime import Client, LeaderElection, LeadershipLost, SystemClock
-from kaito_hooks.runtime.leader import Elector
+from kaito_hooks.runtime.manager.leader import Elector
 
 Times = tuple[float, float, float]
 BRISK: Times = (5.0, 3.5, 0.5)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from tests.unit.artifacts.fake_registry import FakeRegistry
 
-from kaito_hooks.artifacts.transfer import Patience, Transfer
+from kaito_hooks.artifacts.transfer.http import Patience, Transfer
 
 
 @pytest.fixture

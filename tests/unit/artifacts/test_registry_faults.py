@@ -22,7 +22,6 @@ from tests.unit.artifacts.fake_registry import (
 
 from kaito_hooks.artifacts import hub, image
 from kaito_hooks.artifacts.content import check_config, is_left_out
-from kaito_hooks.artifacts.credentials import Credentials
 from kaito_hooks.artifacts.errors import (
     AccessDenied,
     ArtifactError,
@@ -33,10 +32,11 @@ from kaito_hooks.artifacts.errors import (
     RefusedContent,
     UnsupportedArtifact,
 )
-from kaito_hooks.artifacts.reference import parse
-from kaito_hooks.artifacts.registries import Registries
-from kaito_hooks.artifacts.registry import RegistryReader
-from kaito_hooks.artifacts.transfer import Transfer
+from kaito_hooks.artifacts.registry.credentials import Credentials
+from kaito_hooks.artifacts.registry.endpoints import Registries
+from kaito_hooks.artifacts.registry.reader import RegistryReader
+from kaito_hooks.artifacts.registry.reference import parse
+from kaito_hooks.artifacts.transfer.http import Transfer
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from kaito_hooks.runtime import Key, Obj
-from kaito_hooks.runtime.cache import Cache
+from kaito_hooks.runtime.client.cache import Cache
 
 
 def thing(name: str, *colours: str) -> Obj:

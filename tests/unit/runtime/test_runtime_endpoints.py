@@ -7,7 +7,7 @@ import pytest
 from tests.eventually import PATIENCE
 
 from kaito_hooks.runtime import Metrics
-from kaito_hooks.runtime.endpoints import Check, Endpoints, health_page, metrics_page
+from kaito_hooks.runtime.manager.endpoints import Check, Endpoints, health_page, metrics_page
 
 
 def fetch(port: int, path: str, **headers: str) -> tuple[int, str, str]:
