@@ -92,6 +92,17 @@ seccompProfile:
 {{- if eq .Values.deploymentMode "self-hosted" }}true{{ end }}
 {{- end }}
 
+{{/* The fields of agentPool that are set, as JSON; nothing if none is. */}}
+{{- define "gpu-provisioner.agentPool" -}}
+{{- $fields := dict }}
+{{- range $name, $value := .Values.agentPool }}
+{{- if $value }}
+{{- $fields = set $fields $name $value }}
+{{- end }}
+{{- end }}
+{{- if $fields }}{{ toJson $fields }}{{ end }}
+{{- end }}
+
 {{/*
 Environment of the controller, as YAML list. What controller.env names is left out here, so that every variable is there
 once; an empty setting is left out, so that envFrom can give it.
@@ -114,6 +125,8 @@ once; an empty setting is left out, so that envFrom can give it.
   (list "AZURE_AUTHORITY_HOST" $values.azure.authorityHost)
   (list "ARM_ENDPOINT" $values.azure.armEndpoint)
   (list "ARM_TOKEN_SCOPE" $values.azure.tokenScope)
+  (list "ARM_API_VERSION" $values.azure.apiVersion)
+  (list "AGENT_POOL" (include "gpu-provisioner.agentPool" .))
   (list "NODE_API" $values.nodeAPI)
   (list "NODE_CLASS_GROUP" $values.nodeClaim.nodeClassRef.group)
   (list "NODE_CLASS_KIND" $values.nodeClaim.nodeClassRef.kind)

@@ -19,10 +19,11 @@ def main() -> int:
         # The SDK tells of every request and token; errors.py's sentences tell what matters of them.
         logging.getLogger("azure").setLevel(logging.ERROR)
         client = Client.load(user_agent="kaito-gpu-provisioner")
+        manager = build(configuration, client)
     except (ConfigurationInvalid, ApiError, ValueError) as error:
         print(f"gpu-provisioner: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    return run_until_signal(build(configuration, client))
+    return run_until_signal(manager)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kaito_hooks.api.claim import ENCODINGS, NodeAPI, NodeClassRef
 from kaito_hooks.provisioner.settings import Settings
@@ -13,6 +16,7 @@ from kaito_hooks.runtime import LeaderElection, parse_duration
 DEFAULT_LEASE = "gpu-provisioner-leader-election"
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _DEPLOYMENT_MODES = ("self-hosted", "managed")
+_API_VERSION = re.compile(r"\d{4}-\d{2}-\d{2}(-preview)?")
 
 
 class ConfigurationInvalid(Exception):
@@ -23,7 +27,8 @@ class ConfigurationInvalid(Exception):
 class AzureConfiguration:
     """Which cluster, and as whom.
 
-    ``arm_endpoint``, ``token_scope``, ``api_version``, ``authority_host``: "" = the SDK's.
+    ``arm_endpoint``, ``token_scope``, ``api_version``, ``authority_host``: "" = the SDK's. ``agent_pool``: fields of
+    every agent pool, as ARM names them.
     """
 
     subscription_id: str
@@ -38,6 +43,7 @@ class AzureConfiguration:
     token_scope: str = ""
     api_version: str = ""
     authority_host: str = ""
+    agent_pool: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +106,30 @@ def _azure(env: Mapping[str, str]) -> AzureConfiguration:
         managed=managed,
         arm_endpoint=endpoint,
         token_scope=scope,
-        api_version=env.get("ARM_API_VERSION", ""),
+        api_version=_api_version(env),
         authority_host=(env.get("AZURE_AUTHORITY_HOST") or "").rstrip("/"),
+        agent_pool=_agent_pool(env),
     )
+
+
+def _api_version(env: Mapping[str, str]) -> str:
+    version = env.get("ARM_API_VERSION") or ""
+    if version and not _API_VERSION.fullmatch(version):
+        raise ConfigurationInvalid(
+            f"ARM_API_VERSION is {version!r}; it must be a date as 2026-08-01, or one with -preview"
+        )
+    return version
+
+
+def _agent_pool(env: Mapping[str, str]) -> Mapping[str, Any]:
+    text = env.get("AGENT_POOL") or "{}"
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise ConfigurationInvalid(f"AGENT_POOL is {text!r}, which is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ConfigurationInvalid(f"AGENT_POOL is {text!r}; it must be a JSON object with fields of an AKS agent pool")
+    return fields
 
 
 def _settings(env: Mapping[str, str]) -> Settings:

@@ -8,6 +8,7 @@ from kaito_hooks.provisioner import nodes, resources
 from kaito_hooks.provisioner.azure.aks import AgentPools
 from kaito_hooks.provisioner.azure.client import sdk_client, token_scope
 from kaito_hooks.provisioner.azure.credentials import credential
+from kaito_hooks.provisioner.azure.pool_fields import pool_fields
 from kaito_hooks.provisioner.azure.throttle import Throttle
 from kaito_hooks.provisioner.backoff import Backoff
 from kaito_hooks.provisioner.claim_kind import ClaimKind
@@ -28,7 +29,7 @@ VERSION = "0.1.0"
 
 
 def build(configuration: Configuration, client: Client) -> Manager:
-    """A Manager that does everything; nothing is started."""
+    """A Manager that does everything; nothing is started. Raises ConfigurationInvalid."""
     clock = SystemClock()
     registry = Metrics()
     manager = Manager(
@@ -57,6 +58,7 @@ def build(configuration: Configuration, client: Client) -> Manager:
         resource_group=configuration.azure.resource_group,
         cluster=configuration.azure.cluster_name,
         location=configuration.azure.location,
+        fields=pool_fields(configuration.azure.agent_pool),
         clock=clock,
         metrics=metrics,
     )

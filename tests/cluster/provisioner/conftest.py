@@ -143,9 +143,10 @@ def _values(endpoint: str, authority: str, settings: Mapping[str, Any]) -> dict[
         "provisioner": {
             "gcInterval": "2s",
             "poolPollInterval": "500ms",
-            **{k: v for k, v in settings.items() if k != "nodeAPI"},
+            **{k: v for k, v in settings.items() if k not in ("nodeAPI", "agentPool")},
         },
         "nodeAPI": settings.get("nodeAPI", "Machine"),
+        "agentPool": settings.get("agentPool", {}),
         "azure": {"armEndpoint": endpoint, "authorityHost": authority},
         "settings": {
             "azure": {

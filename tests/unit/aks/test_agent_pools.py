@@ -350,3 +350,55 @@ def test_a_pool_bills_from_success_until_it_is_gone(cloud: Emulator, aks: Contai
     (bill,) = cloud.bills()
     assert (bill.pool, bill.claim_uid, bill.workspace, bill.size) == ("ws1", "uid-1", "phi", GPU_SIZE)
     assert bill.seconds == pytest.approx(100, abs=0.01)
+
+
+NETWORK = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/corporate"
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "words"),
+    [
+        ("", f"{NETWORK}/subnets/gpu", "Cannot use a custom subnet because agent pool nodepool1 is using a"),
+        (f"{NETWORK}/subnets/system", None, "vnetSubnetID is required"),
+        (f"{NETWORK}/subnets/system", "gpu", "'gpu' is not the resource id of a subnet"),
+        (f"{NETWORK}/subnets/system", f"{NETWORK}2/subnets/gpu", "not in the virtual network of agent pool nodepool1"),
+    ],
+    ids=["a subnet in a managed network", "none in a custom one", "no subnet's id", "a subnet of another network"],
+)
+def test_all_pools_of_a_cluster_are_in_one_network(tmp_path: Path, own: str, asked: str | None, words: str) -> None:
+    settings = Settings(directory=tmp_path / "cloud", clock_speed=0, subnet=own)
+    with Emulator(settings) as cloud, sdk(cloud, tmp_path) as aks:
+        with pytest.raises(HttpResponseError, match=words) as caught:
+            create(aks, vnet_subnet_id=asked)
+        assert caught.value.status_code == 400
+        assert caught.value.error is not None
+        assert caught.value.error.code == "InvalidParameter"
+        assert cloud.agent_pools() == []
+
+
+def test_the_cluster_shows_its_system_pool_and_where_it_lies(tmp_path: Path) -> None:
+    settings = Settings(directory=tmp_path / "cloud", clock_speed=0, subnet=f"{NETWORK}/subnets/system")
+    with Emulator(settings) as cloud, sdk(cloud, tmp_path) as aks:
+        create(aks, vnet_subnet_id=f"{NETWORK}/subnets/gpu")
+        system, pool = aks.managed_clusters.get(*WHERE).agent_pool_profiles or ()
+        assert (system.name, system.mode) == ("nodepool1", "System")
+        assert system.vnet_subnet_id == f"{NETWORK}/subnets/system"
+        assert pool.name == "ws1"
+        assert [found.name for found in aks.agent_pools.list(*WHERE)] == ["ws1"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "parameter"),
+    [
+        ({"os_sku": "Debian"}, "osSKU"),
+        ({"availability_zones": ["4"]}, "availabilityZones"),
+        ({"gpu_profile": {"driver": "Maybe"}}, "gpuProfile.driver"),
+        ({"tags": {"costCenter": 42}}, "tags"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_a_pool_cannot_be_made_of_is_refused_by_its_name(
+    aks: ContainerServiceClient, changed: dict[str, object], parameter: str
+) -> None:
+    with pytest.raises(HttpResponseError, match=f"agentPoolProfile.{parameter} is invalid"):
+        create(aks, **changed)

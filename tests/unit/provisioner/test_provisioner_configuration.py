@@ -56,6 +56,8 @@ def test_everything_can_be_set() -> None:
             "METRICS_PORT": "0",
             "NODE_CLASS_GROUP": "example.com",
             "NODE_CLASS_KIND": "Class",
+            "ARM_API_VERSION": "2026-05-02-preview",
+            "AGENT_POOL": '{"tags":{"costCenter":"42"}}',
         }
     )
     assert found.node_api == "NodeClaim"
@@ -69,6 +71,8 @@ def test_everything_can_be_set() -> None:
     assert (found.settings.node_class.group, found.settings.node_class.kind) == ("example.com", "Class")
     assert found.azure.arm_endpoint == "https://arm.local:1234"
     assert found.azure.token_scope == "https://arm.local:1234/.default"
+    assert found.azure.api_version == "2026-05-02-preview"
+    assert found.azure.agent_pool == {"tags": {"costCenter": "42"}}
 
 
 @pytest.mark.parametrize(
@@ -99,6 +103,9 @@ def test_what_is_missing_is_named(variable: str, sentence: str) -> None:
         ("MANAGE_BY_LABEL", "maybe"),
         ("ARM_ENDPOINT", "http://arm.local"),
         ("AZURE_AUTHORITY_HOST", "login.local"),
+        ("ARM_API_VERSION", "latest"),
+        ("AGENT_POOL", "tags: {}"),
+        ("AGENT_POOL", "[1]"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_value(variable: str, value: str) -> None:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
-from azure.mgmt.containerservice.models import AgentPool, AgentPoolManagedClusterAgentPoolProfileProperties
+from azure.mgmt.containerservice.models import AgentPool
+from azure.mgmt.containerservice.models import AgentPoolManagedClusterAgentPoolProfileProperties as PoolProperties
 
 from kaito_hooks.api import labels, node_labels
 from kaito_hooks.api.claim import Claim
@@ -35,8 +38,8 @@ _GIB = 1 << 30
 SPOT_TAINT = "kubernetes.azure.com/scalesetpriority=spot:NoSchedule"
 
 
-def order(claim: Claim, now: datetime) -> Order:
-    """The order for a claim; InvalidRequest says what is wrong with it."""
+def order(claim: Claim, now: datetime, *, image_family: str = DEFAULT_IMAGE_FAMILY) -> Order:
+    """The order for a claim; InvalidRequest says what is wrong with it. ``image_family`` boots unless it names one."""
     if not re.fullmatch(NAME_PATTERN, claim.name):
         raise InvalidRequest(
             INVALID_CLAIM, f"agentpool name({claim.name}) is invalid, must match regex pattern: {NAME_PATTERN}"
@@ -52,7 +55,7 @@ def order(claim: Claim, now: datetime) -> Order:
         system = claim.requirement(labels.OPERATING_SYSTEM)
         raise InvalidRequest(INVALID_CLAIM, f"operating system {system or 'linux'} is not supported, only linux is")
     _check_architecture(claim, instance_type)
-    family, warning = _image_family(claim)
+    family, warning = _image_family(claim, image_family)
     return Order(
         name=claim.name,
         claim_uid=claim.uid,
@@ -69,17 +72,16 @@ def order(claim: Claim, now: datetime) -> Order:
     )
 
 
-def agent_pool(order: Order) -> AgentPool:
-    """The body of the PUT. What is left out (mode, driver, ...) is AKS's default."""
-    properties = AgentPoolManagedClusterAgentPoolProfileProperties(
-        count=1,
-        vm_size=order.instance_type,
-        os_type="Linux",
-        os_sku=order.image_family,
-        type_properties_type="VirtualMachineScaleSets",
-        node_labels=dict(order.labels),
-        node_taints=[f"{taint.key}={taint.value}:{taint.effect}" for taint in order.taints],
-    )
+def agent_pool(order: Order, *, fields: Mapping[str, Any] | None = None) -> AgentPool:
+    """The body of the PUT: the order, over ``fields`` of the SDK's model. What neither has is AKS's default."""
+    properties = PoolProperties(**(fields or {}))
+    properties.count = 1
+    properties.vm_size = order.instance_type
+    properties.os_type = "Linux"
+    properties.os_sku = order.image_family
+    properties.type_properties_type = "VirtualMachineScaleSets"
+    properties.node_labels = dict(order.labels)
+    properties.node_taints = [f"{taint.key}={taint.value}:{taint.effect}" for taint in order.taints]
     if order.zones:
         properties.availability_zones = [zone.rpartition("-")[2] for zone in order.zones]
     if order.spot:
@@ -93,16 +95,16 @@ def agent_pool(order: Order) -> AgentPool:
     return AgentPool(properties=properties)
 
 
-def _image_family(claim: Claim) -> tuple[str, str | None]:
+def _image_family(claim: Claim, default: str) -> tuple[str, str | None]:
     """The node image to boot, and a warning if the claim names one that is not known."""
     wanted = claim.annotations.get(labels.NODE_IMAGE_FAMILY, "")
     known = IMAGE_FAMILIES.get(wanted.lower())
     if known or not wanted:
-        return known or DEFAULT_IMAGE_FAMILY, None
+        return known or default, None
     return (
-        DEFAULT_IMAGE_FAMILY,
+        default,
         f"annotation {labels.NODE_IMAGE_FAMILY} names {wanted!r}, which is not one of "
-        f"{', '.join(IMAGE_FAMILIES)}: {DEFAULT_IMAGE_FAMILY} is used",
+        f"{', '.join(IMAGE_FAMILIES)}: {default} is used",
     )
 
 

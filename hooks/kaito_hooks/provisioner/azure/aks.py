@@ -7,20 +7,21 @@ writes (If-None-Match on PUT, If-Match on DELETE) make "look, then write" one st
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from azure.core import MatchConditions
 from azure.core.exceptions import AzureError, HttpResponseError
 from azure.mgmt.containerservice import ContainerServiceClient
-from azure.mgmt.containerservice.models import AgentPool
+from azure.mgmt.containerservice.models import AgentPool, ManagedCluster
 
 from kaito_hooks.api import labels
 from kaito_hooks.api.claim import Claim
 from kaito_hooks.provisioner.azure import errors
-from kaito_hooks.provisioner.azure.agent_pool import TIMESTAMP_FORMAT, agent_pool, order
+from kaito_hooks.provisioner.azure.agent_pool import DEFAULT_IMAGE_FAMILY, TIMESTAMP_FORMAT, agent_pool, order
 from kaito_hooks.provisioner.azure.errors import Refusal
 from kaito_hooks.provisioner.azure.listing import SharedListing
 from kaito_hooks.provisioner.cloud import Instance, Order, State
@@ -41,8 +42,20 @@ _STATES = {state.value.lower(): state for state in State} | {"upgradingnodeimage
 _MACHINE = re.compile(r"azure:///subscriptions/[^/]+/resourcegroups/[^/]+/", re.IGNORECASE)
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a cluster's machines lie. ``subnet``: its system pool's; "" = one that AKS made, which no pool may name."""
+
+    provider_id_prefix: str
+    subnet: str
+
+
 class AgentPools:
-    """CloudProvider over the agent pools of one cluster. ``location`` is its region; "" = not known."""
+    """CloudProvider over the agent pools of one cluster.
+
+    ``location`` is its region; "" = not known. ``fields``: what every pool has besides what its claim asks for, as
+    keyword arguments of the SDK's model; without a subnet among them it is that of the cluster's system pool.
+    """
 
     def __init__(
         self,
@@ -53,6 +66,7 @@ class AgentPools:
         location: str,
         clock: Clock,
         metrics: ProvisionerMetrics,
+        fields: Mapping[str, Any] | None = None,
     ) -> None:
         self._pools = client.agent_pools
         self._clusters = client.managed_clusters
@@ -61,6 +75,8 @@ class AgentPools:
         self._location = location
         self._clock = clock
         self._metrics = metrics
+        self._fields = dict(fields or {})
+        self._place: _Place | None = None
         self._listing = SharedListing(self._fetch, clock)
 
     @property
@@ -70,13 +86,7 @@ class AgentPools:
 
     def provider_id_prefix(self) -> str:
         """GET of the cluster: the node resource group, in the cluster's own subscription."""
-        with self._calling("GetCluster"):
-            cluster = self._clusters.get(self._resource_group, self._cluster)
-        group = cluster.node_resource_group
-        if not cluster.id or not group:
-            raise LaunchFailed("", f"ARM does not say in which resource group the machines of {self._cluster} lie")
-        subscription = cluster.id.split("/")[2]
-        return f"azure:///subscriptions/{subscription}/resourceGroups/{group}/"
+        return self._look_at_cluster().provider_id_prefix
 
     def is_machine(self, provider_id: str) -> bool:
         """Whether it names a subscription and a resource group."""
@@ -84,14 +94,18 @@ class AgentPools:
 
     def order(self, claim: Claim, now: datetime) -> Order:
         """As `azure.agent_pool.order`."""
-        return order(claim, now)
+        return order(claim, now, image_family=self._fields.get("os_sku", DEFAULT_IMAGE_FAMILY))
 
     def ensure(self, order: Order) -> Instance:
-        """GET, and PUT with If-None-Match if there was nothing. InvalidRequest for a zone of another region."""
+        """GET, and PUT with If-None-Match if there was nothing. InvalidRequest for a zone of another region.
+
+        The cluster is looked at once, and again after a refusal: its system pool may have moved.
+        """
         _check_region(order, self._location)
         found = self._get(order.name)
         if found is not None:
             return found
+        body = agent_pool(order, fields=self._pool_fields())
         self._listing.wrote(order.name, None)
         try:
             with self._calling("Create"):
@@ -99,7 +113,7 @@ class AgentPools:
                     self._resource_group,
                     self._cluster,
                     order.name,
-                    agent_pool(order),
+                    body,
                     match_condition=MatchConditions.IfMissing,
                     polling=False,
                 )
@@ -110,6 +124,9 @@ class AgentPools:
             if found is None:
                 raise
             return found
+        except InvalidRequest:
+            self._place = None
+            raise
         self._listing.wrote(order.name, created)
         return created
 
@@ -146,6 +163,25 @@ class AgentPools:
             )
         self._listing.wrote(instance.name, replace(instance, state=State.DELETING))
 
+    def _pool_fields(self) -> Mapping[str, Any]:
+        if "vnet_subnet_id" in self._fields:
+            return self._fields
+        place = self._place or self._look_at_cluster()
+        return {**self._fields, "vnet_subnet_id": place.subnet} if place.subnet else self._fields
+
+    def _look_at_cluster(self) -> _Place:
+        with self._calling("GetCluster"):
+            cluster = self._clusters.get(self._resource_group, self._cluster)
+        group = cluster.node_resource_group
+        if not cluster.id or not group:
+            raise LaunchFailed("", f"ARM does not say in which resource group the machines of {self._cluster} lie")
+        subscription = cluster.id.split("/")[2]
+        self._place = _Place(
+            provider_id_prefix=f"azure:///subscriptions/{subscription}/resourceGroups/{group}/",
+            subnet=_subnet(cluster),
+        )
+        return self._place
+
     def _get(self, name: str) -> Instance | None:
         with self._calling("Get", missing_is_fine=True):
             return instance(self._pools.get(self._resource_group, self._cluster, name))
@@ -171,6 +207,11 @@ class AgentPools:
             raise refused from error
         finally:
             self._metrics.cloud_duration.labels(method, PROVIDER).observe(self._clock.monotonic() - began)
+
+
+def _subnet(cluster: ManagedCluster) -> str:
+    system = [pool for pool in cluster.agent_pool_profiles or () if (pool.mode or "").lower() == "system"]
+    return next((pool.vnet_subnet_id for pool in system if pool.vnet_subnet_id), "")
 
 
 def _check_region(order: Order, location: str) -> None:

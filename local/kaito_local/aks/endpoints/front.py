@@ -31,6 +31,7 @@ from kaito_local.aks.faults import Fault, FaultBook, Target
 from kaito_local.aks.pools.agentpools import AgentPools
 from kaito_local.aks.pools.pool import CLAIM_UID_LABEL, SUCCEEDED, WORKSPACE_LABEL, Failure, Operation, Pool
 from kaito_local.aks.pools.records import Lines
+from kaito_local.aks.pools.validation import SYSTEM_POOL
 from kaito_local.aks.settings import Settings
 
 _TOKEN = re.compile(r"/(?P<tenant>[^/]+)/oauth2/v2\.0/token", re.IGNORECASE)
@@ -254,7 +255,8 @@ class Front:
                 "nodeResourceGroup": settings.node_resource_group,
                 "enableRBAC": True,
                 "agentPoolProfiles": [
-                    {"name": pool.name, **pool.body(settings)["properties"]} for pool in self._pools.listing()
+                    _system_pool(settings.subnet),
+                    *({"name": pool.name, **pool.body(settings)["properties"]} for pool in self._pools.listing()),
                 ],
             },
         }
@@ -309,6 +311,21 @@ class Front:
             if pool is not None and not _is_provisioned(pool):
                 flags.append("foreign-pool")
         return flags
+
+
+def _system_pool(subnet: str) -> dict[str, Any]:
+    profile = {
+        "name": SYSTEM_POOL,
+        "mode": "System",
+        "count": 1,
+        "vmSize": "Standard_D4s_v5",
+        "osType": "Linux",
+        "osSKU": "Ubuntu",
+        "type": "VirtualMachineScaleSets",
+        "provisioningState": SUCCEEDED,
+        "powerState": {"code": "Running"},
+    }
+    return {**profile, "vnetSubnetID": subnet} if subnet else profile
 
 
 def _route(request: Request) -> _Route:

@@ -107,7 +107,7 @@ class Fleet:
                 vm_size=pool.size,
                 labels=self._labels(pool, gpu=size.gpus > 0),
                 taints=tuple(pool.properties.get("nodeTaints") or ()),
-                gpu_count=size.gpus if fault.gpu else 0,
+                gpu_count=size.gpus if fault.gpu and _has_driver(pool) else 0,
                 gpu_delay_seconds=self._settings.durations.gpu_delay,
                 ready=fault.ready,
                 not_ready_after_seconds=fault.not_ready_after,
@@ -190,3 +190,8 @@ class Fleet:
             # The pool of workers was closed between the look and the call.
             with self._changed:
                 self._running -= 1
+
+
+def _has_driver(pool: Pool) -> bool:
+    """Without AKS's driver no GPU shows up until somebody installs one, which nobody does here."""
+    return (pool.properties.get("gpuProfile") or {}).get("driver", "Install") != "None"

@@ -9,11 +9,21 @@ from typing import Any
 from kaito_local.aks.errors import Refusal, aks_error
 from kaito_local.aks.settings import Settings, sizes
 
+SYSTEM_POOL = "nodepool1"
+"""The cluster's first pool: shown with the cluster, and not among those that can be changed."""
+
 _NAME = re.compile(r"[a-z][a-z0-9]{0,11}")
 _LABEL_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
 _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _TAINT = re.compile(r"(?P<key>[^=:\s]+)(=(?P<value>[^=:\s]*))?:(NoSchedule|PreferNoSchedule|NoExecute)")
+_SUBNET = re.compile(
+    r"(?P<network>/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft\.Network/virtualNetworks/[^/]+)"
+    r"/subnets/[^/]+",
+    re.IGNORECASE,
+)
+_LINUX = ("Ubuntu", "Ubuntu2204", "Ubuntu2404", "AzureLinux", "AzureLinux3", "CBLMariner", "AzureContainerLinux")
+_ZONES = ("1", "2", "3")
 _RESERVED = ("kubernetes.azure.com", "kubernetes.io", "k8s.io")
 _ALLOWED = ("node.kubernetes.io", "kubelet.kubernetes.io", "node-restriction.kubernetes.io")
 
@@ -52,12 +62,53 @@ def check_body(body: Any, settings: Settings) -> Mapping[str, Any]:
     power = (properties.get("powerState") or {}).get("code", "Running")
     if power not in ("Running", "Stopped"):
         raise _invalid("agentPoolProfile.powerState", f"The power state {power!r} is not Running or Stopped.")
+    _check_machines(properties)
+    _check_subnet(properties.get("vnetSubnetID") or "", settings.subnet)
     for key, value in (properties.get("nodeLabels") or {}).items():
         _check_label(key, value)
     for taint in properties.get("nodeTaints") or []:
         if not isinstance(taint, str) or not _TAINT.fullmatch(taint):
             raise _invalid("agentPoolProfile.nodeTaints", f"Taint {taint!r} is not of the form key=value:effect.")
     return properties
+
+
+def _check_machines(properties: Mapping[str, Any]) -> None:
+    sku = properties.get("osSKU") or "Ubuntu"
+    if properties.get("osType", "Linux") == "Linux" and sku not in _LINUX:
+        raise _invalid("agentPoolProfile.osSKU", f"The OS SKU {sku!r} is not supported.")
+    zones = properties.get("availabilityZones") or []
+    if not isinstance(zones, list) or any(zone not in _ZONES for zone in zones):
+        raise _invalid("agentPoolProfile.availabilityZones", f"Of the zones {zones!r} only 1, 2 and 3 are supported.")
+    driver = (properties.get("gpuProfile") or {}).get("driver", "Install")
+    if driver not in ("Install", "None"):
+        raise _invalid("agentPoolProfile.gpuProfile.driver", f"The driver {driver!r} is not Install or None.")
+    tags = properties.get("tags") or {}
+    if not isinstance(tags, Mapping) or not all(isinstance(value, str) for value in tags.values()):
+        raise _invalid("agentPoolProfile.tags", "A tag's value is not a string.")
+
+
+def _check_subnet(subnet: str, own: str) -> None:
+    """A cluster's pools are all in one virtual network: that of AKS, or the one that the cluster was made in.
+
+    https://learn.microsoft.com/azure/aks/create-node-pools#limitations. The words for a cluster in AKS's own network
+    are AKS's, the others are not published.
+    """
+    parameter = "agentPoolProfile.vnetSubnetID"
+    if not own:
+        if subnet:
+            raise _refused(
+                parameter,
+                f"Cannot use a custom subnet because agent pool {SYSTEM_POOL} is using a managed subnet. "
+                "Please omit the vnetSubnetID parameter from the request.",
+            )
+        return
+    if not subnet:
+        raise _refused(parameter, f"vnetSubnetID is required: agent pool {SYSTEM_POOL} is using a custom subnet.")
+    asked, system = _SUBNET.fullmatch(subnet), _SUBNET.fullmatch(own)
+    if asked is None:
+        raise _invalid(parameter, f"'{subnet}' is not the resource id of a subnet.")
+    if system is None or system["network"].lower() != asked["network"].lower():
+        raise _invalid(parameter, f"The subnet is not in the virtual network of agent pool {SYSTEM_POOL}.")
 
 
 def _check_label(key: str, value: Any) -> None:
@@ -75,7 +126,10 @@ def _within(domain: str, bases: tuple[str, ...]) -> bool:
 
 
 def _invalid(parameter: str, details: str) -> Refusal:
-    message = f"The value of parameter {parameter} is invalid. Error details: {details}"
+    return _refused(parameter, f"The value of parameter {parameter} is invalid. Error details: {details}")
+
+
+def _refused(parameter: str, message: str) -> Refusal:
     return Refusal(
         400, {"code": "InvalidParameter", "details": None, "message": message, "subcode": "", "target": parameter}
     )

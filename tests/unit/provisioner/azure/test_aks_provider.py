@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from kaito_hooks.provisioner.azure.agent_pool import order
 from kaito_hooks.provisioner.azure.aks import AgentPools
 from kaito_hooks.provisioner.azure.client import sdk_client
 from kaito_hooks.provisioner.azure.credentials import RenewableCredential, credential
+from kaito_hooks.provisioner.azure.pool_fields import pool_fields
 from kaito_hooks.provisioner.azure.throttle import Throttle
 from kaito_hooks.provisioner.cloud import Instance, Order, State
 from kaito_hooks.provisioner.configuration import AzureConfiguration
@@ -49,7 +50,15 @@ def cloud(tmp_path: Path) -> Iterator[Emulator]:
 class Provider:
     """The provider and what tests look at besides it."""
 
-    def __init__(self, cloud: Emulator, folder: Path, *, clock: Clock | None = None, **changes: Any) -> None:
+    def __init__(
+        self,
+        cloud: Emulator,
+        folder: Path,
+        *,
+        clock: Clock | None = None,
+        fields: Mapping[str, Any] | None = None,
+        **changes: Any,
+    ) -> None:
         token = folder / "token"
         token.write_text("a.b.c")
         self.leads = True
@@ -79,6 +88,7 @@ class Provider:
             location=configuration.location,
             clock=self.clock,
             metrics=self.metrics,
+            fields=pool_fields(fields or {}),
         )
 
     def _fence(self) -> None:
