@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None, *, termination_log: Path = TERMINATI
     options = _parser().parse_args(argv)
     try:
         run: Callable[[argparse.Namespace], str | None] = options.run
-        said = run(options)
+        result = run(options)
     except Exception as error:
         expected = isinstance(error, ArtifactError | OSError)
         # What an unexpected error says may hold what it stumbled over, a token for instance.
@@ -58,8 +58,8 @@ def main(argv: Sequence[str] | None = None, *, termination_log: Path = TERMINATI
         if termination_log.exists():
             termination_log.write_text(message)
         return 2 if isinstance(error, ArtifactError) and error.final else 1
-    if said and termination_log.exists():
-        termination_log.write_text(said)
+    if result and termination_log.exists():
+        termination_log.write_text(result)
     return 0
 
 

@@ -68,8 +68,10 @@ def check_config(path: Path, *, architecture: str | None, source: str) -> None:
     config = _json(path)
     offered = [str(name) for name in config.get("architectures") or []]
     if architecture is not None and architecture not in offered:
-        said = ", ".join(offered) or "none"
-        raise UnsupportedArtifact(f"{source} holds a model of architecture {said}, but the preset needs {architecture}")
+        architectures = ", ".join(offered) or "none"
+        raise UnsupportedArtifact(
+            f"{source} holds a model of architecture {architectures}, but the preset needs {architecture}"
+        )
     for name in offered:
         native, own = _NATIVE.get(name), config.get("model_type")
         if (native is None and config.get("auto_map")) or (native is not None and own not in (None, native)):

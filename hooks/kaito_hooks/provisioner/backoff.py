@@ -15,7 +15,7 @@ from kaito_hooks.provisioner.errors import CloudError
 from kaito_hooks.runtime import Clock
 
 JITTER = 0.2
-WORTH_TELLING = 60.0
+SHORTEST_ANNOUNCED = 60.0
 
 
 @dataclass(slots=True)
@@ -57,7 +57,7 @@ class Backoff:
             now = self.clock.monotonic()
             attempt.not_before = max(attempt.not_before, now + delay)
             wait = attempt.not_before - now
-            attempt.again = self.clock.now() + timedelta(seconds=wait) if delay >= WORTH_TELLING else None
+            attempt.again = self.clock.now() + timedelta(seconds=wait) if delay >= SHORTEST_ANNOUNCED else None
             return wait
 
     def remaining(self, uid: str) -> float:

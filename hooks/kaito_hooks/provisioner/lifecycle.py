@@ -138,7 +138,7 @@ class Lifecycle:
 
     def _announce(self, claim: Claim, step: Step, outcome: Outcome) -> None:
         before = claim.steps[step]
-        if outcome.keep or outcome.told_by(before):
+        if outcome.keep or outcome.is_recorded_in(before):
             return
         if outcome.done:
             name = outcome.status.get("nodeName") or outcome.status.get("providerID") or claim.node_name

@@ -54,7 +54,7 @@ class Outcome:
         """The message with the moment of the next try, for the condition; Events, which are counted, go without."""
         return self.message if self.again is None else f"{self.message}{_AGAIN}{format_time(self.again)})"
 
-    def told_by(self, step: StepState) -> bool:
+    def is_recorded_in(self, step: StepState) -> bool:
         """Whether the condition says this already, whenever its next try was or is."""
         return (step.reason, step.message.partition(_AGAIN)[0]) == (self.reason, self.message)
 

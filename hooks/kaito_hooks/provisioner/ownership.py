@@ -1,4 +1,4 @@
-"""Whose an agent pool or a Node is, told from its labels alone (AKS copies a pool's labels onto its Nodes).
+"""Whose an agent pool or a Node is, by its labels only (AKS copies a pool's labels onto its Nodes).
 
 Anything that is not ours is never written to and never deleted.
 """
@@ -24,7 +24,7 @@ def is_ours(found: Mapping[str, str]) -> bool:
 def belongs_to(found: Mapping[str, str], claim: Claim) -> bool:
     """Whether what carries these labels, and the claim's name, was made for this very claim.
 
-    A claim of the same name with another UID is another claim. Upstream's pools are told by their workspace labels.
+    A claim of the same name with another UID is another claim. Upstream's pools are known by their workspace labels.
     """
     uid = found.get(labels.CLAIM_UID)
     if uid:

@@ -122,9 +122,9 @@ class RegistryWriter(RegistryReader):
             raise ArtifactNotFound(f"{where} cannot be pushed to (404): does the repository exist?")
         errors = _errors(body)
         reason = "; ".join(f"{code} {message}" for code, message in errors.items()) or _MEANINGS.get(status, "")
-        said = f"{self._reference.registry} answered {status} to a push of {self._reference}"
+        message = f"{self._reference.registry} answered {status} to a push of {self._reference}"
         passes = not 300 <= status < 500 or status in _PASSING or not _PASSING_CODES.isdisjoint(errors)
-        raise (Unreachable if passes else NotPushed)(f"{said}: {reason[:_LONGEST_REASON]}" if reason else said)
+        raise (Unreachable if passes else NotPushed)(f"{message}: {reason[:_LONGEST_REASON]}" if reason else message)
 
 
 def _errors(body: bytes) -> dict[str, str]:

@@ -313,10 +313,10 @@ def _continues(headers: Mapping[str, str], position: int, *, version: Mapping[st
 
     A server that does not say where is believed if there is only one version (the digest tells).
     """
-    said = headers.get("Content-Range", "").replace(" ", "")
+    content_range = headers.get("Content-Range", "").replace(" ", "")
     if version and any(version.get(name, value) != value for name, value in _version(headers).items()):
         return False
-    return said.startswith(f"bytes{position}-") or not (said or version)
+    return content_range.startswith(f"bytes{position}-") or not (content_range or version)
 
 
 def _refuse(url: str, status: int) -> None:

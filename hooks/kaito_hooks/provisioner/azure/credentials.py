@@ -43,8 +43,8 @@ class RenewableCredential:
         try:
             return self._current().get_token(*scopes, **options)
         except ClientAuthenticationError as error:
-            if (told := _managed_identity(error)) is not None:
-                raise ClientAuthenticationError(message=told, error=error) from error
+            if (refusal := _managed_identity(error)) is not None:
+                raise ClientAuthenticationError(message=refusal, error=error) from error
             raise
         except Exception as error:
             # A missing token file, an unreachable authority, a bad option: all mean that there is no token.

@@ -46,10 +46,10 @@ class SharedListing:
             if age > max_age and not self._fetching:
                 self._fetching = True
             else:
-                return self._tell(name) if age <= max(max_age, STALE) else (False, None)
+                return self._find(name) if age <= max(max_age, STALE) else (False, None)
         self._refresh(max_age)
         with self._lock:
-            return self._tell(name)
+            return self._find(name)
 
     def wrote(self, name: str, instance: Instance | None) -> None:
         """What a write left behind; None = what became of it is unknown, ask by name."""
@@ -80,7 +80,7 @@ class SharedListing:
             with self._lock:
                 self._fetching = False
 
-    def _tell(self, name: str) -> tuple[bool, Instance | None]:
+    def _find(self, name: str) -> tuple[bool, Instance | None]:
         if name in self._written:
             instance = self._written[name][1]
             return instance is not None, instance

@@ -46,7 +46,7 @@ def pods_on(node: Obj, env: Environment) -> list[Obj]:
 
 
 def carry_out(step: DrainPlan, node: Obj, claim: Claim, env: Environment) -> Round:
-    """Evict and delete what the plan says; refusals are told in Events and asked again later."""
+    """Evict and delete what the plan says; refusals become Events and asked again later."""
     granted = False
     for removal in step.delete:
         refusal = _delete(removal.pod, removal.grace_seconds, env)

@@ -162,7 +162,7 @@ def _until_gone(claim: Claim, instance: Instance, env: Environment) -> Outcome:
 def _give_up(claim: Claim, instance: Instance, env: Environment) -> Outcome:
     """A broken instance: its cause is on the claim before the instance, and with it the cause, is deleted."""
     outcome = _broken(claim, instance, env)
-    if not outcome.told_by(claim.steps["launched"]):
+    if not outcome.is_recorded_in(claim.steps["launched"]):
         return outcome
     wait = env.backoff.remaining(deletion_key(claim))
     if wait > 0:
@@ -185,7 +185,7 @@ def _give_up(claim: Claim, instance: Instance, env: Environment) -> Outcome:
 
 
 def _broken(claim: Claim, instance: Instance, env: Environment) -> Outcome:
-    """What is told of a broken instance. It is one loss, and its first cause counts: a deletion that fails brings
+    """The refusal of a broken instance. It is one loss, and its first cause counts: a deletion that fails brings
     another one.
     """
     found = instance.error or LaunchFailed("", f"the creation of agent pool {instance.name} failed without an error")
@@ -238,7 +238,7 @@ def _refused(claim: Claim, error: CloudError, env: Environment) -> Outcome:
 
 
 def _refusal(claim: Claim, error: CloudError, env: Environment, *, requeue_after: float) -> Outcome:
-    """What is told of the last order that was refused, or whose machine was broken, until the next one."""
+    """The outcome of the last order that was refused, or whose machine was broken, until the next one."""
     again = None if ends_claim(error, env) else env.backoff.again(claim.uid)
     return Outcome.refused(error, message=refusal_text(claim, error), requeue_after=requeue_after, again=again)
 

@@ -11,7 +11,7 @@ from kaito_hooks.provisioner.phases.environment import Environment
 
 EAGER_LOOKS = 12
 PATIENCE = 3.0
-# Less than PATIENCE: a claim that waits alone finds a new listing at each look.
+# Less than PATIENCE: a single waiting claim finds a new listing at each look.
 LISTING_PATIENCE = 2.0
 # Seconds between two tries to delete a machine, before jitter: as long as it is there it may bill.
 LONGEST_DELETION_RETRY = 60.0

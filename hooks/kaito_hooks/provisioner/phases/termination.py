@@ -26,8 +26,8 @@ from kaito_hooks.runtime import NotFound, Obj, format_time, parse_duration, pars
 
 VOLUME_POLL = 5.0
 _EXCLUDED_BY = "karpenter"
-_TOLD_PODS = 3
-_TOLD_LENGTH = 200
+_NAMED_PODS = 3
+_NAMED_LENGTH = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def termination(claim: Claim, env: Environment) -> Ending:
         delay = env.backoff.failed(_retry_key(claim), error, longest=LONGEST_DELETION_RETRY)
         if not isinstance(error, OperationInProgress):
             env.events.event(claim.object, "Warning", "FailedTermination", error.message)
-        return _waiting_for_cloud(_told(error), delay)
+        return _waiting_for_cloud(_message(error), delay)
 
 
 def _end(claim: Claim, own: list[Obj], deadline: datetime | None, env: Environment) -> Ending:
@@ -63,7 +63,7 @@ def _end(claim: Claim, own: list[Obj], deadline: datetime | None, env: Environme
         return waiting
     wait = env.backoff.remaining(_retry_key(claim))
     if wait > 0:
-        return _waiting_for_cloud(_told(env.backoff.last_error(_retry_key(claim))), wait)
+        return _waiting_for_cloud(_message(env.backoff.last_error(_retry_key(claim))), wait)
     hint = env.cloud.get(claim.name, max_age=listing_age(claim.deletion_timestamp, env))
     if hint is not None and not hint.belongs_to(claim):
         hint = None
@@ -197,8 +197,8 @@ def _empty(claim: Claim, own: list[Obj], deadline: datetime | None, env: Environ
     names = ", ".join(nodes.name(node) for node in own)
     message = f"Pods that have not left {names} yet: {waiting}"
     if stay:
-        message += f"; {'; '.join(text[:_TOLD_LENGTH] for text in stay[:_TOLD_PODS])}"
-        message += f"; {len(stay) - _TOLD_PODS} others" if len(stay) > _TOLD_PODS else ""
+        message += f"; {'; '.join(text[:_NAMED_LENGTH] for text in stay[:_NAMED_PODS])}"
+        message += f"; {len(stay) - _NAMED_PODS} others" if len(stay) > _NAMED_PODS else ""
         message += f"; whoever is left at {format_time(deadline)} is deleted" if deadline is not None else ""
     return Ending(message=message, requeue_after=again)
 
@@ -249,7 +249,7 @@ def _waiting_for_cloud(message: str, requeue_after: float) -> Ending:
     return Ending(drained=True, detached=True, message=message, requeue_after=requeue_after)
 
 
-def _told(error: CloudError | None) -> str:
+def _message(error: CloudError | None) -> str:
     return f"{error.reason}: {error.message}" if error is not None else ""
 
 

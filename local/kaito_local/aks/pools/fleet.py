@@ -194,4 +194,4 @@ class Fleet:
 
 def _has_driver(pool: Pool) -> bool:
     """Without AKS's driver no GPU shows up until somebody installs one, which nobody does here."""
-    return (pool.properties.get("gpuProfile") or {}).get("driver", "Install") != "None"
+    return bool((pool.properties.get("gpuProfile") or {}).get("driver") != "None")
