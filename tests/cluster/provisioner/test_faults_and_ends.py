@@ -69,6 +69,27 @@ def test_no_claim_is_bought_before_retry_after_and_others_wait_too(
     assert first - datetime.fromisoformat(refused["wall"]) >= timedelta(seconds=4 - 0.01)
 
 
+def test_a_failed_pool_whose_deletion_is_refused_costs_few_requests_and_keeps_its_cause(
+    cloud: Emulator, provisioners: Provisioners, claims: Claims
+) -> None:
+    busy = {"code": "OperationNotAllowed", "message": "another operation is in progress on the cluster"}
+    cloud.fault(method="PUT", error={"code": "AllocationFailed", "message": "no capacity in this region"})
+    cloud.fault(method="DELETE", status=409, body={"error": busy}, times=None)
+    provisioners.start(cloud, nodeAPI=claims.kind)
+    claims.ask("ws0000000ea")
+    claims.until_waiting("ws0000000ea", "InsufficientCapacity")
+    eventually(lambda: any(r["status"] == 409 for r in cloud.requests()), what="no deletion was tried")
+    before = len(cloud.requests())
+
+    def changed() -> bool:
+        found = claims.read("ws0000000ea")
+        return found is None or (found.first_waiting() or ("",))[0] != "InsufficientCapacity"
+
+    never(changed, within=10.0, every=0.1)
+    assert len(cloud.requests()) - before <= 6
+    assert [pool.state for pool in cloud.agent_pools()] == ["Failed"]
+
+
 @contextlib.contextmanager
 def reasons(admin: Client, claims: Claims) -> Iterator[set[str]]:
     """Every reason that any claim ever gave for a step that is not done, however short."""
