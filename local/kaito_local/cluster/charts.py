@@ -24,6 +24,8 @@ from kaito_local.machine.progress import Step
 RELEASES = {"kaito": "kaito-workspace", "gpu-provisioner": "gpu-provisioner"}
 _READY_WITHIN = 180
 _LOOK_EVERY = 0.5
+_POLICY = "catalog.workspaces.kaito.sh"
+_BY_A_POLICY = "ValidatingAdmissionPolicy"
 _NOT_YET = "failed to configure policy"
 
 
@@ -175,22 +177,39 @@ class Charts:
         return bool(holders & running)
 
     def _wait_admitted(self, deadline: float) -> None:
-        """Until a policy has been asked and has answered, whatever it says.
+        """Until a Workspace is admitted, and one with a preset that does not exist is not.
 
-        The API server learns which kinds a policy takes as its parameter every 30 s, and refuses until then.
+        For up to 30 s an API server does not know the kind that a policy takes as its parameter, and admits without it.
         """
         example = self.folder.parent / "examples" / "inference" / "phi-3-mini.yaml"
-        while True:
-            try:
-                self._kubectl("create", "--dry-run=server", "-f", str(example))
-            except CommandError as error:
-                if _NOT_YET not in str(error):
-                    return
-                if time.monotonic() > deadline:
-                    raise StartError(f"Workspaces are not admitted after {_READY_WITHIN} s: {error}") from error
-                time.sleep(_LOOK_EVERY)
-            else:
-                return
+        good = example.read_text()
+        document = yaml.safe_load(good)
+        document["inference"]["preset"]["name"] = "no-such-preset"
+        while refusal := self._refusal(good):
+            # The policies' own answer, whatever the user's values made of it.
+            if _BY_A_POLICY in refusal and _NOT_YET not in refusal:
+                break
+            self._look_again(deadline, f"Workspaces are not admitted: {refusal}")
+        while self._asks_the_catalog() and not self._refusal(yaml.safe_dump(document)):
+            self._look_again(deadline, f"the policy {_POLICY} does not ask the Catalog")
+
+    def _asks_the_catalog(self) -> bool:
+        """Whether the values leave the policies on."""
+        return bool(self._kubectl("get", "validatingadmissionpolicybinding", _POLICY, "--ignore-not-found", "-o=name"))
+
+    def _refusal(self, manifest: str) -> str:
+        """Why that Workspace would not be created; "" if it would."""
+        try:
+            self._kubectl("create", "--dry-run=server", "-f", "-", input=manifest)
+        except CommandError as error:
+            return str(error)
+        return ""
+
+    @staticmethod
+    def _look_again(deadline: float, finding: str) -> None:
+        if time.monotonic() > deadline:
+            raise StartError(f"after {_READY_WITHIN} s {finding}")
+        time.sleep(_LOOK_EVERY)
 
     def installed(self) -> bool:
         """Whether both releases' Deployments exist and are ready at the moment."""
@@ -206,12 +225,17 @@ class Charts:
     def _helm(self, *arguments: str) -> None:
         self._run(self.helm, *arguments)
 
-    def _kubectl(self, *arguments: str) -> str:
-        return self._run(self.kubectl, *arguments)
+    def _kubectl(self, *arguments: str, input: str = "") -> str:
+        return self._run(self.kubectl, *arguments, input=input)
 
-    def _run(self, program: Path, *arguments: str) -> str:
+    def _run(self, program: Path, *arguments: str, input: str = "") -> str:
         done = subprocess.run(
-            [program, *arguments], env=os.environ | dict(self.environment), capture_output=True, text=True, check=False
+            [program, *arguments],
+            env=os.environ | dict(self.environment),
+            input=input,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode != 0:
             raise CommandError(f"{program.name} {' '.join(arguments[:4])} failed: {done.stderr.strip()}")

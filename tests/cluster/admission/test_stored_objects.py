@@ -67,26 +67,23 @@ def test_an_old_workspace_gets_a_status_and_goes(admin: Client, stored: Mapping[
         admin.get(WORKSPACE, name, namespace="default")
 
 
-def test_without_a_catalog_nothing_is_created_but_everything_else_goes_on(admin: Client) -> None:
-    good = next(case.new for case in creations() if not case.expected)
-    admin.create(WORKSPACE, {**good, "metadata": {"name": "kept"}}, namespace="default")
+def test_without_a_catalog_everything_goes_on(admin: Client) -> None:
+    by_id = {case.id: case.new for case in creations()}
+    good = {**by_id["C1 preset"], "metadata": {"name": "kept"}}
+    unknown = {**by_id["C12 unknown preset"], "metadata": {"name": "unchecked"}}
+    admin.create(WORKSPACE, good, namespace="default")
     catalog = _without_server_fields(admin.get(CATALOG, "kaito"))
     admin.delete(CATALOG, "kaito")
     try:
-        new = {**good, "metadata": {"name": "new"}}
-        _eventually_refused(
-            lambda: admin.create(WORKSPACE, new, namespace="default"),
-            "no params found",
-            clean=lambda: admin.delete(WORKSPACE, "new", namespace="default"),
-        )
+        _taken(lambda: admin.create(WORKSPACE, unknown, namespace="default"), Invalid)
+        admin.delete(WORKSPACE, "unchecked", namespace="default")
         admin.patch(WORKSPACE, "kept", {"resource": {"preferredNodes": ["a"]}}, namespace="default")
         current = admin.get(WORKSPACE, "kept", namespace="default")
         admin.update(WORKSPACE, {**current, "status": {"workerNodes": ["n"]}}, subresource="status")
         admin.delete(WORKSPACE, "kept", namespace="default")
     finally:
         admin.create(CATALOG, catalog)
-    _taken(lambda: admin.create(WORKSPACE, {**good, "metadata": {"name": "new"}}, namespace="default"), ApiError)
-    admin.delete(WORKSPACE, "new", namespace="default")
+    _wait_until_refused(admin, creations())
 
 
 @pytest.mark.parametrize(

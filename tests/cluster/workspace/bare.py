@@ -100,8 +100,8 @@ class BareCluster:
                 document["metadata"]["namespace"] = SYSTEM_NAMESPACE
         self.plane.kubectl("apply", "--server-side", "-f", "-", input=yaml.safe_dump_all(chosen))
         probe = yaml.safe_dump(workspace("probe", "default"))
-        # Policies are compiled some time after they were written, and until then refuse or know no Catalog.
-        eventually(lambda: self._admitted(probe), every=0.2, what="the policies admit no Workspace")
+        # For a moment after a CRD was created its storage is not ready.
+        eventually(lambda: self._admitted(probe), every=0.2, what="no Workspace is admitted")
 
     def _admitted(self, text: str) -> bool:
         try:
