@@ -80,7 +80,11 @@ class Preset:
 
 @dataclass(frozen=True, slots=True)
 class InstanceType:
-    """One machine size, spelt as the cloud spells it. ``price_per_hour``: in the Catalog's currency; None = unknown."""
+    """One machine size, spelt as the cloud spells it.
+
+    ``price_per_hour``: in the Catalog's currency; None = unknown. ``retired``: the date on which its cloud stops to
+    sell it, to come or past; "" = none is announced.
+    """
 
     name: str
     gpu_count: int = 0
@@ -89,6 +93,7 @@ class InstanceType:
     gpu_vendor: str = "nvidia"
     architecture: str = "amd64"
     price_per_hour: float | None = None
+    retired: str = ""
 
     @property
     def nvidia_gpus(self) -> int:
@@ -140,6 +145,11 @@ class Catalog:
             },
             default_engine=_default_engine(spec.get("defaultEngine")),
         )
+
+    @property
+    def on_sale(self) -> Mapping[str, InstanceType]:
+        """Instance types that may be advised: without those that their cloud retires."""
+        return {name: found for name, found in self.instance_types.items() if not found.retired}
 
     def find_instance_type(self, name: str) -> InstanceType | None:
         """The listed type of that name; case does not matter."""
@@ -245,6 +255,7 @@ def _instance_type(name: str, entry: Mapping[str, Any]) -> InstanceType:
         gpu_vendor=str(entry.get("gpuVendor") or "nvidia"),
         architecture=str(entry.get("architecture") or "amd64"),
         price_per_hour=_price(entry.get("pricePerHour"), f"{where}.pricePerHour"),
+        retired=str(entry.get("retired") or ""),
     )
 
 

@@ -17,6 +17,9 @@ those that Karpenter restricts, the last is AKS's.
 RESERVED_KEYS = (labels.AGENT_POOL, labels.ACCELERATOR)
 """What AKS says of a Node in labels without a domain."""
 
+REQUESTABLE_KEYS = (labels.ZONE, labels.REGION, labels.ARCHITECTURE, labels.OPERATING_SYSTEM)
+"""The reserved ones of which a claim may choose the value, by a requirement: of those that Karpenter knows well."""
+
 _NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 _KEY = re.compile(rf"([a-z0-9]([-a-z0-9.]{{0,251}}[a-z0-9])?/)?{_NAME}")
 _VALUE = re.compile(rf"({_NAME})?")
@@ -28,6 +31,11 @@ def is_reserved(key: str) -> bool:
     return key in RESERVED_KEYS or any(
         domain == reserved or domain.endswith(f".{reserved}") for reserved in RESERVED_DOMAINS
     )
+
+
+def is_requestable(key: str) -> bool:
+    """Whether a Node can be bought with a value of one's own for this label."""
+    return key in REQUESTABLE_KEYS or not is_reserved(key)
 
 
 def is_key(text: str) -> bool:

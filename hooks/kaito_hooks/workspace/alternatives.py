@@ -29,7 +29,7 @@ def alternatives(workspace: Workspace, catalog: Catalog | None) -> tuple[str, ..
     asked = workspace.resource.instance_type
     listed = catalog.find_instance_type(asked) or InstanceType(asked)
     found: dict[str, str] = {}
-    for other in sorted(catalog.instance_types.values(), key=_worth):
+    for other in sorted(catalog.on_sale.values(), key=_worth):
         if (
             other.name.lower() != asked.lower()
             and (other.gpu_vendor, other.architecture) == (listed.gpu_vendor, listed.architecture)

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from kaito_hooks.api import labels
+from kaito_hooks.api import labels, node_labels
 from kaito_hooks.api.catalog import Catalog
 from kaito_hooks.api.claim import OUR_CLASS, Claim, ClaimSpec
 from kaito_hooks.api.workspace import ResourceSpec, Workspace
+from kaito_hooks.workspace import formats
 from kaito_hooks.workspace.alternatives import alternatives
 from kaito_hooks.workspace.settings import Settings
 
@@ -104,6 +105,17 @@ def claim_spec(
         node_class=settings.node_claims.node_class,
         extra_requirements=settings.node_claims.extra_requirements,
         disk_request_key=settings.node_claims.disk_request_key,
+    )
+
+
+def unobtainable(keys: Iterable[str]) -> str:
+    """Why no node that is bought can have labels of these keys as a selector wants them; "" if one can."""
+    key = next((key for key in sorted(keys) if not node_labels.is_requestable(key)), "")
+    if not key:
+        return ""
+    return (
+        f"invalid value: no node can be bought with a label {formats.shown(key)} of your own, it describes the node "
+        "itself; choose another label, or name resource.count nodes that have it in resource.preferredNodes"
     )
 
 

@@ -141,6 +141,8 @@ class _Purchase:
                 "install the chart gpu-provisioner, or set nodeAPI to what is installed",
                 look_at=s.now + timedelta(seconds=UNSERVED_PAUSE),
             )
+        if unobtainable := claims.unobtainable(resource.match_labels):
+            return cls(failed=f"resource.labelSelector: {unobtainable}")
         remembered = s.memory.purchases
         if remembered.not_before is not None and s.now < remembered.not_before:
             again = f"the next try is at {format_time(remembered.not_before)}"

@@ -80,7 +80,7 @@ def test_a_catalog_whose_spread_preset_has_another_engine_is_refused(admin: Clie
 
 
 def test_the_policies_have_no_type_errors(admin: Client) -> None:
-    for name in ("catalog.workspaces.kaito.sh", "workspaces.kaito.sh", "unlisted.workspaces.kaito.sh"):
+    for name in ("catalog.workspaces.kaito.sh", "workspaces.kaito.sh", "instance-types.workspaces.kaito.sh"):
         status = eventually(
             lambda name=name: (s := admin.get(POLICY, name).get("status", {})) and "typeChecking" in s and s,
             every=0.2,
@@ -89,18 +89,27 @@ def test_the_policies_have_no_type_errors(admin: Client) -> None:
         assert status["typeChecking"].get("expressionWarnings", []) == []
 
 
-def test_an_instance_type_that_may_be_misspelt_is_warned_of(installed: ControlPlane) -> None:
-    def apply(instance_type: str) -> str:
+@pytest.mark.parametrize(
+    ("instance_type", "warning"),
+    [
+        ("Standard_NC6s_v33", "the Catalog does not list the instance type Standard_NC6s_v33"),
+        ("standard_nc6s_v3", "the cloud retires the instance type Standard_NC6s_v3 on 2025-09-30"),
+    ],
+)
+def test_an_instance_type_that_may_not_be_had_is_warned_of(
+    installed: ControlPlane, instance_type: str, warning: str
+) -> None:
+    def apply(instance_type: str, *options: str) -> str:
         text = (
             "{apiVersion: kaito.sh/v1alpha1, kind: Workspace, metadata: {name: w}, resource: "
             f"{{instanceType: {instance_type}, labelSelector: {{}}}}, inference: {{preset: {{name: phi-2}}}}}}"
         )
-        return installed.kubectl("apply", "--dry-run=server", "--warnings-as-errors", "-f", "-", input=text)
+        return installed.kubectl("apply", "--dry-run=server", *options, "-f", "-", input=text)
 
-    warning = "the Catalog does not list the instance type Standard_NC6s_v33"
     with pytest.raises(CommandError, match=warning):
-        eventually(lambda: not apply("Standard_NC6s_v33"), every=0.2, what="nobody warns")
-    assert "workspace.kaito.sh/w created" in apply("standard_nc6s_v3")
+        eventually(lambda: not apply(instance_type, "--warnings-as-errors"), every=0.2, what="nobody warns")
+    assert "workspace.kaito.sh/w created" in apply(instance_type)
+    assert "workspace.kaito.sh/w created" in apply("standard_nc4as_t4_v3", "--warnings-as-errors")
 
 
 def test_several_faults_are_told_at_once(admin: Client) -> None:

@@ -42,6 +42,17 @@ def test_a_machine_is_encoded_as_its_contract_says() -> None:
     }
 
 
+@pytest.mark.parametrize("node_api", BOTH)
+def test_a_zone_among_the_labels_is_required(node_api: NodeAPI) -> None:
+    zone = {"topology.kubernetes.io/zone": "eastus-1", "kubernetes.io/os": "linux"}
+    claim = encode(spec(labels={**WORKSPACE_LABELS, **zone}), node_api)
+    found = [r for r in claim["spec"]["requirements"] if r["key"] in zone]
+    assert sorted(found, key=lambda r: r["key"]) == [
+        {"key": key, "operator": "In", "values": [value]} for key, value in sorted(zone.items())
+    ]
+    assert claim["metadata"]["labels"].items() >= zone.items()
+
+
 def test_a_node_claim_is_encoded_as_its_contract_says() -> None:
     assert encode(spec(), "NodeClaim") == {
         "apiVersion": "karpenter.sh/v1",

@@ -36,6 +36,19 @@ def test_everything_else_is_free(key: str) -> None:
     assert not node_labels.is_reserved(key)
 
 
+@pytest.mark.parametrize("key", ["topology.kubernetes.io/zone", "kubernetes.io/arch", "kubernetes.io/os", "apps"])
+def test_what_a_claim_may_ask_for(key: str) -> None:
+    assert node_labels.is_requestable(key)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["agentpool", "kubernetes.io/hostname", "node.kubernetes.io/instance-type", "node-restriction.kubernetes.io/a"],
+)
+def test_what_no_claim_can_ask_for(key: str) -> None:
+    assert not node_labels.is_requestable(key)
+
+
 @pytest.mark.parametrize("key", ["a", "example.com/a", "a.b_c-D", "a" * 63])
 def test_keys(key: str) -> None:
     assert node_labels.is_key(key)

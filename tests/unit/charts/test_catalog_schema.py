@@ -12,7 +12,13 @@ import yaml
 from kaito_hooks.api.catalog import Catalog, HubWeights, ImageWeights, VolumeWeights
 
 CRD = Path(__file__).parents[3] / "charts" / "kaito" / "crds" / "kaito.sh_catalogs.yaml"
-TEXTS = {"repo": "own/model", "revision": "a" * 40, "path": "/models", "readinessTimeout": "1h30m"}
+TEXTS = {
+    "repo": "own/model",
+    "revision": "a" * 40,
+    "path": "/models",
+    "readinessTimeout": "1h30m",
+    "retired": "2025-09-30",
+}
 """Values of the fields whose text has a pattern."""
 
 

@@ -109,7 +109,7 @@ def test_every_nvidia_gpu_of_the_files_is_one_whose_compute_capability_is_known(
              if entry.gpu_vendor == "nvidia"}  # fmt: skip
     assert found == {
         *("K80", "M60", "P40", "P100", "V100"),  # below 7.5
-        *("T4", "A10", "A10G", "A100", "L4", "H100", "H200"),
+        *("T4", "A10", "A10G", "A100", "L4", "L40S", "H100", "H200"),
     }
 
 
@@ -129,7 +129,7 @@ def test_qlora_needs_less_than_lora() -> None:
     assert all(0 < needs["qlora"] < needs["lora"] for needs in tunable.values())
 
 
-@pytest.mark.parametrize(("cloud", "count"), [("azure", 46), ("aws", 57)])
+@pytest.mark.parametrize(("cloud", "count"), [("azure", 46), ("aws", 68)])
 def test_all_instance_types_are_there(cloud: str, count: int) -> None:
     found = types(cloud)
     assert len(found) == count
@@ -146,6 +146,8 @@ def test_all_instance_types_are_there(cloud: str, count: int) -> None:
         ("azure", "Standard_NV32as_v4", 1, 16, "amd"),
         ("aws", "p2.16xlarge", 16, 192, "nvidia"),
         ("aws", "g6.48xlarge", 8, 192, "nvidia"),
+        ("aws", "g6e.48xlarge", 8, 357, "nvidia"),
+        ("aws", "p5en.48xlarge", 8, 1128, "nvidia"),
         ("aws", "g4ad.8xlarge", 2, 16, "amd"),
         ("aws", "inf2.48xlarge", 12, 384, "neuron"),
     ],
@@ -153,6 +155,21 @@ def test_all_instance_types_are_there(cloud: str, count: int) -> None:
 def test_an_instance_type_has_what_its_cloud_says(cloud: str, name: str, gpus: int, memory: int, vendor: str) -> None:
     found = catalog(cloud).instance_types[name]
     assert (found.gpu_count, found.total_gpu_memory_gib, found.gpu_vendor) == (gpus, memory, vendor)
+
+
+@pytest.mark.parametrize(
+    ("date", "sizes"),
+    [
+        ("2023-09-06", "NC6 NC12 NC24 NC24r NC6s_v2 NC12s_v2 NC24s_v2 NC24rs_v2 ND6s ND12s ND24s ND24rs NV6 NV12 NV24"),
+        ("2025-09-30", "NC6s_v3 NC12s_v3 NC24s_v3 NC24rs_v3"),
+        ("2026-09-30", "NV12s_v3 NV24s_v3 NV48s_v3 NV32as_v4"),
+    ],
+)
+def test_sizes_that_azure_retires_are_not_advised(date: str, sizes: str) -> None:
+    of_cloud = catalog("azure")
+    names = {f"Standard_{size}" for size in sizes.split()}
+    assert {name for name, found in of_cloud.instance_types.items() if found.retired == date} == names
+    assert not names & of_cloud.on_sale.keys()
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,15 @@ def test_the_cheapest_comes_first_and_what_has_no_price_last() -> None:
     assert offered(workspace_object(), found) == ("cheap", "dear", "small")
 
 
+def test_what_its_cloud_retires_is_not_offered() -> None:
+    found = catalog(
+        gone={"gpuCount": 1, "totalGPUMemoryGiB": 16, "retired": "2025-09-30"},
+        going={"gpuCount": 1, "totalGPUMemoryGiB": 16, "retired": "2099-12-31"},
+        sold={"gpuCount": 8, "totalGPUMemoryGiB": 640},
+    )
+    assert offered(workspace_object(), found) == ("sold",)
+
+
 def test_one_of_each_series_is_offered_and_never_more_than_five() -> None:
     sizes = {
         f"Standard_N{series}{cores}s_v3": {"gpuCount": cores // 6, "totalGPUMemoryGiB": 16 * cores // 6}
