@@ -41,10 +41,10 @@ annotations:
 {{- end }}
 {{- end }}
 
-{{/* ServiceAccount of the controller; it is part of the identity's federated subject. */}}
+{{/* ServiceAccount of the controller; it is part of the identity's federated subject, so that it does not follow the release's name. */}}
 {{- define "gpu-provisioner.serviceAccountName" -}}
 {{- if .Values.serviceAccount.create }}
-{{- default (include "gpu-provisioner.fullname" .) .Values.serviceAccount.name }}
+{{- default "gpu-provisioner" .Values.serviceAccount.name }}
 {{- else }}
 {{- default "default" .Values.serviceAccount.name }}
 {{- end }}
@@ -55,10 +55,102 @@ annotations:
 {{ include "gpu-provisioner.fullname" . }}-leader-election
 {{- end }}
 
+{{/*
+A registry and the folder of images in it: (dict "name" "image.registry" "value" .Values.image.registry). Images have no capitals
+and no empty folder, so these are mended; what no image can begin with stops helm.
+*/}}
+{{- define "gpu-provisioner.registry" -}}
+{{- $given := default "" .value | toString }}
+{{- $registry := $given | trim | trimSuffix "/" | lower }}
+{{- if not $registry }}
+{{- fail (printf "%s is empty: name the registry that holds the images; if it came from a variable of the shell, that one is not set" .name) }}
+{{- end }}
+{{- if not (regexMatch "^(\\[[0-9a-f:.]+\\]|[a-z0-9]([a-z0-9.-]*[a-z0-9])?)(:[0-9]{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*$" $registry) }}
+{{- fail (printf "%s is %q: write host[:port][/folder] without https://, as registry.example.com/kaito; an IPv6 address stands in brackets" .name $given) }}
+{{- end }}
+{{- $registry }}
+{{- end }}
+
+{{/* Stops helm at a value of upstream's chart that has another name here: (dict "root" $ "ours" (dict "path" "what to use")). */}}
+{{- define "gpu-provisioner.refuseUpstreamValues" -}}
+{{- range $path, $instead := .ours }}
+{{- $place := $.root.Values }}
+{{- $set := true }}
+{{- range splitList "." $path }}
+{{- $set = and $set (kindIs "map" $place) (hasKey (default dict $place) .) }}
+{{- if $set }}
+{{- $place = get $place . }}
+{{- end }}
+{{- end }}
+{{- if $set }}
+{{- fail (printf "the value %s of upstream's chart is not one of this chart; %s" $path $instead) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/*
+Values that this chart cannot work with, each in a sentence. A setting that was given without a value, as by a variable of the shell
+that is not set, is told here; settings that nobody gives may come from envFrom.
+*/}}
+{{- define "gpu-provisioner.checkValues" -}}
+{{- include "gpu-provisioner.refuseUpstreamValues" (dict "root" . "ours" (dict
+  "image.repository" "image.registry names the registry and the folder, controller.image.repository a whole repository"
+  "image.pullPolicy" "imagePullPolicy says when nodes pull the image"
+  "image.pullSecrets" "imagePullSecrets lists them as [{name}]"
+  "webhook" "no webhook runs, leave it out"
+  "settings.featureGates" "there is none, leave it out"
+  "settings.batchMaxDuration" "claims are not batched, leave it out"
+  "settings.batchIdleDuration" "claims are not batched, leave it out"
+  "settings.azure.clusterEndpoint" "the cluster is found by its name, leave it out"
+  "settings.azure.vmMemoryOverheadPercent" "nothing is computed from it, leave it out"
+  "settings.azure.tags" "agent pools get no tags of one's own, leave it out"
+  "controller.sidecarContainer" "no further container is added, leave it out"
+  "controller.sidecarVolumeMounts" "no further container is added, leave it out"
+)) }}
+{{- $values := .Values }}
+{{- $own := dict }}
+{{- range $values.controller.env }}
+{{- $own = set $own .name (or .value .valueFrom) }}
+{{- end }}
+{{- $azure := default dict $values.settings.azure }}
+{{- $identity := default dict $values.workloadIdentity }}
+{{- $settings := list
+  (list "settings.azure.clusterName" "AZURE_CLUSTER_NAME" $azure.clusterName (hasKey $azure "clusterName") true)
+  (list "settings.azure.subscriptionId" "ARM_SUBSCRIPTION_ID" $azure.subscriptionId (hasKey $azure "subscriptionId") true)
+  (list "settings.azure.resourceGroup" "ARM_RESOURCE_GROUP" $azure.resourceGroup (hasKey $azure "resourceGroup") true)
+  (list "workloadIdentity.clientId" "AZURE_CLIENT_ID" $identity.clientId (hasKey $identity "clientId") (eq $values.deploymentMode "self-hosted"))
+  (list "workloadIdentity.tenantId" "AZURE_TENANT_ID" $identity.tenantId (hasKey $identity "tenantId") false)
+}}
+{{- $given := 0 }}
+{{- range $settings }}
+{{- if or (index . 2) (hasKey $own (index . 1)) }}
+{{- $given = add1 $given }}
+{{- end }}
+{{- end }}
+{{- $lacking := list }}
+{{- range $settings }}
+{{- $inEnv := hasKey $own (index . 1) }}
+{{- if and $inEnv (not (get $own (index . 1))) }}
+{{- $lacking = append $lacking (printf "%s of controller.env" (index . 1)) }}
+{{- else if not (or (index . 2) $inEnv $values.controller.envFrom) }}
+{{- /* A null removes the chart's default; an empty text cannot be told from it, so it counts where others are given. */}}
+{{- if or (not (index . 3)) (and $given (index . 4)) }}
+{{- $lacking = append $lacking (printf "%s (%s)" (index . 0) (index . 1)) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if $lacking }}
+{{- fail (printf "no value is given for %s; if it came from a variable of the shell, that one is not set" (join ", " $lacking)) }}
+{{- end }}
+{{- end }}
+
 {{/* The container's image. */}}
 {{- define "gpu-provisioner.image" -}}
 {{- $own := .Values.controller.image }}
-{{- $repository := default (printf "%s/kaito-hooks" .Values.image.registry) $own.repository }}
+{{- $repository := $own.repository }}
+{{- if not $repository }}
+{{- $repository = printf "%s/kaito-hooks" (include "gpu-provisioner.registry" (dict "name" "image.registry" "value" .Values.image.registry)) }}
+{{- end }}
 {{- $tag := $own.tag | default .Values.image.tag | default .Chart.AppVersion }}
 {{- if $own.digest }}
 {{- printf "%s@%s" $repository $own.digest }}
@@ -152,7 +244,7 @@ once; an empty setting is left out, so that envFrom can give it.
 {{- end }}
 {{- range $variables }}
 {{- $name := index . 0 }}
-{{- $value := index . 1 | toString }}
+{{- $value := ternary "" (index . 1 | toString) (kindIs "invalid" (index . 1)) }}
 {{- if and $value (not (hasKey $own $name)) }}
 - name: {{ $name }}
   value: {{ $value | quote }}

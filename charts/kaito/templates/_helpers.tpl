@@ -51,9 +51,64 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $tag }}
 {{- end }}
 
+{{/*
+A registry and the folder of images in it: (dict "name" "image.registry" "value" .Values.image.registry). Images have no capitals
+and no empty folder, so these are mended; what no image can begin with stops helm.
+*/}}
+{{- define "kaito.registry" -}}
+{{- $given := default "" .value | toString }}
+{{- $registry := $given | trim | trimSuffix "/" | lower }}
+{{- if not $registry }}
+{{- fail (printf "%s is empty: name the registry that holds the images; if it came from a variable of the shell, that one is not set" .name) }}
+{{- end }}
+{{- if not (regexMatch "^(\\[[0-9a-f:.]+\\]|[a-z0-9]([a-z0-9.-]*[a-z0-9])?)(:[0-9]{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*$" $registry) }}
+{{- fail (printf "%s is %q: write host[:port][/folder] without https://, as registry.example.com/kaito; an IPv6 address stands in brackets" .name $given) }}
+{{- end }}
+{{- $registry }}
+{{- end }}
+
+{{/* Stops helm at a value of upstream's chart that has another name here: (dict "root" $ "ours" (dict "path" "what to use")). */}}
+{{- define "kaito.refuseUpstreamValues" -}}
+{{- range $path, $instead := .ours }}
+{{- $place := $.root.Values }}
+{{- $set := true }}
+{{- range splitList "." $path }}
+{{- $set = and $set (kindIs "map" $place) (hasKey (default dict $place) .) }}
+{{- if $set }}
+{{- $place = get $place . }}
+{{- end }}
+{{- end }}
+{{- if $set }}
+{{- fail (printf "the value %s of upstream's chart is not one of this chart; %s" $path $instead) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Values that this chart cannot work with, each in a sentence. */}}
+{{- define "kaito.checkValues" -}}
+{{- include "kaito.refuseUpstreamValues" (dict "root" . "ours" (dict
+  "image.repository" "image.registry names the registry and the folder of all images"
+  "imagePullSecrets" "image.pullSecrets lists the names of the Secrets"
+  "featureGates" "nodeAPI says how nodes are asked for, serving.variant what serves models"
+  "webhook" "there is no webhook: admissionPolicies.enabled switches the rules that the API server checks"
+  "podSecurityContext" "its Pods always run without rights, leave it out"
+  "securityContext" "its Pods always run without rights, leave it out"
+  "podTemplateLabels" "podLabels are those of the controller's Pods"
+  "serviceAccountName" "serviceAccount.name names the account"
+  "spotInstance" "nodeClaim.extraRequirements asks for a capacity type"
+  "presetBaseRegistryName" "image.registry names the registry of the images that serve and tune"
+  "localCSIDriver" "no driver is installed, leave it out"
+)) }}
+{{- range $registry, $mirror := .Values.registries.mirrors }}
+{{- if contains "/" $registry }}
+{{- fail (printf "registries.mirrors names %q: write a registry's host[:port] without https:// and folder, as docker.io" $registry) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* Image of the controllers and of init containers. */}}
 {{- define "kaito.hooksImage" -}}
-{{ .Values.image.registry }}/kaito-hooks:{{ include "kaito.tag" . }}
+{{ include "kaito.registry" (dict "name" "image.registry" "value" .Values.image.registry) }}/kaito-hooks:{{ include "kaito.tag" . }}
 {{- end }}
 
 {{/* Images of serving or tuning by variant: (dict "root" $ "name" "serving" "images" map). */}}
@@ -61,7 +116,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $root := .root }}
 {{- $name := .name }}
 {{- range $variant, $image := .images }}
-{{ $variant }}: {{ default (printf "%s/kaito-%s:%s-%s" $root.Values.image.registry $name (include "kaito.tag" $root) $variant) $image | quote }}
+{{ $variant }}: {{ default (printf "%s/kaito-%s:%s-%s" (include "kaito.registry" (dict "name" "image.registry" "value" $root.Values.image.registry)) $name (include "kaito.tag" $root) $variant) $image | quote }}
 {{- end }}
 {{- end }}
 
@@ -124,6 +179,11 @@ null removes a preset, and weights replace ours as a whole, because they have on
 {{- end }}
 {{- end }}
 {{- toJson $types }}
+{{- end }}
+
+{{/* An instance type for a first model: the user's own, where there is no cloud. */}}
+{{- define "kaito.exampleType" -}}
+{{- dict "azure" "Standard_NC4as_T4_v3" "aws" "g5.xlarge" "none" "THE-TYPE-OF-YOUR-NODES" | dig .Values.cloudProviderName "" }}
 {{- end }}
 
 {{/*

@@ -185,12 +185,17 @@ def _texts_by_name(section: _Section, key: str) -> dict[str, str]:
 
 def _registries(section: _Section) -> Registries:
     registries = Registries(
-        mirrors={str(k): _as_text(v) for k, v in section.mapping("mirrors").items()},
-        plain_http=section.texts("plainHTTP"),
+        mirrors={_registry(str(k)): _as_text(v) for k, v in section.mapping("mirrors").items()},
+        plain_http=tuple(map(_registry, section.texts("plainHTTP"))),
         ca_bundle=section.text("caBundle", ""),
     )
     section.done()
     return registries
+
+
+def _registry(written: str) -> str:
+    """A registry's name as images write it: hosts have no capitals."""
+    return written.strip().rstrip("/").lower()
 
 
 def _proxy(section: _Section) -> Proxy:

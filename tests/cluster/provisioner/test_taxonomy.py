@@ -104,7 +104,7 @@ def landscape(
 
 
 def _provisioners(cluster: BareCluster, chart: Callable[..., list[Obj]], folder: Path) -> Provisioners:
-    rendered = chart({"settings": {"azure": {"clusterName": "kaito"}}})
+    rendered = chart({})
     account = next(d["metadata"]["name"] for d in rendered if d["kind"] == "ServiceAccount")
     for document in rendered:
         if document["kind"] in RIGHTS:

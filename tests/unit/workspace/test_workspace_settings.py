@@ -17,7 +17,7 @@ def test_the_charts_configuration_is_read() -> None:
             },
             "images": {"hooks": "h:1", "serving": {"cpu": "s:1"}, "variant": "cpu", "pullSecrets": ["p"]},
             "presetRegistry": "r.io/presets/",
-            "registries": {"mirrors": {"docker.io": "http://m"}, "plainHTTP": ["m:5000"], "caBundle": "PEM"},
+            "registries": {"mirrors": {"Docker.io/": "http://m/A"}, "plainHTTP": ["M:5000"], "caBundle": "PEM"},
             "proxy": {"httpProxy": "http://p:1", "httpsProxy": "http://p:2", "noProxy": ["10.0.0.0/8"]},
             "huggingFaceEndpoint": "https://hub.example.com",
             "serving": {"resources": {"limits": {"memory": "1Gi"}}, "extraArgs": ["--x"], "extraEnv": []},
@@ -34,6 +34,7 @@ def test_the_charts_configuration_is_read() -> None:
     assert settings.node_claims.disk_request_key == ""
     assert settings.images.serving["cpu"] == "s:1"
     assert settings.preset_registry == "r.io/presets"
+    assert settings.registries.mirrors == {"docker.io": "http://m/A"}
     assert settings.registries.plain_http == ("m:5000",)
     assert (settings.proxy.http, settings.proxy.https) == ("http://p:1", "http://p:2")
     assert settings.proxy.no_proxy == ("10.0.0.0/8",)
