@@ -143,7 +143,7 @@ class Finding:
 def examine(claim: Claim, *, settings: Settings, now: datetime) -> Finding:
     """Judge one claim that is not ready yet.
 
-    ``failed``: its provisioner gave a reason, or none answers. ``late``: longer than upstream's deadline of 240 s.
+    ``failed``: its provisioner gave a reason, or none answers. ``late``: longer than ``claim_ready``.
     """
     created = claim.creation_timestamp or now
     deaf_at = created + timedelta(seconds=settings.timeouts.claim_without_condition)

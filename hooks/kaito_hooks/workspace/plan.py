@@ -193,12 +193,7 @@ def _plan_deletion(s: Snapshot) -> Plan:
 
 def _problem(s: Snapshot, revision: Revision) -> Outcome | None:
     """The broken rules, or why the rules cannot be checked or the revision not recorded."""
-    broken = validate.check(
-        s.workspace,
-        s.catalog,
-        max_nodes=s.settings.max_nodes_per_workspace,
-        buys=s.settings.node_api != "none",
-    )
+    broken = validate.check(s.workspace, s.catalog, max_nodes=s.settings.max_nodes_per_workspace)
     begun = RULES_OF_THE_START if _was_taken_up(s) else frozenset()
     if inference.live_workload(s) is not None and inference.is_of_engine(s):
         begun |= RULES_OF_THE_ENGINE

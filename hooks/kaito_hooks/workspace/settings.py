@@ -80,8 +80,8 @@ class Timeouts:
     """Deadlines in seconds."""
 
     claim_without_condition: float = 60.0
-    claim_ready: float = 240.0
-    gpu_plugin: float = 60.0
+    claim_ready: float = 900.0
+    gpu_plugin: float = 600.0
     template_ready: float = 600.0
     buy_backoff_min: float = 30.0
     buy_backoff_max: float = 1800.0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from kaito_hooks.api import labels, node_labels
 from kaito_hooks.api.catalog import ENGINES, Catalog, Engine, InstanceType, Preset, fits, fits_tuning
 from kaito_hooks.api.workspace import Adapter, DataDestination, DataSource, PresetSpec, Workspace
-from kaito_hooks.workspace import claims, formats, pod_template
+from kaito_hooks.workspace import formats, pod_template
 from kaito_hooks.workspace.engines import engine_of, serves
 from kaito_hooks.workspace.spelling import nearest
 
@@ -56,17 +56,12 @@ def told(problems: Iterable[Problem]) -> str:
     return "; ".join(map(str, problems))
 
 
-def check(workspace: Workspace, catalog: Catalog | None, *, max_nodes: int, buys: bool = True) -> list[Problem]:
+def check(workspace: Workspace, catalog: Catalog | None, *, max_nodes: int) -> list[Problem]:
     """Every broken rule, in the order of the table; without a Catalog only those that need none.
 
-    ``max_nodes``: of one Workspace. ``buys``: whether nodes are bought that do not exist.
+    ``max_nodes``: of one Workspace. C41, of labels that no bought node can have, is told where a node is to be bought.
     """
-    problems = [
-        *_shape(workspace),
-        *_resource(workspace, max_nodes, buys=buys),
-        *_inference(workspace),
-        *_tuning(workspace),
-    ]
+    problems = [*_shape(workspace), *_resource(workspace, max_nodes), *_inference(workspace), *_tuning(workspace)]
     if catalog is not None:
         problems += [*_instance_type(workspace, catalog), *_presets(workspace, catalog)]
     return problems
@@ -95,7 +90,7 @@ def _knows_runtime(ws: Workspace) -> bool:
     return ws.annotations.get(labels.RUNTIME) in (None, *ENGINES)
 
 
-def _resource(ws: Workspace, max_nodes: int, *, buys: bool) -> Iterator[Problem]:
+def _resource(ws: Workspace, max_nodes: int) -> Iterator[Problem]:
     if ws.resource is None:
         return
     path = "resource.labelSelector"
@@ -116,11 +111,6 @@ def _resource(ws: Workspace, max_nodes: int, *, buys: bool) -> Iterator[Problem]
                 f"invalid value: no node can have the label {label}: both have at most 63 letters, "
                 "digits, - _ and ., and begin and end with a letter or digit",
             )
-    # KAITO's own ones are refused everywhere, in words of their own.
-    if buys and ws.resource.count > len(ws.resource.preferred_nodes):
-        unobtainable = claims.unobtainable(ws.resource.match_labels.keys() - RESERVED_LABELS)
-        if unobtainable:
-            yield Problem("C41", path, unobtainable)
     if ws.resource.count > max_nodes:
         yield Problem(
             "C38",

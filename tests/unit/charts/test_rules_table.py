@@ -52,12 +52,6 @@ def test_the_controller_decides_as_the_table_says(catalog: Catalog, case: Case) 
     ], problems
 
 
-@pytest.mark.parametrize("case", [case for case in creations() if case.rule == "C41"], ids=lambda case: case.id)
-def test_where_nothing_is_bought_any_label_selects_nodes(catalog: Catalog, case: Case) -> None:
-    most = Settings().max_nodes_per_workspace
-    assert check(Workspace.read(case.new), catalog, max_nodes=most, buys=False) == []
-
-
 @pytest.mark.parametrize("case", [case for case in updates() if case.python], ids=lambda case: case.id)
 def test_the_controller_judges_changes_as_the_table_says(case: Case) -> None:
     assert case.old is not None

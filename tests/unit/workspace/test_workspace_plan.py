@@ -173,9 +173,17 @@ def test_a_claim_of_another_karpenters_class_is_missed_by_its_name() -> None:
     assert conditions(decided)["NodeClaimReady"][2] == f"{SLOT_0}: {text}"
 
 
+def test_a_pool_that_takes_as_long_as_aks_needs_is_waited_for() -> None:
+    claims = [claim_object(SLOT_0, conditions=step("AgentPoolCreating", "creating"))]
+    decided = plan(snapshot(claims=claims, now=START + timedelta(minutes=14)))
+    assert conditions(decided)["MachineReady"][0] == "Unknown"
+    assert decided.look_again is not None
+    assert decided.look_again <= 61
+
+
 def test_a_machine_that_takes_long_is_upstreams_time_out() -> None:
     claims = [claim_object(SLOT_0, conditions=step("AgentPoolCreating", "creating"))]
-    decided = plan(snapshot(claims=claims, now=START + timedelta(seconds=240)))
+    decided = plan(snapshot(claims=claims, now=START + timedelta(minutes=15)))
     status, reason, message = conditions(decided)["MachineReady"]
     assert (status, reason) == ("False", "checkMachineStatusFailed")
     assert message.startswith(f"check machine status timed out. machine {SLOT_0} is not ready")
@@ -203,7 +211,9 @@ def test_gpus_must_have_come_before_anything_is_deployed() -> None:
     early = plan(snapshot(nodes=(bare,)))
     assert conditions(early)["ResourceReady"][:2] == ("False", "workspaceResourceStatusPending")
     assert not any(isinstance(a, CreateChild) and a.child["kind"] == "Deployment" for a in early.actions)
-    late = plan(snapshot(nodes=(bare,), now=START + timedelta(seconds=60)))
+    early = plan(snapshot(nodes=(bare,), now=START + timedelta(minutes=9)))
+    assert "timed out" not in conditions(early)["ResourceReady"][2]
+    late = plan(snapshot(nodes=(bare,), now=START + timedelta(minutes=10)))
     text = "node plugin installation timed out. node mine is not ready"
     assert text in conditions(late)["ResourceReady"][2]
     assert conditions(late)["MachineReady"] == ("False", "checkMachineStatusFailed", text)
