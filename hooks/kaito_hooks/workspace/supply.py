@@ -201,6 +201,8 @@ def _ready_without_node(s: Snapshot, claim: Claim) -> claims.Finding:
     node = next((n for n in s.nodes if nodes.name_of(n) == claim.node_name), None)
     if node is None:
         text = f"its node {claim.node_name} is gone"
+    elif node["metadata"].get("deletionTimestamp"):
+        text = f"its node {claim.node_name} is being deleted"
     elif not nodes.is_ready(node):
         text = f"its node {claim.node_name} is not Ready"
     elif (node.get("spec") or {}).get("unschedulable"):
