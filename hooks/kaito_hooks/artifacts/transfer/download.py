@@ -49,13 +49,17 @@ def fetch(urls: Sequence[str], *, transfer: Transfer, destination: Path) -> list
 
 
 def file_name(url: str) -> str:
-    """What follows the last slash, with ``?``, ``=`` and ``&`` as ``_``. Raises RefusedSource."""
+    """The last part of the path and the query, with ``?``, ``=``, ``&`` and the query's ``/`` as ``_``.
+
+    Raises RefusedSource.
+    """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise RefusedSource(f"{shown(url)} is no http or https URL")
     if parts.username or parts.password:
         raise RefusedSource(f"{shown(url)} carries a user and a password; use a URL without them")
-    name = re.sub(r"[?=&]", "_", url.partition("#")[0].rsplit("/", 1)[-1])
+    path, mark, query = url.partition("#")[0].partition("?")
+    name = re.sub(r"[?=&/]", "_", path.rpartition("/")[2] + mark + query)
     if not parts.path.strip("/") or name in ("", ".", ".."):
         raise RefusedSource(f"{shown(url)} names no file")
     if len(name.encode()) > _LONGEST_NAME:

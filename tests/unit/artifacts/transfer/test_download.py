@@ -76,6 +76,18 @@ def test_a_file_is_called_as_its_url_ends(site: Site, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("http://x/a/train.parquet?signature=ab/cd%2F&to=/e/", "train.parquet_signature_ab_cd%2F_to__e_"),
+        ("http://x/train.parquet?file=a/other.csv#b/c", "train.parquet_file_a_other.csv"),
+        ("http://x/a//train.csv", "train.csv"),
+    ],
+)
+def test_a_slash_in_the_query_is_no_folder(url: str, name: str) -> None:
+    assert download.file_name(url) == name
+
+
+@pytest.mark.parametrize(
     ("urls", "says"),
     [
         (["ftp://x/y.csv"], "no http or https"),
