@@ -44,8 +44,13 @@ def explain(
 
     ``said``: messages of before; a kubelet that waits before it pulls again may not say any more why. ``servers``: by
     Pod uid, what servers that run say of themselves.
+
+    A Pod that has failed as a whole (evicted, or ``UnexpectedAdmissionError`` of a kubelet that restarted before its
+    device plugin) is replaced by its owner and stays behind; it counts only as long as there is no other.
     """
-    told = [_explain_one(pod, warnings, said, (servers or {}).get(_uid(pod))) for pod in sorted(pods, key=_name)]
+    there = sorted(pods, key=_name)
+    current = [pod for pod in there if (pod.get("status") or {}).get("phase") != "Failed"] or there
+    told = [_explain_one(pod, warnings, said, (servers or {}).get(_uid(pod))) for pod in current]
     found = [outcome for outcome in told if outcome is not None]
     return next((o for o in found if o.state == "failed"), found[0] if found else None)
 

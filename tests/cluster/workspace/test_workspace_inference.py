@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.answering import answering
 from tests.cluster.workspace.conftest import Controllers, conditions, submit, until, workspace
 from tests.cluster.workspace.stand_ins.following import Obj
-from tests.cluster.workspace.stand_ins.kubelet import Kubelet, running, starting
+from tests.cluster.workspace.stand_ins.kubelet import Kubelet, State, running, starting
 from tests.cluster.workspace.stand_ins.provisioner import Provisioner
 from tests.eventually import eventually, never
 
@@ -17,9 +17,18 @@ from kaito_hooks.workspace.resources import (
     MACHINE,
     NETWORK_POLICY,
     NODE,
+    POD,
     SERVICE,
     WORKSPACE,
 )
+
+REFUSED = {
+    "phase": "Failed",
+    "reason": "UnexpectedAdmissionError",
+    "message": "Pod was rejected: Allocate failed due to no healthy devices present; cannot allocate nvidia.com/gpu",
+    "conditions": [{"type": "Ready", "status": "False"}],
+}
+"""What a kubelet says of a Pod that it had, when it starts before the device plugin."""
 
 
 def claims_of(admin: Client, obj: Obj) -> list[Obj]:
@@ -86,6 +95,25 @@ def test_a_server_that_is_not_ready_says_why_in_the_workspace(
         asked = len(server.asked)
         # Who is ready is not asked any more.
         never(lambda: len(server.asked) > asked, within=1.2 * PERIOD)
+
+
+def test_a_pod_that_a_restarted_kubelet_refuses_is_followed_by_one_that_serves(
+    admin: Client, place: str, controller: Controllers, provisioner: Provisioner, kubelet: Kubelet
+) -> None:
+    ws = submit(admin, workspace("rebooted", place))
+    until(admin, ws, "WorkspaceReady")
+    [first] = admin.list(POD, namespace=place).items
+
+    def unless_refused(others: State) -> State:
+        mine = first["metadata"]["uid"]
+        return lambda pod: REFUSED if pod["metadata"]["uid"] == mine else others(pod)
+
+    with answering({"state": "loading", "progress": 0.42, "message": "loading weights"}) as server:
+        kubelet.report(place, unless_refused(starting(server.address)))
+        until(admin, ws, "InferenceReady", status="False", words=": loading weights, 42 %")
+        kubelet.report(place, unless_refused(running))
+        until(admin, ws, "WorkspaceReady")
+    assert "Failed" in [pod["status"]["phase"] for pod in admin.list(POD, namespace=place).items]
 
 
 def test_an_unchanged_workspace_is_never_written_again(

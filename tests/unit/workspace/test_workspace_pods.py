@@ -173,3 +173,14 @@ def test_a_kubelet_that_only_backs_off_does_not_take_the_cause_back() -> None:
     said = f"deployment phi is not progressing: {CANNOT}: r.io/x:1: not found"
     waiting = unpulled("ImagePullBackOff", 'Back-off pulling image "r.io/x:1"')
     assert explain([waiting], {}, said=["", said]) == Outcome("failed", f"{CANNOT}: r.io/x:1: not found")
+
+
+REFUSED = {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no healthy devices present"}
+
+
+def test_a_pod_that_was_refused_as_a_whole_is_told_until_its_successor_is_there() -> None:
+    refused = pod(**REFUSED)
+    assert told(refused) == Outcome("failed", "Pod phi-1: UnexpectedAdmissionError: no healthy devices present")
+    successor = pod(initContainerStatuses=[container(state={"running": {}})])
+    successor["metadata"] = {"name": "phi-2", "uid": "v"}
+    assert told(refused, successor) == Outcome("waiting", "Pod phi-2: fetching the weights")
