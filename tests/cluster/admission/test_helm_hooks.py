@@ -137,8 +137,9 @@ def test_helm_upgrades_both_charts_without_their_hooks(installed: ControlPlane, 
 
 
 def test_helm_prints_the_next_command(installed: ControlPlane, helm: Callable[..., str]) -> None:
-    assert "kubectl apply -f examples/inference/phi-3-mini.yaml" in helm(
-        "get", "notes", "kaito", "-n", "kaito-workspace"
-    )
+    notes = helm("get", "notes", "kaito", "-n", "kaito-workspace")
+    manifest = notes.partition("\nkubectl apply -f - <<END\n")[2].partition("\nEND\n")[0]
+    arguments = ("apply", "--dry-run=server", "--warnings-as-errors", "-f", "-")
+    assert "workspace.kaito.sh/phi-3-mini created" in installed.kubectl(*arguments, input=manifest)
     subject = "system:serviceaccount:gpu-provisioner:gpu-provisioner"
     assert subject in helm("get", "notes", "gpu-provisioner", "-n", "gpu-provisioner")
