@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from kaito_hooks.api.conditions import find
@@ -30,6 +30,12 @@ _WRAPPING = re.compile(
 )
 _NOT_A_CAUSE = re.compile(r" (no new claims to deallocate, )?preemption: .*", re.DOTALL)
 """How the scheduler ends what it says: it has tried to make room, and counts the nodes once more."""
+_LEVEL = re.compile(
+    r"^(\S+\s+){0,4}?[\[(]?(?P<level>DEBUG|INFO|NOTICE|WARN|WARNING|ERROR|ALERT|CRITICAL|FATAL)[\])]?:?(\s+|$)"
+)
+"""A level in upper case among the first five words of a line, as Python, Ray and HAProxy write it."""
+_SERIOUS = frozenset({"ERROR", "ALERT", "CRITICAL", "FATAL"})
+_TRACEBACK, _FATAL = "Traceback (most recent call last)", "Fatal Python error"
 _SOURCE_PORT = re.compile(r"(?<=[\d\]]):\d+(?=->)")
 
 
@@ -114,7 +120,7 @@ def _container_problem(container: Mapping[str, Any]) -> str | None:
         return f"{reason}: {short(waiting.get('message', ''))}"
     if not ended or ended.get("exitCode", 0) == 0 or container.get("ready"):
         return None
-    if state.get("running") is not None and not ended.get("message"):
+    if state.get("running") is not None and not sentence(ended.get("message") or ""):
         # Running again: what it died of is only worth telling if it said so.
         return None
     return _death(ended)
@@ -145,9 +151,34 @@ def _stage(status: Mapping[str, Any]) -> str:
 
 
 def sentence(text: str) -> str:
-    """Termination messages of ours are one sentence; one taken from a log ends with what matters."""
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    """Why a container ended, of its termination message; "" if that does not say it.
+
+    A message of ours is one sentence. Where there is none, the kubelet takes the end of the log: then an error is what
+    was logged as one, or the end of a traceback, and not what happened to be the last line.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    if any(_level(line) for line in lines):
+        lines = _errors(lines)
     return short(lines[-1]) if lines else ""
+
+
+def _errors(lines: Sequence[str]) -> list[str]:
+    """Of a log, the messages of errors and the last lines of tracebacks."""
+    found = []
+    in_traceback = lines[0][0].isspace()
+    for line in lines:
+        if _level(line) in _SERIOUS:
+            found.append(_LEVEL.sub("", line, count=1))
+        elif (in_traceback and not line[0].isspace() and not _level(line)) or line.startswith(_FATAL):
+            found.append(line)
+        in_traceback = line.startswith(_TRACEBACK) or (in_traceback and line[0].isspace())
+    return found
+
+
+def _level(line: str) -> str:
+    """The level of a line of a log; "" if it has none."""
+    found = _LEVEL.match(line)
+    return found["level"] if found else ""
 
 
 def short(text: str) -> str:

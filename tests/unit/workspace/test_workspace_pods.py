@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from kaito_hooks.workspace.actions import Outcome
-from kaito_hooks.workspace.pods import explain
+from kaito_hooks.workspace.pods import explain, sentence
 
 
 def pod(**status: Any) -> dict[str, Any]:
@@ -118,6 +118,46 @@ def test_a_wait_says_for_what(status: dict[str, Any], words: str) -> None:
     found = told(pod(**status))
     assert found.state == "waiting"
     assert words in found.message
+
+
+STARTED = "2026-11-30 14:00:00,120 INFO The weights are there."
+ANSWERS = "2026-11-30 14:00:09,001 INFO kaito_serving.server: The model answers."
+TRACEBACK = "Traceback (most recent call last):\n  File x, line 1, in main\nValueError: no config"
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        (ANSWERS, ""),
+        (f"{STARTED}\n{ANSWERS}", ""),
+        (f"Loading checkpoint shards: 100%\n{ANSWERS}\nsome afterthought", ""),
+        (f"{ANSWERS}\n(ServeReplica pid=70) INFO 2026-11-30 14:01:00,000 a -- GET /health 200", ""),
+        ("[WARNING]  (1234) : Server default/s1 is UP", ""),
+        (f"{STARTED}\n2026-11-30 14:00:03,000 ERROR CUDA out of memory\n{ANSWERS}", "CUDA out of memory"),
+        ("[ALERT]    (1234) : cannot bind socket", "(1234) : cannot bind socket"),
+        (f"{STARTED}\n{TRACEBACK}", "ValueError: no config"),
+        (f"{TRACEBACK}\n{STARTED}", "ValueError: no config"),
+        (f"  File x, line 1, in main\nKeyError: 7\n{STARTED}", "KeyError: 7"),
+        (f"{STARTED}\nFatal Python error: Segmentation fault", "Fatal Python error: Segmentation fault"),
+        (TRACEBACK, "ValueError: no config"),
+        ("the weights hold no config.json", "the weights hold no config.json"),
+        ("panic: a Go program\n\ngoroutine 1 [running]:\n", "goroutine 1 [running]:"),
+        ("", ""),
+    ],
+)
+def test_of_a_log_only_errors_are_a_failures_words(log: str, words: str) -> None:
+    assert sentence(log) == words
+
+
+def test_a_server_that_runs_again_is_no_failure_because_of_what_it_last_logged() -> None:
+    last = {"terminated": {"exitCode": 137, "reason": "Error", "message": f"{STARTED}\n{ANSWERS}\n"}}
+    again = container("phi", state={"running": {}}, lastState=last)
+    done = container(state={"terminated": {"exitCode": 0}})
+    found = told(pod(initContainerStatuses=[done], containerStatuses=[again]))
+    assert found == Outcome("waiting", "Pod phi-1: loading the model")
+    ended = container("phi", state=last)
+    found = told(pod(initContainerStatuses=[done], containerStatuses=[ended]))
+    assert found == Outcome("failed", "Pod phi-1: container phi: it ended with exit code 137 (Error)")
 
 
 def test_the_schedulers_afterthoughts_are_left_out() -> None:
