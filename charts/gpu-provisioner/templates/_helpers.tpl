@@ -286,6 +286,8 @@ annotations:
   helm.sh/hook: {{ .events }}
   helm.sh/hook-weight: {{ .weight | quote }}
   helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+  # Helm 3.18 and newer print why a hook failed.
+  helm.sh/hook-output-log-policy: hook-failed
 {{- end }}
 
 {{/* Binds a hook's ClusterRole to its ServiceAccount; both are called like the binding. */}}

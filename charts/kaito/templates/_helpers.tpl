@@ -218,7 +218,7 @@ imagePullSecrets:
 
 {{/* Where the Pods of this chart's controller and hooks run. */}}
 {{- define "kaito.scheduling" -}}
-{{- range $key := list "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "priorityClassName" }}
+{{- range $key := list "nodeSelector" "tolerations" "affinity" "priorityClassName" }}
 {{- with get $.Values $key }}
 {{- dict $key . | toYaml | nindent 0 }}
 {{- end }}
@@ -241,6 +241,8 @@ annotations:
   helm.sh/hook: {{ .events }}
   helm.sh/hook-weight: {{ .weight | quote }}
   helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+  # Helm 3.18 and newer print why a hook failed.
+  helm.sh/hook-output-log-policy: hook-failed
 {{- end }}
 
 {{/* Labels of hooks; the controller's selector must not catch their Pods. */}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.eventually import PATIENCE, eventually
 
-from kaito_hooks.runtime import Client, NotFound, Obj, Resource
+from kaito_hooks.runtime import AlreadyExists, Client, NotFound, Obj, Resource
 from kaito_local.cluster.controlplane import ControlPlane
 
 WORKSPACE = Resource("kaito.sh", "v1alpha1", "workspaces", "Workspace", True)
@@ -25,6 +26,8 @@ NETWORK_POLICY = Resource("networking.k8s.io", "v1", "networkpolicies", "Network
 CONFIG_MAP = Resource("", "v1", "configmaps", "ConfigMap", True)
 EVENT = Resource("", "v1", "events", "Event", True)
 LEASE = Resource("coordination.k8s.io", "v1", "leases", "Lease", True)
+ROLE_BINDING = Resource("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding", True)
+ACCESS_REVIEW = Resource("authorization.k8s.io", "v1", "subjectaccessreviews", "SubjectAccessReview", False)
 NAMESPACE = "kaito-workspace"
 
 
@@ -80,6 +83,37 @@ def test_the_controller_needs_no_more_than_the_chart_gives(admin: Client, log: P
     assert admin.list(MACHINE, label_selector="kaito.sh/workspace=rights").items == []
     admin.delete(NODE, "rights-node")
     assert "orbidden" not in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("role", "verb", "allowed"),
+    [
+        ("view", "get", "yes"),
+        ("view", "create", "no"),
+        ("edit", "create", "yes"),
+        ("edit", "delete", "yes"),
+        ("admin", "patch", "yes"),
+        ("nothing", "get", "no"),
+    ],
+)
+def test_kubernetes_own_roles_hold_for_the_workspaces_of_their_namespace(
+    installed: ControlPlane, admin: Client, role: str, verb: str, allowed: str
+) -> None:
+    user = f"one-who-may-{role}"
+    subject = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role}
+    with contextlib.suppress(AlreadyExists):
+        binding: Obj = {"metadata": {"name": user}, "roleRef": reference, "subjects": [subject]}
+        admin.create(ROLE_BINDING, binding, namespace="default")
+
+    def may(namespace: str) -> str:
+        question = {"verb": verb, "group": "kaito.sh", "resource": "workspaces", "namespace": namespace}
+        review = {"spec": {"user": user, "resourceAttributes": question}}
+        return "yes" if admin.create(ACCESS_REVIEW, review)["status"]["allowed"] else "no"
+
+    # Rules are aggregated, and bindings reach the authorizer, a moment after they were written.
+    eventually(lambda: may("default") == allowed, every=0.1)
+    assert may("kube-public") == "no"
 
 
 def make_ready(admin: Client, claim: Obj) -> None:
