@@ -58,4 +58,3 @@ AZURE_SKU_NAME = "karpenter.azure.com/sku-name"
 AWS_GPU_COUNT = "karpenter.k8s.aws/instance-gpu-count"
 
 DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
-NAMESPACE_NAME = "kubernetes.io/metadata.name"

@@ -152,12 +152,11 @@ class TestTheJob:
         job = created(start(tuning_object(tuning={"input": {"urls": ["https://h/$(HOME)?a=b"]}})), "Job")
         assert steps_of(job)["data"]["args"][1] == "--url=https://h/$$(HOME)?a=b"
 
-    def test_only_the_controller_may_ask_for_the_progress(self) -> None:
+    def test_only_pods_of_the_cluster_the_controller_and_prometheus_among_them_may_ask_for_the_progress(self) -> None:
         policy = created(start(), "NetworkPolicy")
         [rule] = policy["spec"]["ingress"]
         assert rule["ports"] == [{"protocol": "TCP", "port": 5000}]
-        namespace = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kaito"}}}
-        assert rule["from"] == [namespace]
+        assert rule["from"] == [{"namespaceSelector": {}}]
 
     def test_claims_ask_for_no_disk(self) -> None:
         decided = start(nodes=())

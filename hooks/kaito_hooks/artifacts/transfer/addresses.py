@@ -11,22 +11,13 @@ import socket
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+from kaito_hooks.api import metadata_services
 from kaito_hooks.artifacts.errors import RefusedSource, Unreachable
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 Resolve = Callable[[str, int], Iterable[str]]
 
-_METADATA: tuple[Network, ...] = (
-    IPv4Network("169.254.0.0/16"),
-    IPv6Network("fe80::/10"),
-    # https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16
-    IPv4Network("168.63.129.16/32"),
-    IPv6Network("fd00:ec2::/32"),  # AWS: docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html
-    IPv6Network("fd20:ce::254/128"),  # Google: cloud.google.com/compute/docs/metadata/querying-metadata
-    IPv4Network("100.100.100.200/32"),  # Alibaba: alibabacloud.com/help/en/ecs/user-guide/view-instance-metadata
-    IPv4Network("192.0.0.192/32"),  # Oracle's classic instances
-)
 # What older versions of the standard library take for public.
 _PRIVATE: tuple[Network, ...] = (
     IPv4Network("192.0.0.0/24"),  # https://www.rfc-editor.org/rfc/rfc6890
@@ -51,7 +42,7 @@ def guard(allowed: Iterable[str], *, resolve: Resolve | None = None) -> Callable
             address = ipaddress.ip_address(text)
             forms = _forms(address)
             hidden = [form for form in forms if not _is_public(form)]
-            if _any_within(forms, _METADATA):
+            if _any_within(forms, (*metadata_services.IPV4, *metadata_services.IPV6)):
                 reason = f"the address {address} of a cloud's own services, which is never downloaded from"
             elif hidden and not _any_within(forms, networks):
                 reason = (

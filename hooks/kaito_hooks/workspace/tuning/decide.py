@@ -269,12 +269,13 @@ def _follow(s: Snapshot, found: Tuning, live: Obj, *, wanted: str) -> None:
 
 
 def _surroundings(s: Snapshot) -> list[Obj]:
-    """The Service, and a NetworkPolicy that lets only us look at the progress."""
+    """The Service, and a NetworkPolicy that lets this cluster's Pods alone, us and Prometheus, see the progress."""
     ws = s.workspace
     found = [service.service(ws, metadata=workload.metadata(ws), distributed=False)]
     if s.settings.network_policy:
-        metadata, only_from = workload.metadata(ws), s.settings.release_namespace
-        found.append(network.network_policy(ws, metadata=metadata, distributed=False, only_from=only_from))
+        found.append(
+            network.network_policy(ws, metadata=workload.metadata(ws), distributed=False, in_cluster_only=True)
+        )
     return found
 
 
