@@ -21,7 +21,10 @@ HUB_TOKEN_PATH = "/var/run/secrets/kaito.sh/huggingface"
 WEIGHTS_VOLUME = "weights"
 ADAPTER_VOLUME = "adapter-volume"
 PORT = 5000
-STARTUP_PERIOD = 2
+# The server answers /health?wait= when it is ready, or when the wait is over: a failure is a Warning Event, even in a
+# start that goes well. Its port is open some seconds after its start.
+STARTUP_PERIOD = 5
+STARTUP_FAILURES = 36
 # Seconds, as the server's options of these names: how long it still takes requests after SIGTERM, and how long an
 # answer may take. Ending it takes no longer than both and what Ray needs.
 DRAIN = 10.0
@@ -208,9 +211,7 @@ def _server(
         "resources": containers.with_gpus(settings.serving.resources, gpus),
         "securityContext": containers.CONTAINER_SECURITY,
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "startupProbe": _probe(
-            period=STARTUP_PERIOD, timeout=2, failures=max(1, math.ceil(preset.readiness_timeout / STARTUP_PERIOD))
-        ),
+        "startupProbe": _startup_probe(preset.readiness_timeout),
         "readinessProbe": _probe(period=5, timeout=3, failures=3),
         # Slow on purpose: Ray Serve replaces a dead replica by itself, a restarted container loads the weights again.
         "livenessProbe": _probe(period=30, timeout=10, failures=10),
@@ -236,9 +237,15 @@ def strengths(adapters: Sequence[Adapter]) -> str:
     return json.dumps({a.source.name: float(a.strength) for a in adapters}, sort_keys=True)
 
 
-def _probe(*, period: int, timeout: int, failures: int) -> Obj:
+def _startup_probe(within: float) -> Obj:
+    """The model may take ``within`` seconds to load, the port three minutes to open."""
+    wait = math.ceil(within / STARTUP_FAILURES)
+    return _probe(period=STARTUP_PERIOD, timeout=wait + 5, failures=STARTUP_FAILURES, path=f"/health?wait={wait}")
+
+
+def _probe(*, period: int, timeout: int, failures: int, path: str = "/health") -> Obj:
     return {
-        "httpGet": {"path": "/health", "port": PORT, "scheme": "HTTP"},
+        "httpGet": {"path": path, "port": PORT, "scheme": "HTTP"},
         "periodSeconds": period,
         "timeoutSeconds": timeout,
         "failureThreshold": failures,

@@ -38,6 +38,8 @@ from kaito_serving.http.running import Asker
 
 LARGEST_BODY = 1024 * 1024  # bytes
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+_LONGEST_WAIT = 600.0  # seconds; HAProxy gives an answer as long
+_LOOK_EVERY = 0.1  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def build(
 
     refusals.install(app)
     asking = Asking(api_keys=api_keys, timeout=request_timeout, metrics=service.metrics, monotonic=monotonic)
-    _serve_state(app, service, hardware, passing=passing)
+    _serve_state(app, service, hardware, passing=passing, monotonic=monotonic)
     _serve_answers(app, service, asking)
     (_serve_passing if passing else _serve_openai)(app, service, asking)
     if runtime_adapters is not None:
@@ -114,7 +116,14 @@ def build(
     return app
 
 
-def _serve_state(app: FastAPI, service: Service, hardware: Callable[[], dict[str, Any]], *, passing: bool) -> None:
+def _serve_state(
+    app: FastAPI,
+    service: Service,
+    hardware: Callable[[], dict[str, Any]],
+    *,
+    passing: bool,
+    monotonic: Callable[[], float],
+) -> None:
     """What anybody may ask: health, progress and metrics."""
 
     @app.get("/")
@@ -125,8 +134,14 @@ def _serve_state(app: FastAPI, service: Service, hardware: Callable[[], dict[str
 
     @app.get("/healthz", responses=unhealthy)
     @app.get("/health", responses=unhealthy)
-    async def health() -> dict[str, str]:
-        reason = service.unready()
+    async def health(wait: float = 0) -> dict[str, str]:
+        """Whether the model answers; within `wait` seconds, ten minutes at most, if it does not yet.
+
+        So a probe need not fail again and again while a model loads: the kubelet reports each failure as a Warning.
+        """
+        end = monotonic() + min(wait, _LONGEST_WAIT)
+        while (reason := service.unready()) is not None and monotonic() < end:
+            await asyncio.sleep(_LOOK_EVERY)
         if reason is not None:
             raise HTTPException(status_code=500, detail=reason)
         return {"status": "Healthy"}

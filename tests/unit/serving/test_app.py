@@ -320,6 +320,28 @@ def test_while_the_model_loads_health_and_progress_say_so_and_chat_answers_503()
     assert (chat.status_code, chat.json()) == (503, {"detail": "Model not initialized"})
 
 
+def test_a_probe_may_wait_for_the_model_and_is_answered_when_it_is_there(tiny, make_engine, make_surfaces):
+    def load(metrics):
+        assert over.wait(60)
+        return make_surfaces(tiny, MeteredEngine(make_engine(tiny), metrics, monotonic=time.monotonic), Options())
+
+    over = threading.Event()
+    loading = ModelService(load=load, metrics=ServingMetrics(model="m", version="0"), monotonic=time.monotonic)
+
+    async def work():
+        async with client_of(loading, wait=False) as client:
+            early = await client.get("/health?wait=0.2")
+            late = asyncio.create_task(client.get("/health?wait=600"))
+            assert not (await asyncio.wait([late], timeout=0.3))[0]
+            over.set()
+            return early, await asyncio.wait_for(late, 60), await client.get("/health?wait=x")
+
+    early, late, wrong = asyncio.run(work())
+    assert (early.status_code, early.json()) == (500, {"detail": "Model not initialized"})
+    assert (late.status_code, late.json()) == (200, {"status": "Healthy"})
+    assert wrong.status_code == 422
+
+
 def test_with_api_keys_chat_needs_one_and_health_does_not(ask):
     async def work(client):
         ask = {"json": {"prompt": "Hi"}}

@@ -79,11 +79,14 @@ def test_a_server_may_end_its_longest_answer(extra: tuple[str, ...], seconds: in
     assert pod(settings)["terminationGracePeriodSeconds"] == seconds
 
 
-def test_the_startup_probe_asks_every_two_seconds_for_the_presets_time() -> None:
+def test_the_startup_probe_waits_for_an_answer_instead_of_failing_again_and_again() -> None:
     server = step(pod(), "phi")
     startup = server["startupProbe"]
-    assert startup["httpGet"] == {"path": "/health", "port": 5000, "scheme": "HTTP"}
-    assert (startup["periodSeconds"], startup["failureThreshold"]) == (2, 900)
+    assert startup["httpGet"] == {"path": "/health?wait=50", "port": 5000, "scheme": "HTTP"}
+    # The preset's 30 minutes for the model, three minutes for the port, and one Warning Event a minute at most.
+    assert 50 * startup["failureThreshold"] == 30 * 60
+    assert startup["periodSeconds"] * startup["failureThreshold"] == 3 * 60
+    assert startup["timeoutSeconds"] == 55
     assert server["readinessProbe"]["httpGet"]["path"] == "/health"
     assert server["livenessProbe"]["periodSeconds"] > server["readinessProbe"]["periodSeconds"]
 
