@@ -24,8 +24,10 @@ from kaito_hooks.workspace.settings import (
     Registries,
     Serving,
     Settings,
+    Steps,
     Timeouts,
     Tuning,
+    Workloads,
 )
 
 SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -63,6 +65,8 @@ def read(document: Any, environ: Mapping[str, str]) -> Settings:
         hugging_face_endpoint=top.text("huggingFaceEndpoint", ""),
         serving=_serving(top.section("serving")),
         tuning=_tuning(top.section("tuning")),
+        steps=_steps(top.section("steps")),
+        workloads=_workloads(top.section("workloads")),
         network_policy=_enabled(top.section("networkPolicy")),
         timeouts=_timeouts(top.section("timeouts")),
         max_nodes_per_workspace=top.whole("maxNodesPerWorkspace", default.max_nodes_per_workspace),
@@ -228,6 +232,18 @@ def _tuning(section: _Section) -> Tuning:
     download.done()
     section.done()
     return tuning
+
+
+def _steps(section: _Section) -> Steps:
+    steps = Steps(resources=section.get("resources", Steps().resources, _as_mapping, "a mapping"))
+    section.done()
+    return steps
+
+
+def _workloads(section: _Section) -> Workloads:
+    workloads = Workloads(tolerations=section.mappings("tolerations"))
+    section.done()
+    return workloads
 
 
 def _node_claims(section: _Section) -> NodeClaims:

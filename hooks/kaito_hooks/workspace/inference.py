@@ -16,6 +16,8 @@ from kaito_hooks.workspace import (
     images,
     network,
     nodes,
+    placement,
+    pod_refusals,
     pod_template,
     pods,
     server,
@@ -135,7 +137,7 @@ def _template_children(s: Snapshot, resource: ResourceSpec, *, revision: int) ->
     ws = s.workspace
     assert ws.inference is not None
     assert ws.inference.template is not None
-    template = workload.users_template(ws, resource, dict(ws.inference.template))
+    template = workload.users_template(ws, dict(ws.inference.template), place=placement.place(s, resource))
     deadline = s.settings.timeouts.template_ready
     port = pod_template.first_port(template) or service.SERVER_PORT
     return [
@@ -163,6 +165,7 @@ def preset_children(
         resource,
         wanted=ws.preset,
         preset=preset,
+        place=placement.place(s, resource),
         adapters=adapters,
         engine=engine,
         image=images.serving_image(engine, resource.instance_type, s.catalog, s.settings),

@@ -11,7 +11,7 @@ from kaito_hooks.api import labels
 from kaito_hooks.api.catalog import Engine, HubWeights, ImageWeights, Preset, VolumeWeights
 from kaito_hooks.api.workspace import Adapter, PresetSpec, ResourceSpec, Workspace
 from kaito_hooks.runtime import Obj
-from kaito_hooks.workspace import containers, images, placement
+from kaito_hooks.workspace import containers, images
 from kaito_hooks.workspace.service import first_pod_host
 from kaito_hooks.workspace.settings import Settings
 
@@ -38,13 +38,14 @@ def pod_template(
     *,
     wanted: PresetSpec,
     preset: Preset,
+    place: Obj,
     adapters: Sequence[Adapter],
     engine: Engine,
     image: str,
     gpus: int,
     settings: Settings,
 ) -> Obj:
-    """The Pod template. ``gpus``: GPUs of one node, all of which the server takes."""
+    """The Pod template. ``place``: where it may run; ``gpus``: GPUs of one node, all of which the server takes."""
     volumes: list[Obj] = [
         containers.TMP_VOLUME,
         {"name": "dshm", "emptyDir": {"medium": "Memory"}},
@@ -62,8 +63,7 @@ def pod_template(
         "enableServiceLinks": False,
         "securityContext": containers.POD_SECURITY,
         "terminationGracePeriodSeconds": grace_period(settings.serving.extra_args),
-        "affinity": placement.affinity(workspace, resource),
-        "tolerations": list(placement.TOLERATIONS),
+        **place,
         "initContainers": [
             weights_step(wanted, preset, settings),
             *(_adapter_step(adapter, settings) for adapter in adapters),

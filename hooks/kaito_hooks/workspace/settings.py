@@ -66,6 +66,24 @@ class Tuning:
     allowed_private_cidrs: tuple[str, ...] = ()
 
 
+def _step_resources() -> Mapping[str, Any]:
+    return {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The steps that fetch, check and push; one runs at a time, on one core, and streams what it handles."""
+
+    resources: Mapping[str, Any] = field(default_factory=_step_resources)
+
+
+@dataclass(frozen=True, slots=True)
+class Workloads:
+    """The Pods of all Workspaces: what they tolerate besides the taints of GPU nodes."""
+
+    tolerations: tuple[Mapping[str, Any], ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class NodeClaims:
     """What a NodeClaim says to fit the provisioner that is installed."""
@@ -100,6 +118,8 @@ class Settings:
     hugging_face_endpoint: str = ""
     serving: Serving = field(default_factory=Serving)
     tuning: Tuning = field(default_factory=Tuning)
+    steps: Steps = field(default_factory=Steps)
+    workloads: Workloads = Workloads()
     network_policy: bool = True
     timeouts: Timeouts = Timeouts()
     max_nodes_per_workspace: int = 100

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from kaito_hooks.api import labels, node_labels
 from kaito_hooks.api.catalog import ENGINES, Catalog, Engine, InstanceType, Preset, fits, fits_tuning
 from kaito_hooks.api.workspace import Adapter, DataDestination, DataSource, PresetSpec, Workspace
-from kaito_hooks.workspace import formats, pod_template
+from kaito_hooks.workspace import formats, pod_template, tolerations
 from kaito_hooks.workspace.engines import engine_of, serves
 from kaito_hooks.workspace.spelling import nearest
 
@@ -83,6 +83,12 @@ def _shape(ws: Workspace) -> Iterator[Problem]:
         value = ws.annotations[labels.RUNTIME]
         yield Problem(
             "C36", "metadata.annotations", f"The annotation {labels.RUNTIME} is '{value}'; use {' or '.join(ENGINES)}"
+        )
+    if text := tolerations.problem(ws):
+        yield Problem(
+            "C45",
+            "metadata.annotations",
+            f"The annotation {labels.TOLERATIONS} has '{formats.shown(text)}', which is no taint; {tolerations.WRONG}",
         )
 
 

@@ -8,7 +8,6 @@ from kaito_hooks.api import labels
 from kaito_hooks.api.catalog import Engine
 from kaito_hooks.api.workspace import ResourceSpec, Workspace
 from kaito_hooks.runtime import Obj
-from kaito_hooks.workspace import placement
 from kaito_hooks.workspace.service import headless_name
 
 
@@ -87,17 +86,16 @@ def stateful_set(workspace: Workspace, resource: ResourceSpec, *, template: Obj,
     }
 
 
-def users_template(workspace: Workspace, resource: ResourceSpec, template: Obj) -> Obj:
-    """The user's own Pod template with our label, our affinity and, beside the user's, our tolerations."""
+def users_template(workspace: Workspace, template: Obj, *, place: Obj) -> Obj:
+    """The user's own Pod template with our label, where it may run and, beside the user's, our tolerations."""
     pod = copy.deepcopy(dict(template))
     found = pod.setdefault("metadata", {}) or {}
     found["labels"] = {**(found.get("labels") or {}), labels.WORKSPACE: workspace.name}
     # A template's name and namespace mean nothing in a Deployment.
     pod["metadata"] = {key: value for key, value in found.items() if key in ("labels", "annotations")}
     spec = pod.setdefault("spec", {})
-    spec["affinity"] = placement.affinity(workspace, resource)
     existing = list(spec.get("tolerations") or ())
-    spec["tolerations"] = existing + [t for t in placement.TOLERATIONS if t not in existing]
+    spec |= {**place, "tolerations": existing + [t for t in place["tolerations"] if t not in existing]}
     return pod
 
 

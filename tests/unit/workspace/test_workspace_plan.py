@@ -597,7 +597,9 @@ def test_a_template_gets_a_deployment_and_a_service() -> None:
     pod = children["Deployment"]["spec"]["template"]
     assert pod["metadata"]["labels"] == {"mine": "yes", "kaito.sh/workspace": "phi"}
     assert pod["spec"]["containers"] == template["spec"]["containers"]
-    assert [t["key"] for t in pod["spec"]["tolerations"]] == ["own", "nvidia.com/gpu", "sku"]
+    assert [t["key"] for t in pod["spec"]["tolerations"]] == [
+        *("own", "nvidia.com/gpu", "sku", "kubernetes.azure.com/scalesetpriority")
+    ]
     assert set(pod["spec"]["affinity"]) == {"nodeAffinity"}
 
 

@@ -7,14 +7,15 @@ import json
 from typing import Any
 
 import pytest
-from tests.unit.workspace.worlds import node_object, snapshot, workspace_object
+from tests.unit.workspace.worlds import CATALOG, node_object, snapshot, workspace_object
 
 from kaito_hooks.api.catalog import Catalog
 from kaito_hooks.api.workspace import PresetSpec
 from kaito_hooks.workspace.actions import CreateChild
+from kaito_hooks.workspace.placement import place
 from kaito_hooks.workspace.plan import plan
 from kaito_hooks.workspace.server import weights_mount, weights_volume
-from kaito_hooks.workspace.settings import Images, Proxy, Registries, Serving, Settings
+from kaito_hooks.workspace.settings import Images, Proxy, Registries, Serving, Settings, Workloads
 
 Obj = dict[str, Any]
 
@@ -222,12 +223,68 @@ def test_pods_run_on_their_own_nodes_or_on_nobodys() -> None:
                 {"key": "kaito.sh/workspacenamespace", "operator": "In", "values": ["models"]},
             ]
         },
-        {"matchExpressions": [wanted, {"key": "kaito.sh/workspace", "operator": "DoesNotExist"}]},
+        {
+            "matchExpressions": [
+                wanted,
+                {"key": "kaito.sh/workspace", "operator": "DoesNotExist"},
+                {"key": "node.kubernetes.io/instance-type", "operator": "In", "values": ["Standard_NC6s_v3"]},
+            ]
+        },
     ]
-    assert pod()["tolerations"] == [
-        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
-        {"key": "sku", "operator": "Equal", "value": "gpu", "effect": "NoSchedule"},
+    assert pod()["tolerations"] == OF_GPU_NODES
+
+
+def types_held_to(resource: Obj, *, catalog: Catalog | None = CATALOG, node_api: Any = "Machine", **types: str) -> Any:
+    """The instance types to which Pods are held on nodes that nobody bought; ``types``: of the Nodes of these names."""
+    nodes = [node_object(name, labels={"node.kubernetes.io/instance-type": value}) for name, value in types.items()]
+    obj = workspace_object(resource=workspace_object()["resource"] | resource)
+    found = snapshot(obj, nodes=tuple(nodes), catalog=catalog, settings=Settings(node_api=node_api))
+    assert found.workspace.resource is not None
+    [_, nobodys] = place(found, found.workspace.resource)["affinity"]["nodeAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]["nodeSelectorTerms"]
+    return next(
+        (e["values"] for e in nobodys["matchExpressions"] if e["key"] == "node.kubernetes.io/instance-type"), None
+    )
+
+
+def test_of_nodes_with_the_same_labels_only_those_of_the_chosen_type_are_used() -> None:
+    spelled = "standard_nc6s_v3"
+    both = [("Standard_NC6s_v3"), spelled]
+    assert types_held_to({}, mine="Standard_NC6s_v3", other="Standard_NV6") == ["Standard_NC6s_v3"]
+    # A user may spell a type as he likes, a Node's label is compared letter by letter.
+    assert types_held_to({"instanceType": spelled}) == both
+    assert types_held_to({"instanceType": spelled}, catalog=None) == [spelled]
+    assert types_held_to({"instanceType": spelled}, catalog=None, mine="Standard_NC6s_v3") == both
+    # A preferred node may be of any type.
+    preferred = {"preferredNodes": ["other"]}
+    assert types_held_to(preferred, other="Standard_NV6", third="Standard_NV12") == ["Standard_NC6s_v3", "Standard_NV6"]
+    # Where nothing is bought, the labels say all.
+    assert types_held_to({}, node_api="none", mine="Standard_NC6s_v3") is None
+
+
+OF_GPU_NODES = [
+    {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+    {"key": "sku", "operator": "Equal", "value": "gpu", "effect": "NoSchedule"},
+    {"key": "kubernetes.azure.com/scalesetpriority", "operator": "Equal", "value": "spot", "effect": "NoSchedule"},
+]
+
+
+def test_the_platforms_and_the_users_own_taints_are_tolerated() -> None:
+    own = {"key": "team", "operator": "Equal", "value": "ml", "effect": "NoSchedule"}
+    settings = Settings(workloads=Workloads(tolerations=(own,)))
+    annotation = "team=ml:NoSchedule,example.com/dedicated:NoExecute,maintenance,empty="
+    metadata = {"annotations": {"kaito.sh/tolerations": annotation}}
+    of_user = [
+        {"key": "example.com/dedicated", "operator": "Exists", "effect": "NoExecute"},
+        {"key": "maintenance", "operator": "Exists"},
+        {"key": "empty", "operator": "Equal", "value": ""},
     ]
+    assert pod(settings)["tolerations"] == [*OF_GPU_NODES, own]
+    assert pod(settings, metadata=metadata)["tolerations"] == [*OF_GPU_NODES, own, *of_user]
+    template = {"spec": {"containers": [{"name": "c"}], "tolerations": [of_user[0]]}}
+    found = pod(settings, metadata=metadata, inference={"template": template})["tolerations"]
+    assert found == [of_user[0], *OF_GPU_NODES, own, *of_user[1:]]
 
 
 @pytest.mark.parametrize(

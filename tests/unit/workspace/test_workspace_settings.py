@@ -22,6 +22,8 @@ def test_the_charts_configuration_is_read() -> None:
             "huggingFaceEndpoint": "https://hub.example.com",
             "serving": {"resources": {"limits": {"memory": "1Gi"}}, "extraArgs": ["--x"], "extraEnv": []},
             "tuning": {"pushDeadline": "24h", "download": {"allowedPrivateCIDRs": ["10.0.0.0/8"]}},
+            "steps": {"resources": {"limits": {"memory": "2Gi"}}},
+            "workloads": {"tolerations": [{"key": "team", "operator": "Exists"}]},
             "networkPolicy": {"enabled": False},
             "timeouts": {"claimReady": "20m", "gpuPlugin": "90s", "buyBackoffMax": "1h30m"},
             "maxNodesPerWorkspace": 7,
@@ -40,6 +42,8 @@ def test_the_charts_configuration_is_read() -> None:
     assert settings.proxy.no_proxy == ("10.0.0.0/8",)
     assert settings.hugging_face_endpoint == "https://hub.example.com"
     assert settings.tuning.push_deadline == 86400
+    assert settings.steps.resources == {"limits": {"memory": "2Gi"}}
+    assert settings.workloads.tolerations == ({"key": "team", "operator": "Exists"},)
     assert settings.network_policy is False
     assert settings.timeouts.claim_ready == 1200
     assert (settings.timeouts.gpu_plugin, settings.timeouts.buy_backoff_max) == (90, 5400)

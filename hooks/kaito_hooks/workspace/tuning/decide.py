@@ -16,9 +16,19 @@ from kaito_hooks.api.catalog import Preset, fits
 from kaito_hooks.api.conditions import is_true
 from kaito_hooks.api.workspace import Adapter, DataSource, ResourceSpec
 from kaito_hooks.runtime import Obj
-from kaito_hooks.workspace import children, images, inference, network, service, status, supply, validate, workload
+from kaito_hooks.workspace import (
+    children,
+    images,
+    inference,
+    network,
+    placement,
+    service,
+    status,
+    supply,
+    validate,
+    workload,
+)
 from kaito_hooks.workspace.actions import Action, CopyConfigMap, CreateChild, Delete, Note, Outcome
-from kaito_hooks.workspace.progress import PERIOD
 from kaito_hooks.workspace.revision import Revision, tuning_hash_of
 from kaito_hooks.workspace.snapshot import Snapshot
 from kaito_hooks.workspace.tuning import config, progress, state
@@ -225,8 +235,8 @@ def _start(s: Snapshot, resource: ResourceSpec, found: Tuning, *, checked: confi
     assert found.supplied is not None
     wanted_job = job(
         s.workspace,
-        resource,
         preset=preset,
+        place=placement.place(s, resource),
         output_dir=checked.output_dir,
         image=images.tuning_image(resource.instance_type, s.catalog, s.settings),
         gpus=inference.gpus_per_node(s, resource, preset, found.supplied.nodes),

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from kaito_hooks.api import labels
 from kaito_hooks.api.catalog import HubWeights, Preset
-from kaito_hooks.api.workspace import ResourceSpec, TuningSpec, Workspace
+from kaito_hooks.api.workspace import TuningSpec, Workspace
 from kaito_hooks.runtime import Obj, format_duration
-from kaito_hooks.workspace import containers, images, placement, server, workload
+from kaito_hooks.workspace import containers, images, server, workload
 from kaito_hooks.workspace.settings import Settings
 from kaito_hooks.workspace.tuning.config import CONFIG_PATH, DATA_PATH, KEY, name_of
 
@@ -23,9 +23,9 @@ TUNE, PUSH = "tune", "push"
 
 def job(
     workspace: Workspace,
-    resource: ResourceSpec,
     *,
     preset: Preset,
+    place: Obj,
     output_dir: str,
     image: str,
     gpus: int,
@@ -33,8 +33,8 @@ def job(
     tuning_hash: str,
     settings: Settings,
 ) -> Obj:
-    """The Job. ``gpus``: GPUs of the node, all of which the trainer takes; ``revision`` and ``tuning_hash``: of what
-    it tunes."""
+    """The Job. ``place``: where its Pod may run; ``gpus``: GPUs of the node, all of which the trainer takes;
+    ``revision`` and ``tuning_hash``: of what it tunes."""
     metadata = workload.metadata(workspace)
     metadata["annotations"] = {labels.REVISION: revision, labels.TUNING_HASH: tuning_hash}
     return {
@@ -52,8 +52,8 @@ def job(
                 },
                 "spec": _pod(
                     workspace,
-                    resource,
                     preset=preset,
+                    place=place,
                     output_dir=output_dir,
                     image=image,
                     gpus=gpus,
@@ -66,9 +66,9 @@ def job(
 
 def _pod(
     workspace: Workspace,
-    resource: ResourceSpec,
     *,
     preset: Preset,
+    place: Obj,
     output_dir: str,
     image: str,
     gpus: int,
@@ -88,8 +88,7 @@ def _pod(
         "enableServiceLinks": False,
         "securityContext": containers.POD_SECURITY,
         "terminationGracePeriodSeconds": GRACE_PERIOD,
-        "affinity": placement.affinity(workspace, resource),
-        "tolerations": list(placement.TOLERATIONS),
+        **place,
         "initContainers": [
             _check_step(spec, output_dir=output_dir, settings=settings),
             server.weights_step(spec.preset, preset, settings),
