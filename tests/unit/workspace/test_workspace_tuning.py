@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from tests.unit.workspace.worlds import (
     CATALOG,
     DIGEST,
+    START,
     STEPS,
     TEMPLATE,
     SmallWorld,
@@ -19,6 +21,7 @@ from tests.unit.workspace.worlds import (
     tuning_object,
 )
 
+from kaito_hooks.runtime import format_time
 from kaito_hooks.workspace.actions import CopyConfigMap, CreateChild, Delete
 from kaito_hooks.workspace.memory import Memory
 from kaito_hooks.workspace.plan import Plan, plan
@@ -55,6 +58,17 @@ def secrets_seen(job: Obj) -> dict[str, set[str]]:
 
 
 class TestTheJob:
+    def test_no_service_mesh_puts_a_proxy_into_its_pod(self) -> None:
+        metadata = created(start(), "Job")["spec"]["template"]["metadata"]
+        off = {"sidecar.istio.io/inject": "false", "kuma.io/sidecar-injection": "disabled"}
+        assert off.items() <= metadata["labels"].items()
+        of_others = {
+            "linkerd.io/inject": "disabled",
+            "consul.hashicorp.com/connect-inject": "false",
+            "openservicemesh.io/sidecar-injection": "disabled",
+        }
+        assert (off | of_others).items() <= metadata["annotations"].items()
+
     def test_its_steps_are_init_containers_in_sequence_and_push_is_the_main_container(self) -> None:
         job = created(start(), "Job")
         spec = job["spec"]["template"]["spec"]
@@ -64,8 +78,8 @@ class TestTheJob:
         assert spec["terminationGracePeriodSeconds"] == 120
         assert job["metadata"]["annotations"]["workspace.kaito.io/revision"] == "1"
         template = job["spec"]["template"]["metadata"]
-        assert template["annotations"] == {"kubectl.kubernetes.io/default-container": "tune"}
-        assert template["labels"] == {"kaito.sh/workspace": "phi"}
+        assert template["annotations"]["kubectl.kubernetes.io/default-container"] == "tune"
+        assert template["labels"]["kaito.sh/workspace"] == "phi"
 
     def test_every_container_is_locked_down_as_for_inference(self) -> None:
         job = created(start(), "Job")
@@ -333,6 +347,43 @@ class TestTheWay:
         assert "from" not in w.children["NetworkPolicy/phi"]["spec"]["ingress"][0]
         assert (w.jobs_made, w.bought) == (1, 1)
         assert w.reconcile().empty
+
+    def test_a_job_whose_pod_goes_on_after_its_push_is_deleted_before_a_server_takes_its_gpus(self) -> None:
+        w = world()
+        w.job_ends = {**w.job_ends, "finishedAt": format_time(START + timedelta(seconds=100))}
+        while not w.pods:
+            w.reconcile()
+            w.provision()
+            w.run_workloads()
+        # A proxy was put into it, which does not end.
+        w.pods[0]["status"]["phase"] = "Running"
+        w.pass_time(100)
+        for _ in range(3):
+            decided = w.reconcile()
+        waiting = "waiting for the Pod of the tuning job to end, which holds the GPUs"
+        assert message(w, "InferenceReady") == waiting
+        assert decided.look_again == pytest.approx(30.05)
+        assert "Job/phi" in w.children
+        w.pass_time(30)
+        w.reconcile()
+        assert [(d.kind, d.foreground) for d in w.deleted] == [("Job", True)]
+        w.reconcile()
+        assert "Deployment/phi" not in w.children
+        w.pods.clear()
+        w.settle()
+        assert ready(w)["WorkspaceReady"] == "True"
+        assert w.jobs_made == 1
+
+    def test_a_job_whose_pod_goes_on_after_its_push_is_deleted_where_nothing_is_served(self) -> None:
+        w = world(serveResult=False)
+        while not w.pods:
+            w.reconcile()
+            w.provision()
+            w.run_workloads()
+        w.pods[0]["status"]["phase"] = "Running"
+        w.settle()
+        assert "Job/phi" not in w.children
+        assert (ready(w)["WorkspaceReady"], w.claims, w.jobs_made) == ("True", {}, 1)
 
     def test_changed_preferred_nodes_do_not_train_again(self) -> None:
         w = world()

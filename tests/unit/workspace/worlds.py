@@ -219,7 +219,7 @@ def job_pod(job: Obj, step: str, state: Obj, **status: Any) -> Obj:
             "ownerReferences": [{"kind": "Job", "uid": job["metadata"]["uid"], "controller": True}],
         },
         "status": {
-            "phase": "Pending",
+            "phase": "Succeeded" if (states["push"].get("terminated") or {}).get("exitCode") == 0 else "Pending",
             "podIP": "10.0.0.7",
             "initContainerStatuses": statuses[:-1],
             "containerStatuses": statuses[-1:],

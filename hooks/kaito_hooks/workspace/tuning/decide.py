@@ -37,6 +37,8 @@ from kaito_hooks.workspace.tuning.state import Record, revision_of
 
 ADAPTER = "tuned"
 """The adapter's name in the server."""
+ENDING = timedelta(seconds=30)
+"""What a Pod may take to end after its push; then its Job is deleted."""
 CONFIG_PERIOD = 10.0
 """Seconds between two looks at a ConfigMap that is missing or wrong: no event tells when it is put right."""
 
@@ -133,6 +135,7 @@ def _give_back(s: Snapshot, record: Record) -> Tuning:
         Note("Normal", f"Deleted{c.kind}", f"deleted {c.kind} {c.name}: the tuning is done and nothing is served")
         for c in doomed
     ]
+    _end_job(s, found)
     _explain_server(s, found, "the tuned model is not served because tuning.serveResult is false")
     return found
 
@@ -148,8 +151,11 @@ def _serve(s: Snapshot, resource: ResourceSpec, record: Record, *, revision: Rev
     assert preset is not None
     if live is not None and not _is_current(s, live, wanted):
         found.actions += _deletion(s, "Job")
+    held = _end_job(s, found)
     if (shortage := _too_small(s, resource, preset)) is not None:
         found.served = shortage
+    elif held and inference.live_workload(s) is None:
+        found.served = Outcome("waiting", "waiting for the Pod of the tuning job to end, which holds the GPUs")
     elif supplied.outcome.ready or inference.live_workload(s) is not None:
         adapters = [_adapter(s, record)]
         wanted_children = inference.preset_children(
@@ -164,6 +170,19 @@ def _serve(s: Snapshot, resource: ResourceSpec, record: Record, *, revision: Rev
     else:
         found.served = Outcome("waiting", "waiting for the nodes")
     return found
+
+
+def _end_job(s: Snapshot, found: Tuning) -> bool:
+    """Whether a Pod of the Job whose result is recorded still holds its GPUs; the Job goes if that lasts."""
+    pod = state.last_to_end(s.pods)
+    if pod is None:
+        return False
+    pushed = state.pushed_at(pod)
+    if pushed is None or s.now >= pushed + ENDING:
+        found.actions += [a for a in _deletion(s, "Job") if a not in found.actions]
+    else:
+        found.look_at.append(pushed + ENDING)
+    return True
 
 
 def _adapter(s: Snapshot, record: Record) -> Adapter:

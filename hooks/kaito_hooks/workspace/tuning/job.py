@@ -19,6 +19,15 @@ GRACE_PERIOD = 120
 """Seconds for a checkpoint after SIGTERM."""
 PORT = 5000
 TUNE, PUSH = "tune", "push"
+# A proxy that a service mesh puts into the Pod never ends, and with it the Pod, which holds its GPUs. Istio and Kuma
+# read labels, their older releases annotations as the others do.
+NO_PROXY_LABELS = {"sidecar.istio.io/inject": "false", "kuma.io/sidecar-injection": "disabled"}
+NO_PROXY_ANNOTATIONS = {
+    **NO_PROXY_LABELS,
+    "linkerd.io/inject": "disabled",
+    "consul.hashicorp.com/connect-inject": "false",
+    "openservicemesh.io/sidecar-injection": "disabled",
+}
 
 
 def job(
@@ -47,8 +56,8 @@ def job(
             "podReplacementPolicy": "Failed",
             "template": {
                 "metadata": {
-                    "labels": {labels.WORKSPACE: workspace.name},
-                    "annotations": {labels.DEFAULT_CONTAINER: TUNE},
+                    "labels": {labels.WORKSPACE: workspace.name, **NO_PROXY_LABELS},
+                    "annotations": {labels.DEFAULT_CONTAINER: TUNE, **NO_PROXY_ANNOTATIONS},
                 },
                 "spec": _pod(
                     workspace,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal
 
 from kaito_hooks.api import labels
 from kaito_hooks.api.conditions import find, is_true
 from kaito_hooks.api.workspace import Workspace
-from kaito_hooks.runtime import Obj
-from kaito_hooks.workspace import pods, progress
+from kaito_hooks.runtime import Obj, parse_time
+from kaito_hooks.workspace import pod_refusals, pods, progress
 from kaito_hooks.workspace.actions import Outcome
 from kaito_hooks.workspace.revision import Revision, tuning_hash_of
 from kaito_hooks.workspace.snapshot import Snapshot
@@ -122,6 +123,21 @@ def progress_address(found: Iterable[Obj], job: Obj) -> tuple[str, int] | None:
         if ip and not pod["metadata"].get("deletionTimestamp") and _is_running(pod):
             return str(ip), PORT
     return None
+
+
+def last_to_end(found: Iterable[Obj]) -> Obj | None:
+    """A Pod of a Job that has not ended, although its push may have: something was put into it that goes on."""
+    return next((pod for pod in found if pods.owned_by_job(pod) and not _has_ended(pod)), None)
+
+
+def pushed_at(pod: Obj) -> datetime | None:
+    """When the Pod's push ended, as far as that is known."""
+    finished = (_state(pod, PUSH).get("terminated") or {}).get("finishedAt")
+    return parse_time(finished) if finished else None
+
+
+def _has_ended(pod: Obj) -> bool:
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
 def _running_step(own: Iterable[Obj]) -> Literal["training", "pushing"] | None:
