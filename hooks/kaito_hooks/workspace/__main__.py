@@ -21,6 +21,7 @@ from kaito_hooks.workspace.errors import SettingsError
 from kaito_hooks.workspace.execute import Executor
 from kaito_hooks.workspace.memory import Memories
 from kaito_hooks.workspace.observe import Observer
+from kaito_hooks.workspace.poller import WORKERS, ProgressPoller
 from kaito_hooks.workspace.reconcile import Reconciler
 from kaito_hooks.workspace.settings import Process, Settings
 from kaito_hooks.workspace.world import World
@@ -43,7 +44,8 @@ def build(client: Client, settings: Settings, process: Process) -> Manager:
         clock=clock,
     )
     world = World.over(client, settings.node_api)
-    observer = Observer(world, client=client, memories=memories, settings=settings, clock=clock)
+    poller = ProgressPoller()
+    observer = Observer(world, client=client, memories=memories, poller=poller, settings=settings, clock=clock)
     executor = Executor(
         manager.client,
         recorder=manager.recorder("kaito-workspace"),
@@ -52,9 +54,12 @@ def build(client: Client, settings: Settings, process: Process) -> Manager:
         refusal_pause=settings.timeouts.buy_backoff_min,
     )
     controller = Controller("workspace", reconcile=Reconciler(observer, executor), workers=settings.workers)
+    polling = Controller("progress", reconcile=poller.poll, workers=WORKERS, resync=None)
+    poller.connect(poll=polling.enqueue, tell=controller.enqueue)
     world.wire(controller, memories)
     world.workspaces.subscribe(lambda old, new: memories.forget(old["metadata"]["uid"]) if old and not new else None)
     manager.add_controller(controller)
+    manager.add_controller(polling)
     return manager
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from kaito_hooks.api import labels
 from kaito_hooks.api.catalog import ENGINES, Preset
@@ -83,11 +82,6 @@ def infer(s: Snapshot, wanted: Sequence[Obj]) -> Inference:
         actions=tuple(actions),
         notes=(Note("Normal", "Created", f"created {', '.join(created)}"),) if created else (),
     )
-
-
-def look_at(s: Snapshot) -> datetime | None:
-    """When to ask the servers again that are not ready."""
-    return min((answer.stale_at for answer in s.servers.values()), default=None)
 
 
 def progress(s: Snapshot) -> Outcome:

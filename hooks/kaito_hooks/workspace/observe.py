@@ -11,17 +11,19 @@ from kaito_hooks.api.catalog import Catalog
 from kaito_hooks.api.claim import Claim
 from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.runtime import BadRequest, Client, Clock, Invalid, Key, NotFound, Obj
-from kaito_hooks.workspace import progress, server_state
+from kaito_hooks.workspace import pod_refusals, server_state
 from kaito_hooks.workspace import world as caches
 from kaito_hooks.workspace.memory import Memories
+from kaito_hooks.workspace.poller import ProgressPoller
 from kaito_hooks.workspace.resources import CLAIM_RESOURCES, CONFIG_MAP, WORKSPACE
 from kaito_hooks.workspace.revision import revise
-from kaito_hooks.workspace.service import headless_name
+from kaito_hooks.workspace.service import SERVER_PORT, headless_name
 from kaito_hooks.workspace.settings import Settings
 from kaito_hooks.workspace.snapshot import Memory, Snapshot, Tenant, TuningConfig
 from kaito_hooks.workspace.tuning.config import name_of
 from kaito_hooks.workspace.tuning.decide import needs_config
-from kaito_hooks.workspace.tuning.state import progress_address
+from kaito_hooks.workspace.tuning.job import PORT as TUNING_PORT
+from kaito_hooks.workspace.tuning.state import pod_to_ask
 from kaito_hooks.workspace.workload import owner_reference
 from kaito_hooks.workspace.world import World, first_label
 
@@ -30,7 +32,7 @@ class Observer:
     """Makes Snapshots.
 
     ``client`` is asked only about claims of a Workspace that goes or has gone, and for the ConfigMap of a tuning Job
-    that is to be made. Pods are asked for their progress: a trainer, or servers that are not ready.
+    that is to be made. ``poller`` asks Pods for their progress: a trainer, or servers that are not ready.
     """
 
     def __init__(
@@ -39,10 +41,11 @@ class Observer:
         *,
         client: Client,
         memories: Memories,
+        poller: ProgressPoller,
         settings: Settings,
         clock: Clock,
     ) -> None:
-        self._world, self._client, self._memories = world, client, memories
+        self._world, self._client, self._memories, self._poller = world, client, memories, poller
         self._settings, self._clock = settings, clock
 
     def workspace(self, key: Key) -> Obj | None:
@@ -53,6 +56,7 @@ class Observer:
         """The world of that Workspace now; None if there is no such Workspace."""
         obj = self.workspace(key)
         if obj is None:
+            self._poller.answers(key, {})
             return None
         workspace = Workspace.read(obj)
         claims = [Claim.read(claim) for claim in self._world.claims_of(key)]
@@ -84,24 +88,27 @@ class Observer:
             memory=self._remember(workspace, claims),
         )
         if workspace.deleting:
+            self._poller.answers(key, {})
             return found
-        found = self._asked(found)
+        found = self._asked(key, found)
         return self._tuned(found) if workspace.tuning is not None else found
 
-    def _asked(self, s: Snapshot) -> Snapshot:
-        """With what model servers say that run and are not ready."""
-        pods = server_state.pods_to_ask(s.workspace, s.pods)
-        servers = server_state.ask(pods, s.memory.servers, now=s.now)
-        memory = self._memories.change(s.workspace.uid, lambda memory: replace(memory, servers=servers))
-        return replace(s, servers=servers, memory=memory)
+    def _asked(self, key: Key, s: Snapshot) -> Snapshot:
+        """With what was last answered by the trainer, and by model servers that run and are not ready."""
+        servers = server_state.pods_to_ask(s.workspace, s.pods)
+        job = s.children.get(f"Job/{s.workspace.name}")
+        trainer = pod_to_ask(s.pods, job) if s.workspace.tuning is not None and job is not None else None
+        places = {_uid(pod): (str(pod["status"]["podIP"]), SERVER_PORT) for pod in servers}
+        if trainer is not None:
+            places[_uid(trainer)] = (str(trainer["status"]["podIP"]), TUNING_PORT)
+        said = self._poller.answers(key, places)
+        progress = said.pop(_uid(trainer), None) if trainer is not None else None
+        return replace(s, servers=said, tuning_progress=progress)
 
     def _tuned(self, s: Snapshot) -> Snapshot:
         """With what only a tuning Workspace needs."""
         ws = s.workspace
         assert ws.tuning is not None
-        job = s.children.get(f"Job/{ws.name}")
-        if job is not None and (address := progress_address(s.pods, job)) is not None:
-            s = replace(s, tuning_progress=progress.fetch(*address))
         if not needs_config(s, revise(ws, s.revisions, owner_reference(ws))):
             return s
         name, release = name_of(ws.tuning), self._settings.release_namespace
@@ -225,6 +232,10 @@ class Observer:
 def _told_at(event: Obj) -> str:
     """Recorders of either Event API set one of the two times."""
     return str(event.get("lastTimestamp") or event.get("eventTime") or "")
+
+
+def _uid(obj: Obj) -> str:
+    return str(obj["metadata"]["uid"])
 
 
 def _names(workspace: Obj) -> tuple[str, str]:

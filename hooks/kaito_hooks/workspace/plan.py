@@ -98,7 +98,7 @@ def _plan_inference(
         actions,
         deeds=deeds,
         outcomes=_Outcomes(resource_outcome, served=served, supplied=supplied),
-        look_at=min((m for m in (supplied.look_at, inference.look_at(s)) if m is not None), default=None),
+        look_at=supplied.look_at,
     )
 
 

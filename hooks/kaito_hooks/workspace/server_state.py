@@ -6,33 +6,16 @@ The answer is ``{"state": "loading" | "ready" | "restarting" | "failed" | "drain
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.runtime import Obj
 from kaito_hooks.workspace import pods, progress
 from kaito_hooks.workspace.actions import Outcome
-from kaito_hooks.workspace.service import SERVER_PORT
 
 MOST_PODS = 2
-"""How many Pods of a Workspace are asked; together they get the time of one."""
-_PERIOD = timedelta(seconds=progress.PERIOD)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a Pod answered, and when it was asked; None: nothing, or nothing that could be read."""
-
-    at: datetime
-    said: Mapping[str, Any] | None
-
-    @property
-    def stale_at(self) -> datetime:
-        """When to ask again."""
-        return self.at + _PERIOD
+"""How many Pods of a Workspace are asked."""
 
 
 def pods_to_ask(workspace: Workspace, found: Iterable[Obj]) -> list[Obj]:
@@ -51,19 +34,6 @@ def pods_to_ask(workspace: Workspace, found: Iterable[Obj]) -> list[Obj]:
     return sorted(asked, key=lambda pod: str(pod["metadata"]["name"]))[:MOST_PODS]
 
 
-def ask(asked: Sequence[Obj], before: Mapping[str, Answer], *, now: datetime) -> dict[str, Answer]:
-    """Answers by Pod uid; what a Pod said ``before`` counts until it is stale. Takes a second at most."""
-    answers = {}
-    for pod in asked:
-        uid = str(pod["metadata"]["uid"])
-        answer = before.get(uid)
-        if answer is None or now >= answer.stale_at:
-            limit = progress.LIMIT / len(asked)
-            answer = Answer(now, progress.fetch(str(pod["status"]["podIP"]), SERVER_PORT, limit=limit))
-        answers[uid] = answer
-    return answers
-
-
 def describe(said: Mapping[str, Any]) -> Outcome | None:
     """``loading weights, 42 %``, ``restarting: <message>``, or why it failed; None if there is nothing to tell."""
     message = pods.short(str(said.get("message") or ""))
@@ -77,9 +47,9 @@ def describe(said: Mapping[str, Any]) -> Outcome | None:
     return None
 
 
-def outcomes(answers: Mapping[str, Answer]) -> dict[str, Outcome]:
+def outcomes(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Outcome]:
     """What the Pods, by uid, have to tell."""
-    told = {uid: describe(answer.said) for uid, answer in answers.items() if answer.said is not None}
+    told = {uid: describe(said) for uid, said in answers.items()}
     return {uid: outcome for uid, outcome in told.items() if outcome is not None}
 
 

@@ -12,7 +12,6 @@ from kaito_hooks.api.claim import Claim
 from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.runtime import Obj
 from kaito_hooks.workspace.purchases import Purchases
-from kaito_hooks.workspace.server_state import Answer
 from kaito_hooks.workspace.settings import Settings
 
 
@@ -30,8 +29,7 @@ class Memory:
 
     ``labelled``: when we labelled a Node. ``refusals``: by ``Kind/name``. ``salts``: how often a slot's claim name was
     found to belong to somebody else. ``settled``: a child's fingerprints after a write that the API server changed.
-    ``superseded``: resourceVersions of the Workspace that our last writes replaced. ``servers``: by Pod uid, what model
-    servers that were not ready answered last.
+    ``superseded``: resourceVersions of the Workspace that our last writes replaced.
     """
 
     purchases: Purchases = field(default_factory=Purchases)
@@ -40,7 +38,6 @@ class Memory:
     salts: Mapping[int, int] = field(default_factory=dict)
     settled: Mapping[str, str] = field(default_factory=dict)
     superseded: frozenset[str] = frozenset()
-    servers: Mapping[str, Answer] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +64,9 @@ class Snapshot:
 
     ``nodes``: Nodes whose labels match, and those that it uses or that its claims name. ``claims``: Machines and
     NodeClaims with its two workspace labels. ``children``: by ``Kind/name``. ``pods``: with its label, in its
-    namespace; ``pod_warnings``: by Pod uid, what the kubelet says of a Pod that does not start; ``servers``: by Pod
-    uid, what a server says that runs and is not ready. ``claims_gone``: for a Workspace that is being deleted, a fresh
+    namespace; ``pod_warnings``: by Pod uid, what the kubelet says of a Pod that does not start; ``pod_refusals``: by
+    uid of a Job or StatefulSet, why it has no Pod; ``servers``: by Pod uid, what a server says that runs and is not
+    ready. ``claims_gone``: for a Workspace that is being deleted, a fresh
     list (no cache) held no claim of it.
     """
 
@@ -86,7 +84,8 @@ class Snapshot:
     revisions: tuple[Obj, ...] = ()
     pods: tuple[Obj, ...] = ()
     pod_warnings: Mapping[str, str] = field(default_factory=dict)
-    servers: Mapping[str, Answer] = field(default_factory=dict)
+    pod_refusals: Mapping[str, str] = field(default_factory=dict)
+    servers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tuning_config: TuningConfig | None = None
     tuning_progress: Mapping[str, Any] | None = None
     memory: Memory = field(default_factory=Memory)

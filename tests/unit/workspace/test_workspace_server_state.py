@@ -6,13 +6,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.answering import answering
 from tests.unit.workspace.worlds import START, SmallWorld, conditions, snapshot, tuning_object, workspace_object
 
 from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.workspace.actions import Outcome
 from kaito_hooks.workspace.plan import Plan, plan
-from kaito_hooks.workspace.server_state import Answer, ask, describe, pods_to_ask
+from kaito_hooks.workspace.server_state import describe, pods_to_ask
 
 Obj = dict[str, Any]
 LOADING = {"state": "loading", "progress": 0.42, "message": "loading weights"}
@@ -111,34 +110,13 @@ def test_a_template_of_the_users_own_is_not_asked() -> None:
     assert pods_to_ask(ws, [pod()]) == []
 
 
-def test_a_real_server_is_asked_and_asked_again_after_a_while() -> None:
-    with answering(LOADING) as server:
-        pods = [pod(ip=server.address)]
-        first = ask(pods, {}, now=START)
-        assert first == {"uid-phi-1": Answer(START, LOADING)}
-        server.said = {"state": "restarting", "message": "out of memory"}
-        assert ask(pods, first, now=START + timedelta(seconds=4)) == first
-        assert server.asked == ["/progress"]
-        later = START + timedelta(seconds=5)
-        assert ask(pods, first, now=later) == {"uid-phi-1": Answer(later, server.said)}
-
-
-def test_what_a_pod_that_is_ready_or_gone_has_said_is_forgotten() -> None:
-    assert ask([], {"uid-phi-1": Answer(START, LOADING)}, now=START) == {}
-
-
-def test_a_pod_where_nobody_listens_has_said_nothing() -> None:
-    [answer] = ask([pod(ip="127.255.255.1")], {}, now=START).values()
-    assert answer == Answer(START, None)
-
-
 def decided(*pods: Obj, obj: Obj | None = None, count: int = 1, **said: Obj | None) -> Plan:
     """The plan for a Deployment with these Pods; ``said``: by the Pod's name, with _ for -."""
     world = SmallWorld(obj or workspace_object(resource=workspace_object()["resource"] | {"count": count}))
     world.settle()
     world.children["Deployment/phi"]["status"] |= {"readyReplicas": 0}
     world.pods = list(pods)
-    answers = {f"uid-{name.replace('_', '-')}": Answer(START, answer) for name, answer in said.items()}
+    answers = {f"uid-{name.replace('_', '-')}": answer for name, answer in said.items() if answer is not None}
     found = world.snapshot()
     return plan(
         snapshot(
@@ -166,8 +144,8 @@ def test_inference_ready_says_what_the_server_says() -> None:
     found = decided(pod(), phi_1=LOADING)
     assert message(found) == ("False", PENDING, "Pod phi-1: loading weights, 42 %")
     assert message(found, "WorkspaceReady")[2] == "Pod phi-1: loading weights, 42 %"
-    # It is asked again five seconds after it was asked.
-    assert found.look_again == pytest.approx(4.05)
+    # Whoever asks the server tells when it says something else.
+    assert found.look_again is None
 
 
 def test_a_server_that_has_failed_says_why() -> None:
@@ -183,10 +161,9 @@ def test_of_several_replicas_one_that_has_failed_goes_first() -> None:
 
 
 @pytest.mark.parametrize("said", [None, {"state": "ready"}, {"phase": "Training"}])
-def test_where_the_server_says_nothing_the_pod_speaks_and_is_asked_again(said: Obj | None) -> None:
+def test_where_the_server_says_nothing_the_pod_speaks(said: Obj | None) -> None:
     found = decided(pod(), phi_1=said)
     assert message(found) == ("False", PENDING, "Pod phi-1: loading the model")
-    assert found.look_again == pytest.approx(4.05)
 
 
 def test_what_a_crashed_server_left_goes_before_what_the_next_one_says() -> None:
@@ -195,11 +172,6 @@ def test_what_a_crashed_server_left_goes_before_what_the_next_one_says() -> None
     assert message(found) == ("False", FAILED, "Pod phi-1: container phi: CUDA out of memory")
 
 
-def test_nobody_looks_again_for_servers_that_are_not_asked() -> None:
-    assert decided(pod(state={"waiting": {"reason": "ContainerCreating"}})).look_again is None
-
-
 def test_the_server_of_a_tuned_model_speaks_too() -> None:
     found = decided(pod(), obj=tuning_object(), phi_1=LOADING)
     assert message(found) == ("False", PENDING, "Pod phi-1: loading weights, 42 %")
-    assert found.look_again == pytest.approx(4.05)

@@ -260,7 +260,6 @@ class TestTheStatus:
         assert found["WorkspaceSucceeded"] == ("False", "workspacePending", pending)
         assert decided.status is not None
         assert decided.status["progress"] == "epoch 1/3, 42 %, loss 1.23, 12 min left"
-        assert decided.look_again == pytest.approx(5.05)
 
     def test_a_pod_that_does_not_answer_keeps_what_was_said_last(self) -> None:
         decided, _ = running("tune", before={"progress": "epoch 1/3, 42 %"})

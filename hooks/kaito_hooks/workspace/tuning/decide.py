@@ -165,8 +165,6 @@ def _serve(s: Snapshot, resource: ResourceSpec, record: Record, *, revision: Rev
         found.actions += serving.actions
         found.notes += serving.notes
         found.served = serving.outcome
-        if (look_at := inference.look_at(s)) is not None:
-            found.look_at.append(look_at)
     else:
         found.served = Outcome("waiting", "waiting for the nodes")
     return found
@@ -284,7 +282,6 @@ def _follow(s: Snapshot, found: Tuning, live: Obj, *, wanted: str) -> None:
         found.fields["progress"] = ""
     else:
         found.job = Outcome("ready")
-        found.look_at.append(s.now + timedelta(seconds=PERIOD))
         if said is not None:
             found.fields["progress"] = progress.describe(said)
         counts = f"tuning job has {at.active} active pod, {at.ready} ready pod"

@@ -16,7 +16,7 @@ from kaito_hooks.workspace.actions import Outcome
 from kaito_hooks.workspace.revision import Revision, tuning_hash_of
 from kaito_hooks.workspace.snapshot import Snapshot
 from kaito_hooks.workspace.status import JOB_STARTED
-from kaito_hooks.workspace.tuning.job import PORT, PUSH, TUNE
+from kaito_hooks.workspace.tuning.job import PUSH, TUNE
 
 NEVER = 2
 """A step's exit code that means: trying again would not help."""
@@ -116,12 +116,12 @@ def read(s: Snapshot, job: Obj, *, revision: str) -> JobState:
     return JobState("starting", told or Outcome("waiting", pods.WAITING), active=active, ready=ready)
 
 
-def progress_address(found: Iterable[Obj], job: Obj) -> tuple[str, int] | None:
-    """Where /progress of the Job is answered, if its trainer or its push runs."""
+def pod_to_ask(found: Iterable[Obj], job: Obj) -> Obj | None:
+    """The Job's Pod whose trainer or push runs, which answers /progress."""
     for pod in pods_of(found, job):
-        ip = (pod.get("status") or {}).get("podIP")
-        if ip and not pod["metadata"].get("deletionTimestamp") and _is_running(pod):
-            return str(ip), PORT
+        has_address = bool((pod.get("status") or {}).get("podIP"))
+        if has_address and not pod["metadata"].get("deletionTimestamp") and _is_running(pod):
+            return pod
     return None
 
 
