@@ -44,6 +44,7 @@ def artifact_step(name: str, args: list[str], *, mounts: list[Obj], settings: Se
             {"name": "KAITO_REGISTRIES", "value": registries_json(settings.registries)},
             *_network_environment(settings),
         ],
+        "resources": dict(settings.steps.resources),
         "securityContext": CONTAINER_SECURITY,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [TMP_MOUNT, *mounts],

@@ -98,15 +98,25 @@ def progress(s: Snapshot) -> Outcome:
     told = pods.explain(serving, s.pod_warnings, said=s.said, servers=server_state.outcomes(s.servers))
     if told is not None and told.state == "failed":
         return told
+    if (refused := _refused(s, found, replicas=replicas, existing=len(serving))) is not None:
+        return refused
     stuck = find(status.get("conditions"), "Progressing")
     if stuck is not None and stuck.get("status") == "False":
         detail = told.message if told is not None else str(stuck.get("message", ""))
         return Outcome("failed", f"deployment {s.workspace.name} is not progressing: {detail}")
-    failure = find(status.get("conditions"), "ReplicaFailure")
-    if failure is not None and failure.get("status") == "True":
-        return Outcome("failed", f"{children.reference(found)} cannot create its Pods: {failure.get('message', '')}")
     count = f"{ready}/{replicas} replicas ready; " if replicas > 1 else ""
     return Outcome("waiting", count + (told.message if told is not None else pods.WAITING))
+
+
+def _refused(s: Snapshot, found: Obj, *, replicas: int, existing: int) -> Outcome | None:
+    """Why the workload lacks Pods, if the API server refuses them: its condition says it, or its Events do."""
+    failure = find((found.get("status") or {}).get("conditions"), "ReplicaFailure")
+    if failure is not None and failure.get("status") == "True":
+        return pod_refusals.outcome(children.reference(found), str(failure.get("message", "")))
+    message = s.pod_refusals.get(str(found["metadata"].get("uid", "")))
+    if message is None or existing >= replicas:
+        return None
+    return pod_refusals.outcome(children.reference(found), message)
 
 
 def wanted_children(s: Snapshot, resource: ResourceSpec, *, chosen: Sequence[Obj], revision: int) -> list[Obj]:

@@ -63,6 +63,7 @@ class Observer:
         catalog, problem = self._catalog()
         nodes = self._nodes(obj, workspace, claims)
         pods = self._world.pods.by_index(caches.BY_WORKSPACE, str(key))
+        children = self._children(workspace)
         found = Snapshot(
             now=self._clock.now(),
             settings=self._settings,
@@ -81,10 +82,11 @@ class Observer:
                 for kind, informer in (("Machine", self._world.machines), ("NodeClaim", self._world.node_claims))
                 if informer.served
             ),
-            children=self._children(workspace),
+            children=children,
             revisions=tuple(self._world.revisions.by_index(caches.BY_WORKSPACE, str(key))),
             pods=tuple(pods),
             pod_warnings=self._warnings(pods),
+            pod_refusals=self._pod_refusals(children.values()),
             memory=self._remember(workspace, claims),
         )
         if workspace.deleting:
@@ -200,6 +202,16 @@ class Observer:
                 newest = max(events, key=lambda event: str(event.get("lastTimestamp") or ""))
                 warnings[uid] = str(newest.get("message", ""))
         return warnings
+
+    def _pod_refusals(self, children: Iterable[Obj]) -> dict[str, str]:
+        """Why children of the kinds that have no condition for it cannot create Pods, by their uid."""
+        found = {}
+        for child in children:
+            uid = child["metadata"].get("uid", "")
+            events = self._world.refusal_events.by_index(caches.BY_INVOLVED, uid)
+            if message := pod_refusals.newest(events, now=self._clock.now()):
+                found[uid] = message
+        return found
 
     def _claim_warnings(self, names: Iterable[str]) -> dict[str, str]:
         """The newest warning about each claim of these names, by the claim's uid."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from kaito_hooks.api import labels
 from kaito_hooks.api.workspace import match_labels
 from kaito_hooks.runtime import Client, Controller, Informer, Key, Obj, Resource
-from kaito_hooks.workspace import resources
+from kaito_hooks.workspace import pod_refusals, resources
 from kaito_hooks.workspace.memory import Memories
 from kaito_hooks.workspace.settings import NodeAPISetting
 
@@ -18,6 +18,7 @@ BY_WORKER_NODE = "worker node"
 BY_NAMED_NODE = "named node"
 BY_FIRST_LABEL = "first label"
 BY_POD = "pod"
+BY_INVOLVED = "involved object"
 BY_CLAIM_NAME = "claim name"
 BY_UID = "uid"
 ANY_LABEL = "*"
@@ -71,6 +72,7 @@ class World:
     claim_events: Informer
     pods: Informer
     pod_events: Informer
+    refusal_events: Informer
     deployments: Informer
     stateful_sets: Informer
     services: Informer
@@ -127,6 +129,12 @@ class World:
                 field_selector="involvedObject.kind=Pod,reason=FailedMount",
                 indexes={BY_POD: lambda event: [str((event.get("involvedObject") or {}).get("uid", ""))]},
             ),
+            refusal_events=Informer(
+                client,
+                resources.EVENT,
+                field_selector=f"reason={pod_refusals.REASON},type=Warning",
+                indexes={BY_INVOLVED: lambda event: [str((event.get("involvedObject") or {}).get("uid", ""))]},
+            ),
             deployments=labelled(resources.DEPLOYMENT),
             stateful_sets=labelled(resources.STATEFUL_SET),
             services=labelled(resources.SERVICE),
@@ -175,6 +183,7 @@ class World:
             "nodes": self._concerned_by_node,
             "claim_events": lambda event: self._concerned_by_claim_event(event, memories),
             "pod_events": self._concerned_by_pod_event,
+            "refusal_events": self._concerned_by_refusal,
             "revisions": _keys(labels.REVISION_NAME),
         }
         return special.get(name, _keys(labels.WORKSPACE))
@@ -206,6 +215,14 @@ class World:
         pod = self.pods.get(Key(involved.get("namespace") or "", involved.get("name") or ""))
         if pod is not None:
             yield from _keys(labels.WORKSPACE)(pod)
+
+    def _concerned_by_refusal(self, event: Obj) -> Iterator[Key]:
+        involved = event.get("involvedObject") or {}
+        if involved.get("kind") in pod_refusals.KINDS:
+            owners = self.children[involved["kind"]]
+            owner = owners.get(Key(involved.get("namespace") or "", involved.get("name") or ""))
+            if owner is not None:
+                yield from _keys(labels.WORKSPACE)(owner)
 
     def _tell_neighbours(self, controller: Controller, old: Obj | None, new: Obj | None) -> None:
         """Workspaces that want the same Nodes look again when one of them takes or gives back a Node."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import subprocess
@@ -18,7 +19,7 @@ from tests.cluster.workspace.stand_ins.provisioner import Provisioner
 from tests.eventually import PATIENCE, eventually
 
 from kaito_hooks.runtime import AlreadyExists, Client, NotFound, Resource
-from kaito_hooks.workspace.resources import WORKSPACE
+from kaito_hooks.workspace.resources import CONFIG_MAP, WORKSPACE
 from kaito_local.cluster.controlplane import ControlPlane, Settings
 
 ROOT = Path(__file__).parents[3]
@@ -104,6 +105,15 @@ def place(admin: Client) -> Iterator[str]:
         except NotFound:
             continue
     admin.delete(NAMESPACE, name)
+
+
+@pytest.fixture
+def templates(admin: Client, installed: dict[str, Obj]) -> None:
+    """The chart's default tuning configurations in the release's namespace."""
+    for method in ("lora", "qlora"):
+        found = installed[f"ConfigMap/{method}-params-template"]
+        with contextlib.suppress(AlreadyExists):
+            admin.create(CONFIG_MAP, {**found, "metadata": {**found["metadata"], "namespace": "kaito"}})
 
 
 @pytest.fixture

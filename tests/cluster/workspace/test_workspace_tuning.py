@@ -14,7 +14,7 @@ from tests.cluster.workspace.stand_ins.kubelet import Kubelet, at_step
 from tests.cluster.workspace.stand_ins.provisioner import Provisioner
 from tests.eventually import PATIENCE, eventually, never
 
-from kaito_hooks.runtime import AlreadyExists, Client, NotFound, Resource
+from kaito_hooks.runtime import Client, NotFound, Resource
 from kaito_hooks.workspace.resources import CONFIG_MAP, DEPLOYMENT, JOB, MACHINE, NETWORK_POLICY, SERVICE, WORKSPACE
 
 DIGEST = "sha256:" + "d" * 64
@@ -36,15 +36,7 @@ SAID = {
 }
 
 
-@pytest.fixture(autouse=True)
-def templates(admin: Client, installed: dict[str, Obj]) -> None:
-    """The chart's default configurations in the release's namespace."""
-    for method in ("lora", "qlora"):
-        found = installed[f"ConfigMap/{method}-params-template"]
-        try:
-            admin.create(CONFIG_MAP, {**found, "metadata": {**found["metadata"], "namespace": "kaito"}})
-        except AlreadyExists:
-            continue
+pytestmark = pytest.mark.usefixtures("templates")
 
 
 @pytest.fixture

@@ -113,6 +113,8 @@ def read(s: Snapshot, job: Obj, *, revision: str) -> JobState:
     if step is not None:
         trouble = told if step == "pushing" and told is not None and told.state == "failed" else _FINE
         return JobState(step, trouble, active=active, ready=ready)
+    if not own and (refusal := s.pod_refusals.get(str(job["metadata"].get("uid", "")))) is not None:
+        return JobState("starting", pod_refusals.outcome(f"Job/{job['metadata']['name']}", refusal))
     return JobState("starting", told or Outcome("waiting", pods.WAITING), active=active, ready=ready)
 
 
