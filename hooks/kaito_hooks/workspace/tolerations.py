@@ -39,9 +39,9 @@ def of(workspace: Workspace, settings: Settings) -> list[Obj]:
     return found
 
 
-def problem(workspace: Workspace) -> str:
-    """What in the annotation is no taint; "" if all are."""
-    return next((text for text in _texts(workspace) if _read(text) is None), "")
+def problem(workspace: Workspace) -> str | None:
+    """What in the annotation is no taint; None if all are."""
+    return next((text for text in _texts(workspace) if _read(text) is None), None)
 
 
 def _of_annotation(workspace: Workspace) -> Iterator[Obj]:

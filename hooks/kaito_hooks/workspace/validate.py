@@ -84,7 +84,7 @@ def _shape(ws: Workspace) -> Iterator[Problem]:
         yield Problem(
             "C36", "metadata.annotations", f"The annotation {labels.RUNTIME} is '{value}'; use {' or '.join(ENGINES)}"
         )
-    if text := tolerations.problem(ws):
+    if (text := tolerations.problem(ws)) is not None:
         yield Problem(
             "C45",
             "metadata.annotations",
