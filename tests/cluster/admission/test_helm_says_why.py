@@ -73,7 +73,7 @@ class HookNode:
         return Handler
 
     def _changed(self, old: Obj | None, new: Obj | None) -> None:
-        if old is None and new is not None:
+        if old is None and new is not None and not new["spec"].get("nodeName"):
             threading.Thread(target=self._run, args=(new,), daemon=True).start()
 
     def _run(self, pod: Obj) -> None:
