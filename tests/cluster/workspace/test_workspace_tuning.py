@@ -15,7 +15,16 @@ from tests.cluster.workspace.stand_ins.provisioner import Provisioner
 from tests.eventually import PATIENCE, eventually, never
 
 from kaito_hooks.runtime import Client, NotFound, Resource
-from kaito_hooks.workspace.resources import CONFIG_MAP, DEPLOYMENT, JOB, MACHINE, NETWORK_POLICY, SERVICE, WORKSPACE
+from kaito_hooks.workspace.resources import (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    JOB,
+    MACHINE,
+    NETWORK_POLICY,
+    POD,
+    SERVICE,
+    WORKSPACE,
+)
 
 DIGEST = "sha256:" + "d" * 64
 RUNNING: Obj = {"running": {}}
@@ -167,6 +176,22 @@ def test_a_configuration_is_asked_for_before_a_node_is_bought(
     until(admin, ws, "JobStarted", status="False", words="checking that the adapter may be pushed")
     spec = admin.get(JOB, "config", namespace=place)["spec"]["template"]["spec"]
     assert "/mnt/mine" in spec["containers"][0]["args"]
+
+
+def test_a_pod_that_goes_on_after_its_push_goes_before_the_server_comes(
+    admin: Client, place: str, controller: Controllers, provisioner: Provisioner, kubelet: Kubelet
+) -> None:
+    def with_a_proxy(pod: Obj) -> Obj:
+        # What a service mesh puts into a Pod does not end.
+        return {**at_step("push", PUSHED)(pod), "phase": "Running"}
+
+    kubelet.report(place, with_a_proxy)
+    ws = submit(admin, tuning("meshed", place))
+    until(admin, ws, "WorkspaceReady")
+    assert find(admin, JOB, "meshed", place) is None
+    [pod] = admin.list(POD, namespace=place).items
+    assert [owner["kind"] for owner in pod["metadata"]["ownerReferences"]] == ["ReplicaSet"]
+    assert status_of(admin, ws)["tuning"]["adapterDigest"] == DIGEST
 
 
 def test_without_serving_the_node_is_given_back(
