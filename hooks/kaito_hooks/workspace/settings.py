@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import time
 from typing import Any, Literal
 
 from kaito_hooks.api.claim import NodeClassRef, Requirement
@@ -11,6 +12,9 @@ from kaito_hooks.runtime import LeaderElection
 
 NodeAPISetting = Literal["Machine", "NodeClaim", "none"]
 NODE_APIS: tuple[NodeAPISetting, ...] = ("Machine", "NodeClaim", "none")
+Upgrade = Literal["manual", "rolling"]
+UPGRADES: tuple[Upgrade, ...] = ("manual", "rolling")
+DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 VARIANTS = ("cpu", "cu126", "vllm")
 
 
@@ -67,6 +71,27 @@ class Tuning:
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """When something may begin: on ``days`` (Monday is 0) from ``start`` (UTC) on, for ``duration`` seconds."""
+
+    days: frozenset[int]
+    start: time
+    duration: float
+
+
+@dataclass(frozen=True, slots=True)
+class Workloads:
+    """Whether servers that an upgrade would make otherwise are rolled by themselves, how many at a time, and when.
+
+    Without a ``window`` at any time.
+    """
+
+    upgrade: Upgrade = "manual"
+    max_unavailable: int = 1
+    window: Window | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NodeClaims:
     """What a NodeClaim says to fit the provisioner that is installed."""
 
@@ -101,6 +126,7 @@ class Settings:
     serving: Serving = field(default_factory=Serving)
     tuning: Tuning = field(default_factory=Tuning)
     network_policy: bool = True
+    workloads: Workloads = Workloads()
     timeouts: Timeouts = Timeouts()
     max_nodes_per_workspace: int = 100
     workers: int = 4
