@@ -227,8 +227,9 @@ def grace_period(extra_args: Sequence[str]) -> int:
         known, _ = parser.parse_known_args(list(extra_args))
     except argparse.ArgumentError:  # the server itself says what is wrong with it
         known = parser.parse_args([])
-    seconds: float = known.drain_s + known.request_timeout_s + _SHUTDOWN
-    return math.ceil(seconds)
+    drain = max(0.0, known.drain_s) if math.isfinite(known.drain_s) else DRAIN
+    answers = math.isfinite(known.request_timeout_s) and known.request_timeout_s > 0
+    return math.ceil(drain + (known.request_timeout_s if answers else REQUEST_TIMEOUT) + _SHUTDOWN)
 
 
 def strengths(adapters: Sequence[Adapter]) -> str:
