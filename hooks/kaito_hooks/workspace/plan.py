@@ -84,6 +84,9 @@ def _plan_inference(
         # Its preset or its rules changed under a running Workspace: what runs is left alone.
         untouched = inference.is_of_revision(s, revision.number) and inference.is_of_engine(s, revision.number)
         served = inference.progress(s) if untouched else problem
+        said = s.workspace.condition(status.WORKLOAD_UP_TO_DATE) or {}
+        if said.get("reason") == status.PLATFORM_CHANGED:
+            up_to_date = status.cannot_roll(problem.message)
         if not resource_outcome.ready:
             resource_outcome = problem
     elif supplied.outcome.ready or exists:

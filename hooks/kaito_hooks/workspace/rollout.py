@@ -66,7 +66,7 @@ def look_at(workspace: Obj, workloads: Iterable[Obj], *, last: str | None) -> Ro
         Key.of(workspace),
         drifted=said.get("reason") == status.PLATFORM_CHANGED,
         chosen=wanted is not None,
-        asked=wanted != made,
+        asked=wanted != made and said.get("reason") != status.CANNOT_ROLL,
         available=bool(ours) and workload.is_available(ours[0]),
     )
 

@@ -115,6 +115,11 @@ def drifted(drift: str, *, broken: str, upgrade: str) -> Verdict:
     return Verdict(WORKLOAD_UP_TO_DATE, "False", PLATFORM_CHANGED, f"{message}; {how}")
 
 
+def cannot_roll(problem: str) -> Verdict:
+    """WorkloadUpToDate of a workload that is not up to date, and whose Workspace has a problem that leaves it so."""
+    return Verdict(WORKLOAD_UP_TO_DATE, "False", CANNOT_ROLL, f"it is not rolled: {problem}")
+
+
 def not_updated(message: str) -> Verdict:
     """WorkloadUpToDate where a child could not be written."""
     return Verdict(WORKLOAD_UP_TO_DATE, "False", UPDATE_REFUSED, message)

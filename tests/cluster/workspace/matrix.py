@@ -361,7 +361,9 @@ def _plain(obj: Obj) -> Obj:
     if obj["kind"] == "ControllerRevision":
         kept.pop("name")  # a hash
     annotations = {
-        k: v for k, v in (metadata.get("annotations") or {}).items() if not k.endswith(("/fingerprint", "/hash"))
+        k: v
+        for k, v in (metadata.get("annotations") or {}).items()
+        if not k.endswith(("/fingerprint", "/hash", "/workload-hash"))
     }
     plain = {**obj, "metadata": {**kept, "annotations": annotations}}
     if obj["kind"] == "Service":

@@ -175,6 +175,25 @@ def test_a_controller_that_dies_after_it_asked_for_a_roll_goes_on_with_that_one(
     assert cluster.step() == ["w00"]
 
 
+def test_a_workspace_whose_preset_goes_after_it_was_chosen_holds_up_nobody() -> None:
+    cluster = Cluster(2, most=1)
+    cluster.upgrade("2")
+    first = cluster.worlds["w00"]
+    _workspace(first)["metadata"]["annotations"][ROLL] = "asked before the end"
+    first.catalog = replace(CATALOG, presets={})
+    cluster.reconcile(first)
+    told = {c["type"]: c for c in _workspace(first)["status"]["conditions"]}
+    assert told["WorkloadUpToDate"]["reason"] == "CannotRoll"
+    assert "Unsupported inference preset name" in told["WorkloadUpToDate"]["message"]
+    assert cluster.step() == ["w01"]
+    # Its Pods go on, and when the preset comes back, so does the roll.
+    assert told["WorkspaceReady"]["status"] == "True"
+    cluster.finish("w01")
+    first.catalog = CATALOG
+    cluster.reconcile(first)
+    assert cluster.image("w00") == "r.io/hooks:2"
+
+
 def test_an_upgrade_that_a_workspace_cannot_have_never_rolls_it() -> None:
     cluster = Cluster(2, most=1)
     for world in cluster.worlds.values():
