@@ -169,19 +169,17 @@ def _template_children(s: Snapshot, resource: ResourceSpec, *, revision: int) ->
         s,
         workload.deployment(ws, resource, template=template, deadline=deadline, revision=revision),
         [service.service(ws, metadata=workload.metadata(ws), distributed=False, port=port)],
-        revision=revision,
+        frozen=_frozen_workload(s, revision),
     )
 
 
-def _with_workload(s: Snapshot, wanted: Obj, others: Sequence[Obj], *, revision: int) -> Wanted:
-    """The others and the workload, which is left as it is while it is frozen."""
-    live = live_workload(s)
-    if live is None:
+def _with_workload(s: Snapshot, wanted: Obj, others: Sequence[Obj], *, frozen: Obj | None) -> Wanted:
+    """The others and the workload, or the frozen one as it is."""
+    if (live := live_workload(s)) is not None:
+        wanted = drift.with_earlier_rolls(live, children.sealed(wanted))
+    if frozen is None or children.seal_of(frozen) == children.seal_of(wanted):
         return Wanted((*others, wanted))
-    wanted = drift.with_earlier_rolls(live, children.sealed(wanted))
-    if _frozen_workload(s, revision) is None or children.seal_of(live) == children.seal_of(wanted):
-        return Wanted((*others, wanted))
-    return Wanted((*others, drift.frozen(live, wanted)), drift.describe(live, wanted))
+    return Wanted((*others, drift.frozen(frozen, wanted)), drift.describe(frozen, wanted))
 
 
 def preset_children(
@@ -223,7 +221,7 @@ def preset_children(
         others.append(network.network_policy(ws, metadata=workload.metadata(ws), distributed=distributed))
     if distributed:
         others.append(service.headless_service(ws, metadata=workload.metadata(ws, name=service.headless_name(ws))))
-    return _with_workload(s, wanted, others, revision=revision)
+    return _with_workload(s, wanted, others, frozen=frozen)
 
 
 def gpus_per_node(s: Snapshot, resource: ResourceSpec, preset: Preset, chosen: Sequence[Obj]) -> int:

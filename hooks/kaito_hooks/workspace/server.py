@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 from kaito_hooks.api import labels
 from kaito_hooks.api.catalog import Engine, HubWeights, ImageWeights, Preset, VolumeWeights
@@ -218,7 +219,8 @@ def _server(
     }
 
 
-def grace_period(extra_args: Sequence[str]) -> int:
+@lru_cache(maxsize=8)
+def grace_period(extra_args: tuple[str, ...]) -> int:
     """Seconds that a server started with ``extra_args`` may need to end: its drain, its longest answer, Ray's end."""
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
     parser.add_argument("--drain_s", type=float, default=DRAIN)
