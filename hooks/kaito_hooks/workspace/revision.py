@@ -121,7 +121,10 @@ def tuning_hash_of(workspace: Mapping[str, Any]) -> str:
 
 def workload_hash_of(workspace: Mapping[str, Any]) -> str:
     """16 hex digits that change when the Workspace itself asks for other Pods: not with its preferred nodes, and not
-    with what the chart or the Catalog says."""
+    with what the chart or the Catalog says.
+
+    Another version of this program must give the same: where it does not, an upgrade rolls every workload at once.
+    """
     inference, tuning = (workspace.get(part) or {} for part in ("inference", "tuning"))
     resource = {**(workspace.get("resource") or {}), "preferredNodes": None}
     runtime = (workspace.get("metadata") or {}).get("annotations") or {}
