@@ -28,7 +28,7 @@ def is_frozen(workspace: Workspace, live: Obj, *, revision: int) -> bool:
     made = _annotations(live)
     if FINGERPRINT not in made:
         return False
-    if (made_for := made.get(labels.WORKLOAD_HASH)) is None:
+    if (made_for := (live["metadata"].get("labels") or {}).get(labels.WORKLOAD_HASH)) is None:
         return made.get(labels.REVISION) == str(revision)
     return made_for == workload_hash_of(workspace.raw) and not is_roll_asked(workspace, live)
 

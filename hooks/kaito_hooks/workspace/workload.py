@@ -36,12 +36,13 @@ def metadata(workspace: Workspace, *, name: str = "") -> Obj:
 
 
 def _workload_metadata(workspace: Workspace, *, revision: int, engine: Engine | None) -> Obj:
-    """Metadata of a workload: what it was made for is in its annotations."""
-    annotations = {labels.REVISION: str(revision), labels.WORKLOAD_HASH: workload_hash_of(workspace.raw)}
-    if engine:
-        annotations[labels.RUNTIME] = engine
+    """Metadata of a workload: what it was made for is in its annotations and in a label."""
+    annotations = {labels.REVISION: str(revision)} | ({labels.RUNTIME: engine} if engine else {})
     rolls = {name: workspace.annotations[name] for name in labels.ROLLS if name in workspace.annotations}
-    return {**metadata(workspace), "annotations": annotations | rolls}
+    found = metadata(workspace)
+    # A label, as another annotation is a new generation of a Deployment, and that is not ready for a moment.
+    marks = {**found["labels"], labels.WORKLOAD_HASH: workload_hash_of(workspace.raw)}
+    return {**found, "labels": marks, "annotations": annotations | rolls}
 
 
 def deployment(

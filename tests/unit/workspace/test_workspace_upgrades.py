@@ -191,7 +191,7 @@ def test_a_workload_that_does_not_exist_gets_the_settings_of_today() -> None:
     assert told(world, "WorkloadUpToDate")["status"] == "True"
 
 
-OF_THE_CONTROLLER_BEFORE = ("workspace.kaito.io/revision", "workspace.kaito.io/fingerprint", "kaito.sh/runtime")
+OF_THE_CONTROLLER_BEFORE = {"workspace.kaito.io/revision", "workspace.kaito.io/fingerprint", "kaito.sh/runtime"}
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "StatefulSet"])
@@ -199,8 +199,8 @@ OF_THE_CONTROLLER_BEFORE = ("workspace.kaito.io/revision", "workspace.kaito.io/f
 def test_a_workload_of_the_controller_before_is_adopted_without_a_restart(kind: str, upgraded: bool) -> None:
     world = served(spread_object() if kind == "StatefulSet" else workspace_object())
     live = world.children[f"{kind}/phi"]
-    annotations = live["metadata"]["annotations"]
-    live["metadata"]["annotations"] = {k: v for k, v in annotations.items() if k in OF_THE_CONTROLLER_BEFORE}
+    assert set(live["metadata"]["annotations"]) == OF_THE_CONTROLLER_BEFORE
+    del live["metadata"]["labels"]["workspace.kaito.io/workload-hash"]
     if upgraded:
         # As the API server stores it: with defaults of its own.
         live["spec"]["template"]["spec"] |= {"dnsPolicy": "ClusterFirst", "restartPolicy": "Always"}
@@ -226,7 +226,7 @@ def test_a_workload_of_the_controller_before_is_adopted_without_a_restart(kind: 
 def test_a_workspace_that_changed_while_the_controllers_changed_is_rolled() -> None:
     world = served(workspace_object())
     assert world.workspace is not None
-    del world.children["Deployment/phi"]["metadata"]["annotations"]["workspace.kaito.io/workload-hash"]
+    del world.children["Deployment/phi"]["metadata"]["labels"]["workspace.kaito.io/workload-hash"]
     world.workspace["inference"] = {**world.workspace["inference"], "adapters": [ADAPTER]}
     set_up(world, images=TAG)
     world.settle()
