@@ -270,7 +270,7 @@ def _workloads(section: _Section) -> Workloads:
 
 def _window(section: _Section) -> Window | None:
     """None without a start: then the days and the duration mean nothing."""
-    days = section.get("days", (), _as_days, f"a list of days out of {', '.join(DAYS)}")
+    days = section.get("days", tuple[int, ...](), _as_days, f"a list of days out of {', '.join(DAYS)}")
     start = section.get("start", None, _as_time, "a time of the day (UTC) such as 22:00")
     duration = section.duration("duration", 0.0)
     section.done()
