@@ -14,10 +14,14 @@ POOL_SUCCEEDED_AT = "kaito.sh/pool-succeeded-at"
 ENABLE_LOAD_BALANCER = "kaito.sh/enablelb"
 RUNTIME = "kaito.sh/runtime"
 TOLERATIONS = "kaito.sh/tolerations"
+ROLL = "kaito.sh/roll"
 
 REVISION_HASH = "workspace.kaito.io/hash"
 REVISION = "workspace.kaito.io/revision"
 REVISION_NAME = "workspace.kaito.io/name"
+WORKLOAD_HASH = "workspace.kaito.io/workload-hash"
+AUTOMATIC_ROLL = "workspace.kaito.io/roll"
+ROLLS = (ROLL, AUTOMATIC_ROLL)
 TUNING_HASH = "workspace.kaito.io/tuning-hash"
 TUNING_REVISION = "workspace.kaito.io/tuning-revision"
 

@@ -23,6 +23,7 @@ from kaito_hooks.workspace.memory import Memories
 from kaito_hooks.workspace.observe import Observer
 from kaito_hooks.workspace.poller import WORKERS, ProgressPoller
 from kaito_hooks.workspace.reconcile import Reconciler
+from kaito_hooks.workspace.rollout import ROLLOUT_PERIOD, Rollout
 from kaito_hooks.workspace.settings import Process, Settings
 from kaito_hooks.workspace.world import World
 
@@ -60,6 +61,9 @@ def build(client: Client, settings: Settings, process: Process) -> Manager:
     world.workspaces.subscribe(lambda old, new: memories.forget(old["metadata"]["uid"]) if old and not new else None)
     manager.add_controller(controller)
     manager.add_controller(polling)
+    if settings.workloads.upgrade == "rolling":
+        rollout = Rollout(world, executor, settings=settings.workloads, clock=clock)
+        manager.add_periodic("rollout", ROLLOUT_PERIOD, rollout.proceed)
     return manager
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from kaito_hooks.api import labels
 from kaito_hooks.runtime import Obj, parse_quantity
 from kaito_hooks.workspace import pods
-from kaito_hooks.workspace.actions import Action, ApplyChild, CreateChild, Delete, Outcome
+from kaito_hooks.workspace.actions import Action, ApplyChild, CreateChild, Delete, Note, Outcome
 from kaito_hooks.workspace.snapshot import Snapshot
 
 FINGERPRINT = "workspace.kaito.io/fingerprint"
@@ -30,10 +32,17 @@ def fingerprint(child: Obj) -> str:
 
 
 def sealed(child: Obj) -> Obj:
-    """The child with the fingerprint of what it does as an annotation."""
+    """The child with the fingerprint of what it does as an annotation, unless it has one."""
     metadata = child["metadata"]
+    if FINGERPRINT in (metadata.get("annotations") or {}):
+        return child
     annotations = {**(metadata.get("annotations") or {}), FINGERPRINT: fingerprint(_body(child))}
     return {**child, "metadata": {**metadata, "annotations": annotations}}
+
+
+def seal_of(child: Obj) -> str | None:
+    """The fingerprint that the child carries."""
+    return (child["metadata"].get("annotations") or {}).get(FINGERPRINT)
 
 
 def is_owned(child: Obj, uid: str) -> bool:
@@ -75,6 +84,40 @@ def _is_our_post(owner: Obj) -> bool:
     return str(owner.get("manager", "")).startswith("kaito-workspace")
 
 
+def as_scaled(wanted: Obj, live: Obj) -> Obj:
+    """A Deployment with the replicas that the live one has: after its creation they belong to whoever scales it."""
+    replicas = (live.get("spec") or {}).get("replicas")
+    if wanted["kind"] != "Deployment" or replicas is None:
+        return wanted
+    return {**wanted, "spec": {**wanted["spec"], "replicas": replicas}}
+
+
+def outside(s: Snapshot, wanted: Collection[str]) -> list[Obj]:
+    """Our children, by owner and label, whose ``Kind/name`` is not wanted; those that are going already, too."""
+    return [
+        child
+        for name, child in sorted(s.children.items())
+        if name not in wanted
+        and is_owned(child, s.workspace.uid)
+        and (child["metadata"].get("labels") or {}).get(labels.WORKSPACE) == s.workspace.name
+    ]
+
+
+def remove(found: Iterable[Obj]) -> list[Delete]:
+    """The deletions of those that are not going already; a workload is gone when its Pods are."""
+    return [
+        Delete(
+            child["kind"],
+            child["metadata"]["namespace"],
+            child["metadata"]["name"],
+            child["metadata"]["uid"],
+            foreground=child["kind"] not in ("Service", "NetworkPolicy"),
+        )
+        for child in found
+        if not child["metadata"].get("deletionTimestamp")
+    ]
+
+
 def settled_as(live: Obj, wanted: Obj) -> str:
     """What is remembered of an object that the API server would not store as we wanted it."""
     return fingerprint({"live": _body(live), "wanted": wanted})
@@ -93,7 +136,8 @@ def keep(s: Snapshot, child: Obj) -> tuple[Action | None, Outcome | None]:
         return None, Outcome("failed", foreign(s.workspace.namespace, name))
     if live["metadata"].get("deletionTimestamp"):
         return None, Outcome("waiting", f"{name} is being deleted and comes again when it is gone")
-    seals = [(child["metadata"].get("annotations") or {}).get(FINGERPRINT) for child in (live, wanted)]
+    wanted = as_scaled(wanted, live)
+    seals = [seal_of(live), seal_of(wanted)]
     settled = s.memory.settled.get(name) == settled_as(live, wanted)
     current = seals[0] == seals[1] and (settled or contains(_body(live), _body(wanted)))
     if current and (settled or contains(live["metadata"], wanted["metadata"])):
@@ -108,6 +152,42 @@ def keep(s: Snapshot, child: Obj) -> tuple[Action | None, Outcome | None]:
     rolls_out = not current and wanted["kind"] in WORKLOADS
     outcome = Outcome("waiting", f"{name} is being brought up to date") if rolls_out else None
     return ApplyChild(wanted, live["metadata"]["uid"]), outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What to do for children, and the worst that is to be said of them."""
+
+    problem: Outcome | None
+    actions: tuple[Action, ...]
+    notes: tuple[Note, ...]
+
+
+def keep_all(s: Snapshot, wanted: Sequence[Obj], *, beside: Sequence[str]) -> Kept:
+    """Create, repair and remove children until there are just the wanted ones, and those ``beside`` them."""
+    surplus = outside(s, [*map(reference, wanted), *beside])
+    actions: list[Action] = [*remove(surplus)]
+    notes = [
+        Note("Normal", "Deleted", f"deleted {deletion.kind}/{deletion.name}, which is wanted no longer")
+        for deletion in actions
+        if isinstance(deletion, Delete)
+    ]
+    going = next((reference(child) for child in surplus if child["kind"] in WORKLOADS), "")
+    waits = [child for child in wanted if going and child["kind"] in WORKLOADS]
+    problems = [Outcome("waiting", f"{going} is being removed before {reference(child)} comes") for child in waits]
+    for child in wanted:
+        if child in waits:
+            continue
+        action, problem = keep(s, child)
+        if action is not None:
+            actions.append(action)
+        if problem is not None:
+            problems.append(problem)
+    created = [reference(a.child) for a in actions if isinstance(a, CreateChild)]
+    if created:
+        notes.append(Note("Normal", "Created", f"created {', '.join(created)}"))
+    worst = next((p for p in problems if p.state == "failed"), problems[0] if problems else None)
+    return Kept(worst, tuple(actions), tuple(notes))
 
 
 def foreign(namespace: str, name: str) -> str:

@@ -6,6 +6,7 @@ A key that is not known here is an error: a misspelt setting must not be ignored
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import datetime, time
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,9 @@ from kaito_hooks.api.claim import NodeClassRef, Requirement
 from kaito_hooks.runtime import LeaderElection, parse_duration
 from kaito_hooks.workspace.errors import SettingsError
 from kaito_hooks.workspace.settings import (
+    DAYS,
     NODE_APIS,
+    UPGRADES,
     VARIANTS,
     Images,
     NodeClaims,
@@ -27,6 +30,7 @@ from kaito_hooks.workspace.settings import (
     Steps,
     Timeouts,
     Tuning,
+    Window,
     Workloads,
 )
 
@@ -66,8 +70,8 @@ def read(document: Any, environ: Mapping[str, str]) -> Settings:
         serving=_serving(top.section("serving")),
         tuning=_tuning(top.section("tuning")),
         steps=_steps(top.section("steps")),
-        workloads=_workloads(top.section("workloads")),
         network_policy=_enabled(top.section("networkPolicy")),
+        workloads=_workloads(top.section("workloads")),
         timeouts=_timeouts(top.section("timeouts")),
         max_nodes_per_workspace=top.whole("maxNodesPerWorkspace", default.max_nodes_per_workspace),
         workers=top.whole("workers", default.workers),
@@ -240,12 +244,6 @@ def _steps(section: _Section) -> Steps:
     return steps
 
 
-def _workloads(section: _Section) -> Workloads:
-    workloads = Workloads(tolerations=section.mappings("tolerations"))
-    section.done()
-    return workloads
-
-
 def _node_claims(section: _Section) -> NodeClaims:
     default = NodeClaims()
     reference = section.section("nodeClassRef")
@@ -272,6 +270,27 @@ def _enabled(section: _Section) -> bool:
     return enabled
 
 
+def _workloads(section: _Section) -> Workloads:
+    default = Workloads()
+    workloads = Workloads(
+        tolerations=section.mappings("tolerations"),
+        upgrade=section.one_of("upgrade", UPGRADES, default.upgrade),
+        max_unavailable=section.whole("maxUnavailable", default.max_unavailable),
+        window=_window(section.section("window")),
+    )
+    section.done()
+    return workloads
+
+
+def _window(section: _Section) -> Window | None:
+    """None without a start: then the days and the duration mean nothing."""
+    days = section.get("days", tuple[int, ...](), _as_days, f"a list of days out of {', '.join(DAYS)}")
+    start = section.get("start", None, _as_time, "a time of the day (UTC) such as 22:00")
+    duration = section.duration("duration", 0.0)
+    section.done()
+    return Window(frozenset(days or range(len(DAYS))), start, duration) if start is not None else None
+
+
 def _timeouts(section: _Section) -> Timeouts:
     default = Timeouts()
     timeouts = Timeouts(
@@ -290,6 +309,14 @@ def _as_text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError
     return value
+
+
+def _as_days(value: Any) -> tuple[int, ...]:
+    return tuple(DAYS.index(day) for day in _as_texts(value))
+
+
+def _as_time(value: Any) -> time | None:
+    return datetime.strptime(text, "%H:%M").time() if (text := _as_text(value)) else None
 
 
 def _as_bool(value: Any) -> bool:

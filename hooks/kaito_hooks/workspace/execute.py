@@ -117,6 +117,19 @@ class Executor:
             except (NotFound, Conflict):
                 continue
 
+    def roll(self, workspace: Obj) -> str | None:
+        """Ask for a roll of the Workspace's workload; the roll's name, None if the Workspace is not as it was seen."""
+        metadata = workspace["metadata"]
+        name = format_time(self._clock.now())
+        annotations = {labels.AUTOMATIC_ROLL: name}
+        patch = {"metadata": {"resourceVersion": metadata["resourceVersion"], "annotations": annotations}}
+        try:
+            self._client.patch(WORKSPACE, metadata["name"], patch, namespace=metadata["namespace"])
+        except (Conflict, NotFound):
+            return None
+        self._recorder.event(workspace, "Normal", "RollStarted", "rolled: its workload is made of today's settings")
+        return name
+
     def report(self, workspace: Obj, error: Exception) -> None:
         """Say in the Workspace's status, and in an Event, that its reconcile failed with an error nobody foresaw."""
         verdicts = status.unforeseen(error)
@@ -297,6 +310,7 @@ class _Run:
         resource, metadata = CHILD_RESOURCES[action.child["kind"]], action.child["metadata"]
         if found["metadata"]["uid"] != action.uid:
             raise Conflict(f"{children.reference(found)} is another object", status=409, reason="Conflict")
+        child = children.as_scaled(action.child, found)
         owners = found["metadata"].get("managedFields") or []
         if (moved := children.owned_by_apply(owners, applier=FIELD_MANAGER)) != owners:
             patch: list[Obj] = [
@@ -308,14 +322,16 @@ class _Run:
                     "value": found["metadata"]["resourceVersion"],
                 },
             ]
-            self._patch_tested(resource, metadata["name"], patch)
-        wanted = {**action.child, "metadata": {**metadata, "uid": action.uid}}
+            found = self._patch_tested(resource, metadata["name"], patch)
+        # With its version: replicas that somebody sets in between are not taken back.
+        version = found["metadata"]["resourceVersion"]
+        wanted = {**child, "metadata": {**metadata, "uid": action.uid, "resourceVersion": version}}
         try:
             written = self._client.apply(resource, wanted, field_manager=FIELD_MANAGER)
         except _REFUSED as error:
-            self._refuse(children.reference(action.child), error)
+            self._refuse(children.reference(child), error)
         else:
-            self._settle(action.child, written)
+            self._settle(child, written)
 
     def _settle(self, wanted: Obj, written: Obj) -> None:
         """Remember what the API server made of a child, if it is not what we asked for: it must not be asked again."""

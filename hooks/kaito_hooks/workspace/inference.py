@@ -12,6 +12,7 @@ from kaito_hooks.api.workspace import Adapter, ResourceSpec
 from kaito_hooks.runtime import Obj
 from kaito_hooks.workspace import (
     children,
+    drift,
     images,
     network,
     nodes,
@@ -22,11 +23,14 @@ from kaito_hooks.workspace import (
     server,
     server_state,
     service,
+    status,
+    validate,
     workload,
 )
-from kaito_hooks.workspace.actions import Action, CreateChild, Note, Outcome
+from kaito_hooks.workspace.actions import Action, Note, Outcome
 from kaito_hooks.workspace.engines import engine_of
 from kaito_hooks.workspace.snapshot import Snapshot
+from kaito_hooks.workspace.status import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +38,25 @@ class Inference:
     """What to do for serving and where it stands."""
 
     outcome: Outcome
+    up_to_date: Verdict | None = None
     actions: tuple[Action, ...] = ()
     notes: tuple[Note, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """All children as they should be, the workload last. ``drift``: in what today's settings would make it otherwise;
+    "" where it is as they say."""
+
+    children: tuple[Obj, ...]
+    drift: str = ""
+
+
 def live_workload(s: Snapshot) -> Obj | None:
-    """The workload of ours that exists, of either kind."""
-    for kind in children.WORKLOADS:
-        found = s.children.get(f"{kind}/{s.workspace.name}")
-        if found is not None and children.is_owned(found, s.workspace.uid):
-            return found
-    return None
+    """The workload of ours that exists, of either kind; one that stays before one that goes."""
+    named = [s.children.get(f"{kind}/{s.workspace.name}") for kind in children.WORKLOADS]
+    ours = [found for found in named if found is not None and children.is_owned(found, s.workspace.uid)]
+    return min(ours, key=lambda found: bool(found["metadata"].get("deletionTimestamp")), default=None)
 
 
 def is_of_revision(s: Snapshot, revision: int) -> bool:
@@ -52,12 +64,24 @@ def is_of_revision(s: Snapshot, revision: int) -> bool:
     return _annotation(s, labels.REVISION) == str(revision)
 
 
-def is_of_engine(s: Snapshot) -> bool:
-    """Whether the existing workload runs the engine that is asked for; a template of the user's own has none."""
-    asked = s.workspace.annotations.get(labels.RUNTIME, s.catalog.default_engine if s.catalog is not None else None)
+def is_of_engine(s: Snapshot, revision: int) -> bool:
+    """Whether the existing workload runs the engine that is asked for; a template of the user's own has none.
+
+    Who does not choose has what the Catalog chose when the workload was made, until that is rolled.
+    """
+    asked = s.workspace.annotations.get(labels.RUNTIME)
     if asked not in (None, *ENGINES):
         return False
-    return s.workspace.preset is None or asked in (None, _annotation(s, labels.RUNTIME))
+    if s.workspace.preset is None:
+        return True
+    if asked is None and s.catalog is not None and _frozen_workload(s, revision) is None:
+        asked = s.catalog.default_engine
+    return asked in (None, _annotation(s, labels.RUNTIME))
+
+
+def _frozen_workload(s: Snapshot, revision: int) -> Obj | None:
+    live = live_workload(s)
+    return live if live is not None and drift.is_frozen(s.workspace, live, revision=revision) else None
 
 
 def _annotation(s: Snapshot, name: str) -> str | None:
@@ -65,23 +89,25 @@ def _annotation(s: Snapshot, name: str) -> str | None:
     return (found["metadata"].get("annotations") or {}).get(name) if found is not None else None
 
 
-def infer(s: Snapshot, wanted: Sequence[Obj]) -> Inference:
-    """Keep all children as they should be, and judge the workload."""
-    actions: list[Action] = []
-    problems: list[Outcome] = []
-    for child in wanted:
-        action, problem = children.keep(s, child)
-        if action is not None:
-            actions.append(action)
-        if problem is not None:
-            problems.append(problem)
-    created = [children.reference(a.child) for a in actions if isinstance(a, CreateChild)]
-    outcome = next((p for p in problems if p.state == "failed"), problems[0] if problems else None)
-    return Inference(
-        outcome=outcome or progress(s),
-        actions=tuple(actions),
-        notes=(Note("Normal", "Created", f"created {', '.join(created)}"),) if created else (),
-    )
+def infer(s: Snapshot, wanted: Wanted, *, beside: Sequence[str] = ()) -> Inference:
+    """Keep all children as they should be, remove those of ours that should not be, and judge the workload.
+
+    ``beside``: ``Kind/name`` of children that others keep. A workload goes with its Pods before its successor comes.
+    """
+    kept = children.keep_all(s, wanted.children, beside=beside)
+    outcome = kept.problem or progress(s)
+    if wanted.drift and outcome.state == "failed":
+        outcome = Outcome("failed", f"{status.NOT_UP_TO_DATE}: {outcome.message}")
+    return Inference(outcome, _up_to_date(s, wanted, kept), kept.actions, kept.notes)
+
+
+def _up_to_date(s: Snapshot, wanted: Wanted, kept: children.Kept) -> Verdict:
+    if wanted.drift:
+        broken = validate.check(s.workspace, s.catalog, max_nodes=s.settings.max_nodes_per_workspace)
+        return status.drifted(wanted.drift, broken=validate.told(broken), upgrade=s.settings.workloads.upgrade)
+    if kept.problem is not None and kept.problem.state == "failed":
+        return status.not_updated(kept.problem.message)
+    return status.up_to_date()
 
 
 def progress(s: Snapshot) -> Outcome:
@@ -89,10 +115,11 @@ def progress(s: Snapshot) -> Outcome:
     found = live_workload(s)
     if found is None:
         return Outcome("waiting", pods.WAITING)
-    status, spec = found.get("status") or {}, found.get("spec") or {}
-    replicas, ready = int(spec.get("replicas") or 0), int(status.get("readyReplicas") or 0)
-    seen = int(status.get("observedGeneration") or 0) >= int(found["metadata"].get("generation") or 0)
-    if seen and ready >= replicas and int(status.get("updatedReplicas") or 0) >= replicas:
+    reported, spec = found.get("status") or {}, found.get("spec") or {}
+    replicas, ready = int(spec.get("replicas") or 0), int(reported.get("readyReplicas") or 0)
+    if replicas == 0:
+        return Outcome("waiting", f"{children.reference(found)} is scaled to zero by hand; its nodes are kept")
+    if workload.is_available(found):
         return Outcome("ready")
     serving = [pod for pod in s.pods if not pods.owned_by_job(pod)]
     told = pods.explain(serving, s.pod_warnings, said=s.said, servers=server_state.outcomes(s.servers))
@@ -100,7 +127,7 @@ def progress(s: Snapshot) -> Outcome:
         return told
     if (refused := _refused(s, found, replicas=replicas, existing=len(serving))) is not None:
         return refused
-    stuck = find(status.get("conditions"), "Progressing")
+    stuck = find(reported.get("conditions"), "Progressing")
     if stuck is not None and stuck.get("status") == "False":
         detail = told.message if told is not None else str(stuck.get("message", ""))
         return Outcome("failed", f"deployment {s.workspace.name} is not progressing: {detail}")
@@ -119,7 +146,7 @@ def _refused(s: Snapshot, found: Obj, *, replicas: int, existing: int) -> Outcom
     return pod_refusals.outcome(children.reference(found), message)
 
 
-def wanted_children(s: Snapshot, resource: ResourceSpec, *, chosen: Sequence[Obj], revision: int) -> list[Obj]:
+def wanted_children(s: Snapshot, resource: ResourceSpec, *, chosen: Sequence[Obj], revision: int) -> Wanted:
     """The children of an inference Workspace as they should be."""
     spec = s.workspace.inference
     assert spec is not None
@@ -136,7 +163,7 @@ def preset_of(s: Snapshot) -> Preset | None:
     return s.catalog.presets.get(wanted.name) if wanted is not None and s.catalog is not None else None
 
 
-def _template_children(s: Snapshot, resource: ResourceSpec, *, revision: int) -> list[Obj]:
+def _template_children(s: Snapshot, resource: ResourceSpec, *, revision: int) -> Wanted:
     """A template is the user's own: a Deployment and a Service, and no NetworkPolicy that knows its ports."""
     ws = s.workspace
     assert ws.inference is not None
@@ -144,10 +171,21 @@ def _template_children(s: Snapshot, resource: ResourceSpec, *, revision: int) ->
     template = workload.users_template(ws, dict(ws.inference.template), place=placement.place(s, resource))
     deadline = s.settings.timeouts.template_ready
     port = pod_template.first_port(template) or service.SERVER_PORT
-    return [
-        service.service(ws, metadata=workload.metadata(ws), distributed=False, port=port),
+    return _with_workload(
+        s,
         workload.deployment(ws, resource, template=template, deadline=deadline, revision=revision),
-    ]
+        [service.service(ws, metadata=workload.metadata(ws), distributed=False, port=port)],
+        frozen=_frozen_workload(s, revision),
+    )
+
+
+def _with_workload(s: Snapshot, wanted: Obj, others: Sequence[Obj], *, frozen: Obj | None) -> Wanted:
+    """The others and the workload, or the frozen one as it is."""
+    if (live := live_workload(s)) is not None:
+        wanted = drift.with_earlier_rolls(live, children.sealed(wanted))
+    if frozen is None or children.seal_of(frozen) == children.seal_of(wanted):
+        return Wanted((*others, wanted))
+    return Wanted((*others, drift.frozen(frozen, wanted)), drift.describe(frozen, wanted))
 
 
 def preset_children(
@@ -158,7 +196,7 @@ def preset_children(
     adapters: Sequence[Adapter],
     chosen: Sequence[Obj],
     revision: int,
-) -> list[Obj]:
+) -> Wanted:
     """Services, NetworkPolicy and workload of a preset that is served with these adapters."""
     ws = s.workspace
     assert ws.preset is not None
@@ -176,25 +214,21 @@ def preset_children(
         gpus=gpus_per_node(s, resource, preset, chosen),
         settings=s.settings,
     )
-    wanted = [service.service(ws, metadata=workload.metadata(ws), distributed=preset.distributed)]
-    if s.settings.network_policy:
-        wanted.append(network.network_policy(ws, metadata=workload.metadata(ws), distributed=preset.distributed))
     if preset.distributed:
-        headless = workload.metadata(ws, name=service.headless_name(ws))
-        wanted.append(service.headless_service(ws, metadata=headless))
-        wanted.append(workload.stateful_set(ws, resource, template=template, revision=revision, engine=engine))
+        wanted = workload.stateful_set(ws, resource, template=template, revision=revision, engine=engine)
     else:
-        wanted.append(
-            workload.deployment(
-                ws,
-                resource,
-                template=template,
-                deadline=preset.readiness_timeout,
-                revision=revision,
-                engine=engine,
-            )
+        deadline = preset.readiness_timeout
+        wanted = workload.deployment(
+            ws, resource, template=template, deadline=deadline, revision=revision, engine=engine
         )
-    return wanted
+    frozen = _frozen_workload(s, revision)
+    distributed = (frozen or wanted)["kind"] == "StatefulSet"
+    others = [service.service(ws, metadata=workload.metadata(ws), distributed=distributed)]
+    if s.settings.network_policy:
+        others.append(network.network_policy(ws, metadata=workload.metadata(ws), distributed=distributed))
+    if distributed:
+        others.append(service.headless_service(ws, metadata=workload.metadata(ws, name=service.headless_name(ws))))
+    return _with_workload(s, wanted, others, frozen=frozen)
 
 
 def gpus_per_node(s: Snapshot, resource: ResourceSpec, preset: Preset, chosen: Sequence[Obj]) -> int:

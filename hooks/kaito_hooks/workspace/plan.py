@@ -78,11 +78,15 @@ def _plan_inference(
     deeds = list(supplied.notes)
     exists = inference.live_workload(s) is not None
     served: Outcome | None = None
+    up_to_date: Verdict | None = None
     resource_outcome = supplied.outcome
     if problem is not None:
         # Its preset or its rules changed under a running Workspace: what runs is left alone.
-        untouched = inference.is_of_revision(s, revision.number) and inference.is_of_engine(s)
+        untouched = inference.is_of_revision(s, revision.number) and inference.is_of_engine(s, revision.number)
         served = inference.progress(s) if untouched else problem
+        said = s.workspace.condition(status.WORKLOAD_UP_TO_DATE) or {}
+        if said.get("reason") == status.PLATFORM_CHANGED:
+            up_to_date = status.cannot_roll(problem.message)
         if not resource_outcome.ready:
             resource_outcome = problem
     elif supplied.outcome.ready or exists:
@@ -90,14 +94,14 @@ def _plan_inference(
         serving = inference.infer(s, wanted)
         actions += serving.actions
         deeds += serving.notes
-        served = serving.outcome
+        served, up_to_date = serving.outcome, serving.up_to_date
     elif _was_said(s, status.INFERENCE_READY):
         served = Outcome("waiting", "waiting for the nodes")
     return _finish(
         s,
         actions,
         deeds=deeds,
-        outcomes=_Outcomes(resource_outcome, served=served, supplied=supplied),
+        outcomes=_Outcomes(resource_outcome, served=served, up_to_date=up_to_date, supplied=supplied),
         look_at=supplied.look_at,
     )
 
@@ -112,6 +116,7 @@ def _plan_tuning(s: Snapshot, resource: ResourceSpec, actions: list[Action], *, 
             found.resource,
             served=found.served,
             unserved=found.unserved,
+            up_to_date=found.up_to_date,
             job=found.job,
             completion=found.completion,
             supplied=found.supplied,
@@ -132,6 +137,7 @@ class _Outcomes:
     resource: Outcome
     served: Outcome | None = None
     unserved: Outcome | None = None
+    up_to_date: Verdict | None = None
     job: Outcome | None = None
     completion: Outcome | None = None
     supplied: supply.Supply | None = None
@@ -156,6 +162,10 @@ def _finish(
     verdicts.append(status.resource_ready(outcomes.resource))
     if (served := outcomes.served or outcomes.unserved) is not None:
         verdicts.append(status.inference_ready(served))
+    if outcomes.up_to_date is not None:
+        verdicts.append(outcomes.up_to_date)
+    elif _was_said(s, status.WORKLOAD_UP_TO_DATE) and inference.live_workload(s) is None:
+        verdicts.append(status.no_workload())
     if outcomes.job is not None:
         verdicts.append(status.job_started(outcomes.job))
     steps = (outcomes.resource, outcomes.job, outcomes.completion, outcomes.served)
@@ -195,7 +205,7 @@ def _problem(s: Snapshot, revision: Revision) -> Outcome | None:
     """The broken rules, or why the rules cannot be checked or the revision not recorded."""
     broken = validate.check(s.workspace, s.catalog, max_nodes=s.settings.max_nodes_per_workspace)
     begun = RULES_OF_THE_START if _was_taken_up(s) else frozenset()
-    if inference.live_workload(s) is not None and inference.is_of_engine(s):
+    if inference.live_workload(s) is not None and inference.is_of_engine(s, revision.number):
         begun |= RULES_OF_THE_ENGINE
     broken = [problem for problem in broken if problem.rule not in begun]
     if broken:

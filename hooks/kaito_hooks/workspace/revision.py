@@ -119,6 +119,23 @@ def tuning_hash_of(workspace: Mapping[str, Any]) -> str:
     return hashlib.sha256(_encode(_tuning(spec | {"input": source})).encode()).hexdigest()[:16]
 
 
+def workload_hash_of(workspace: Mapping[str, Any]) -> str:
+    """16 hex digits that change when the Workspace itself asks for other Pods: not with its preferred nodes, and not
+    with what the chart or the Catalog says.
+
+    Another version of this program must give the same: where it does not, an upgrade rolls every workload at once.
+    """
+    inference, tuning = (workspace.get(part) or {} for part in ("inference", "tuning"))
+    resource = {**(workspace.get("resource") or {}), "preferredNodes": None}
+    annotations = (workspace.get("metadata") or {}).get("annotations") or {}
+    asked = [_resource(resource), _inference(inference), _preset(tuning.get("preset"))]
+    if not inference.get("template"):
+        asked.append(annotations.get(labels.RUNTIME))
+    if labels.TOLERATIONS in annotations:
+        asked.append(annotations[labels.TOLERATIONS])
+    return hashlib.sha256(_encode(asked).encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True, slots=True)
 class Revision:
     """What to record: the hash, its number, the ControllerRevision to create and the one to drop.

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 from kaito_hooks.api import labels
 from kaito_hooks.api.catalog import Engine, HubWeights, ImageWeights, Preset, VolumeWeights
@@ -219,7 +220,8 @@ def _server(
     }
 
 
-def grace_period(extra_args: Sequence[str]) -> int:
+@lru_cache(maxsize=8)
+def grace_period(extra_args: tuple[str, ...]) -> int:
     """Seconds that a server started with ``extra_args`` may need to end: its drain, its longest answer, Ray's end."""
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
     parser.add_argument("--drain_s", type=float, default=DRAIN)
@@ -228,8 +230,9 @@ def grace_period(extra_args: Sequence[str]) -> int:
         known, _ = parser.parse_known_args(list(extra_args))
     except argparse.ArgumentError:  # the server itself says what is wrong with it
         known = parser.parse_args([])
-    seconds: float = known.drain_s + known.request_timeout_s + _SHUTDOWN
-    return math.ceil(seconds)
+    drain = max(0.0, known.drain_s) if math.isfinite(known.drain_s) else DRAIN
+    answers = math.isfinite(known.request_timeout_s) and known.request_timeout_s > 0
+    return math.ceil(drain + (known.request_timeout_s if answers else REQUEST_TIMEOUT) + _SHUTDOWN)
 
 
 def strengths(adapters: Sequence[Adapter]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import time
 from typing import Any, Literal
 
 from kaito_hooks.api.claim import NodeClassRef, Requirement
@@ -11,6 +12,9 @@ from kaito_hooks.runtime import LeaderElection
 
 NodeAPISetting = Literal["Machine", "NodeClaim", "none"]
 NODE_APIS: tuple[NodeAPISetting, ...] = ("Machine", "NodeClaim", "none")
+Upgrade = Literal["manual", "rolling"]
+UPGRADES: tuple[Upgrade, ...] = ("manual", "rolling")
+DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 VARIANTS = ("cpu", "cu126", "vllm")
 
 
@@ -78,10 +82,26 @@ class Steps:
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """When something may begin: on ``days`` (Monday is 0) from ``start`` (UTC) on, for ``duration`` seconds."""
+
+    days: frozenset[int]
+    start: time
+    duration: float
+
+
+@dataclass(frozen=True, slots=True)
 class Workloads:
-    """The Pods of all Workspaces: what they tolerate besides the taints of GPU nodes."""
+    """The Pods of all Workspaces: what they tolerate besides the taints of GPU nodes; whether servers that an upgrade
+    would make otherwise are rolled by themselves, how many at a time, and when.
+
+    Without a ``window`` at any time.
+    """
 
     tolerations: tuple[Mapping[str, Any], ...] = ()
+    upgrade: Upgrade = "manual"
+    max_unavailable: int = 1
+    window: Window | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +139,8 @@ class Settings:
     serving: Serving = field(default_factory=Serving)
     tuning: Tuning = field(default_factory=Tuning)
     steps: Steps = field(default_factory=Steps)
-    workloads: Workloads = Workloads()
     network_policy: bool = True
+    workloads: Workloads = Workloads()
     timeouts: Timeouts = Timeouts()
     max_nodes_per_workspace: int = 100
     workers: int = 4

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kaito_hooks.api import labels
 from kaito_hooks.api.conditions import Condition, Status, set_condition
 from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.workspace.actions import Note, Outcome
@@ -18,7 +19,16 @@ WORKSPACE_READY = "WorkspaceReady"
 WORKSPACE_SUCCEEDED = "WorkspaceSucceeded"
 WORKSPACE_DELETING = "WorkspaceDeleting"
 
+WORKLOAD_UP_TO_DATE = "WorkloadUpToDate"
+
 INTERNAL_ERROR = "InternalError"
+UP_TO_DATE = "UpToDate"
+PLATFORM_CHANGED = "PlatformChanged"
+CANNOT_ROLL = "CannotRoll"
+UPDATE_REFUSED = "UpdateRefused"
+NO_WORKLOAD = "NoWorkload"
+
+NOT_UP_TO_DATE = f"the workload is not up to date ({WORKLOAD_UP_TO_DATE} tells how to roll it)"
 
 _COMPARED = ("status", "reason", "message", "observedGeneration")
 
@@ -87,6 +97,37 @@ def job_started(outcome: Outcome) -> Verdict:
         ),
         done="Tuning job has started",
     )
+
+
+def up_to_date() -> Verdict:
+    """WorkloadUpToDate of a workload that is what its Workspace and today's settings make of it."""
+    return Verdict(WORKLOAD_UP_TO_DATE, "True", UP_TO_DATE, "the workload is what its Workspace and the settings say")
+
+
+def drifted(drift: str, *, broken: str, upgrade: str) -> Verdict:
+    """WorkloadUpToDate of a workload that is left as it was made. ``broken``: rules that today's would break."""
+    message = f"the settings of the platform have changed since the workload was made, which is left as it is: {drift}"
+    if broken:
+        return Verdict(WORKLOAD_UP_TO_DATE, "False", CANNOT_ROLL, f"{message}; it is not rolled by itself: {broken}")
+    how = f"annotate the Workspace with another value of {labels.ROLL} to roll it"
+    if upgrade == "rolling":
+        how = f"it is rolled when its turn comes; {how} at once"
+    return Verdict(WORKLOAD_UP_TO_DATE, "False", PLATFORM_CHANGED, f"{message}; {how}")
+
+
+def cannot_roll(problem: str) -> Verdict:
+    """WorkloadUpToDate of a workload that is not up to date, and whose Workspace has a problem that leaves it so."""
+    return Verdict(WORKLOAD_UP_TO_DATE, "False", CANNOT_ROLL, f"it is not rolled: {problem}")
+
+
+def not_updated(message: str) -> Verdict:
+    """WorkloadUpToDate where a child could not be written."""
+    return Verdict(WORKLOAD_UP_TO_DATE, "False", UPDATE_REFUSED, message)
+
+
+def no_workload() -> Verdict:
+    """WorkloadUpToDate where none is."""
+    return Verdict(WORKLOAD_UP_TO_DATE, "Unknown", NO_WORKLOAD, "there is no workload")
 
 
 def summary(outcomes: Iterable[Outcome]) -> list[Verdict]:
@@ -172,6 +213,8 @@ def notes(workspace: Workspace, verdicts: Iterable[Verdict]) -> list[Note]:
         if verdict.type in (WORKSPACE_SUCCEEDED, "MachineReady", "NodeClaimReady"):
             continue
         if verdict.type == WORKSPACE_READY and verdict.status != "True":
+            continue
+        if verdict.type == WORKLOAD_UP_TO_DATE and verdict.status != "False":
             continue
         failed = verdict.reason.lower().endswith("failed")
         changed = (before.get("status"), before.get("reason")) != (verdict.status, verdict.reason)

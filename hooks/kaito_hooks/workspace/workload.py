@@ -8,6 +8,7 @@ from kaito_hooks.api import labels
 from kaito_hooks.api.catalog import Engine
 from kaito_hooks.api.workspace import ResourceSpec, Workspace
 from kaito_hooks.runtime import Obj
+from kaito_hooks.workspace.revision import workload_hash_of
 from kaito_hooks.workspace.service import headless_name
 
 
@@ -34,9 +35,13 @@ def metadata(workspace: Workspace, *, name: str = "") -> Obj:
 
 
 def _workload_metadata(workspace: Workspace, *, revision: int, engine: Engine | None) -> Obj:
-    """Metadata of a workload: what it was made for is in its annotations."""
+    """Metadata of a workload: what it was made for is in its annotations and in a label."""
     annotations = {labels.REVISION: str(revision)} | ({labels.RUNTIME: engine} if engine else {})
-    return {**metadata(workspace), "annotations": annotations}
+    rolls = {name: workspace.annotations[name] for name in labels.ROLLS if name in workspace.annotations}
+    found = metadata(workspace)
+    # A label, as another annotation is a new generation of a Deployment, and that is not ready for a moment.
+    marks = {**found["labels"], labels.WORKLOAD_HASH: workload_hash_of(workspace.raw)}
+    return {**found, "labels": marks, "annotations": annotations | rolls}
 
 
 def deployment(
@@ -97,6 +102,15 @@ def users_template(workspace: Workspace, template: Obj, *, place: Obj) -> Obj:
     existing = list(spec.get("tolerations") or ())
     spec |= {**place, "tolerations": existing + [t for t in place["tolerations"] if t not in existing]}
     return pod
+
+
+def is_available(workload: Obj) -> bool:
+    """Whether its controller has seen the newest specification and every replica of that is ready."""
+    status, spec = workload.get("status") or {}, workload.get("spec") or {}
+    replicas = int(spec.get("replicas") or 0)
+    seen = int(status.get("observedGeneration") or 0) >= int(workload["metadata"].get("generation") or 0)
+    ready, updated = (int(status.get(name) or 0) for name in ("readyReplicas", "updatedReplicas"))
+    return seen and ready >= replicas and updated >= replicas
 
 
 def gpu_request(workload: Obj | None) -> int | None:

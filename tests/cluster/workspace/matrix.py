@@ -363,6 +363,7 @@ def _plain(obj: Obj) -> Obj:
     annotations = {
         k: v for k, v in (metadata.get("annotations") or {}).items() if not k.endswith(("/fingerprint", "/hash"))
     }
+    kept["labels"] = {k: v for k, v in (kept.get("labels") or {}).items() if not k.endswith("/workload-hash")}
     plain = {**obj, "metadata": {**kept, "annotations": annotations}}
     if obj["kind"] == "Service":
         plain["spec"] = {k: v for k, v in obj["spec"].items() if not k.startswith("clusterIP")}

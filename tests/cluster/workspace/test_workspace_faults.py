@@ -217,8 +217,13 @@ def test_drift_is_repaired_and_lost_children_come_back(
 ) -> None:
     ws = submit(admin, workspace("drifting", place))
     until(admin, ws, "WorkspaceReady")
-    admin.patch(DEPLOYMENT, "drifting", {"spec": {"replicas": 0}}, namespace=place)
-    eventually(lambda: admin.get(DEPLOYMENT, "drifting", namespace=place)["spec"]["replicas"] == 1)
+
+    def surge() -> int:
+        strategy = admin.get(DEPLOYMENT, "drifting", namespace=place)["spec"]["strategy"]
+        return int(strategy["rollingUpdate"]["maxSurge"])
+
+    admin.patch(DEPLOYMENT, "drifting", {"spec": {"strategy": {"rollingUpdate": {"maxSurge": 1}}}}, namespace=place)
+    eventually(lambda: surge() == 0)
     admin.patch(SERVICE, "drifting", {"spec": {"selector": {"kaito.sh/workspace": "other"}}}, namespace=place)
     wanted = {"kaito.sh/workspace": "drifting"}
     eventually(lambda: admin.get(SERVICE, "drifting", namespace=place)["spec"]["selector"] == wanted)

@@ -55,6 +55,7 @@ def test_a_preset_is_served_and_its_node_given_back(
         "MachineReady": ("True", "installNodePluginsSuccess", "machines plugins have been installed successfully"),
         "ResourceReady": ("True", "workspaceResourceStatusSuccess", "workspace resource is ready"),
         "InferenceReady": ("True", "WorkspaceInferenceStatusSuccess", "Inference has been deployed successfully"),
+        "WorkloadUpToDate": ("True", "UpToDate", "the workload is what its Workspace and the settings say"),
         "WorkspaceReady": ("True", "workspaceReady", "workspace is ready"),
         "WorkspaceSucceeded": ("True", "workspaceSucceeded", "workspace succeeds"),
     }

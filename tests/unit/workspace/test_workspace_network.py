@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tests.unit.workspace.worlds import SmallWorld, tuning_object, workspace_object
 
-from kaito_hooks.artifacts.addresses import guard
 from kaito_hooks.artifacts.errors import RefusedSource
+from kaito_hooks.artifacts.transfer.addresses import guard
 
 Obj = dict[str, Any]
 

@@ -465,10 +465,10 @@ def test_a_foreign_deployment_is_reported_and_never_touched() -> None:
 def test_a_drifted_child_is_repaired() -> None:
     world = SmallWorld(workspace_object())
     world.settle()
-    world.children["Deployment/phi"]["spec"]["replicas"] = 0
+    world.children["Deployment/phi"]["spec"]["progressDeadlineSeconds"] = 7
     decided = world.reconcile()
     assert [type(a) for a in decided.actions] == [ApplyChild]
-    assert world.children["Deployment/phi"]["spec"]["replicas"] == 1
+    assert world.children["Deployment/phi"]["spec"]["progressDeadlineSeconds"] == 1800
 
 
 def test_a_deleted_child_comes_back() -> None:

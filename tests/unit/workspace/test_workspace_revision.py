@@ -1,8 +1,10 @@
+from typing import Any
+
 import pytest
-from tests.unit.workspace.worlds import workspace_object
+from tests.unit.workspace.worlds import tuning_object, workspace_object
 
 from kaito_hooks.api.workspace import Workspace
-from kaito_hooks.workspace.revision import hash_of, revise
+from kaito_hooks.workspace.revision import hash_of, revise, workload_hash_of
 from kaito_hooks.workspace.workload import owner_reference
 
 
@@ -42,6 +44,53 @@ def test_status_and_serving_the_result_do_not_change_the_hash() -> None:
     assert hash_of(workspace_object(status={"workerNodes": ["n"]})) == hash_of(workspace_object())
     tuning = {"preset": {"name": "p"}, "method": "lora", "input": {"urls": ["https://a/?b&c<d>"]}, "output": {}}
     assert hash_of({"tuning": tuning | {"serveResult": False}}) == hash_of({"tuning": tuning})
+
+
+def test_the_hash_of_the_pods_is_the_same_in_every_version() -> None:
+    """Were it another after an upgrade, all models would be loaded again."""
+    adapters = [{"source": {"name": "a", "image": "r/a:1", "imagePullSecrets": ["s"]}, "strength": "0.5"}]
+    inference = workspace_object()["inference"] | {"adapters": adapters}
+    annotated = workspace_object(metadata={"annotations": {"kaito.sh/runtime": "vllm"}}, inference=inference)
+    assert workload_hash_of(workspace_object()) == "a1c64a1d54454aea"
+    assert workload_hash_of(annotated) == "403d811130429659"
+    assert workload_hash_of(tuning_object()) == "d61318695adf4f2a"
+
+
+TEMPLATE = {"spec": {"containers": [{"name": "c", "image": "nginx"}]}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"resource": workspace_object()["resource"] | {"count": 2}},
+        {"resource": workspace_object()["resource"] | {"instanceType": "Standard_NC12s_v3"}},
+        {"resource": workspace_object()["resource"] | {"labelSelector": {"matchLabels": {"apps": "other"}}}},
+        {"inference": {"preset": {"name": "falcon-7b-instruct"}}},
+        {"inference": {"preset": {"name": "phi-3-mini-4k-instruct", "presetOptions": {"image": "r.io/mine:1"}}}},
+        {"inference": {"template": TEMPLATE}},
+        {"metadata": {"annotations": {"kaito.sh/runtime": "vllm"}}},
+    ],
+)
+def test_what_a_workspace_asks_for_changes_the_hash_of_the_pods(changes: dict[str, Any]) -> None:
+    assert workload_hash_of(workspace_object(**changes)) != workload_hash_of(workspace_object())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"resource": workspace_object()["resource"] | {"preferredNodes": ["n"]}},
+        {"metadata": {"annotations": {"kaito.sh/enablelb": "True", "kaito.sh/roll": "1"}, "generation": 7}},
+        {"status": {"workerNodes": ["n"]}},
+    ],
+)
+def test_what_needs_no_other_pods_leaves_their_hash(changes: dict[str, Any]) -> None:
+    assert workload_hash_of(workspace_object(**changes)) == workload_hash_of(workspace_object())
+
+
+def test_an_engine_is_nothing_to_a_template_of_the_user_s_own() -> None:
+    own = {"inference": {"template": TEMPLATE}}
+    with_engine = workspace_object(metadata={"annotations": {"kaito.sh/runtime": "vllm"}}, **own)
+    assert workload_hash_of(with_engine) == workload_hash_of(workspace_object(**own))
 
 
 def recorded(digest: str, number: int, name: str) -> dict[str, object]:

@@ -72,6 +72,12 @@ def test_the_server_is_started_as_its_contract_says() -> None:
         (("--request_timeout_s", "60"), 85),
         (("--request_timeout_s=60", "--drain_s", "20", "--max_waiting", "9"), 95),
         (("--request_timeout_s", "soon"), 625),
+        # What the server refuses, or takes as none at all.
+        (("--request_timeout_s", "inf"), 625),
+        (("--request_timeout_s", "-1"), 625),
+        (("--drain_s", "nan"), 625),
+        (("--drain_s=inf", "--request_timeout_s=60"), 85),
+        (("--drain_s=-30",), 615),
     ],
 )
 def test_a_server_may_end_its_longest_answer(extra: tuple[str, ...], seconds: int) -> None:

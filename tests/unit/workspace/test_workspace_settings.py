@@ -1,9 +1,11 @@
+from datetime import time
 from pathlib import Path
 
 import pytest
 
 from kaito_hooks.workspace.configuration import load, process, read
 from kaito_hooks.workspace.errors import SettingsError
+from kaito_hooks.workspace.settings import Window, Workloads
 
 
 def test_the_charts_configuration_is_read() -> None:
@@ -23,7 +25,12 @@ def test_the_charts_configuration_is_read() -> None:
             "serving": {"resources": {"limits": {"memory": "1Gi"}}, "extraArgs": ["--x"], "extraEnv": []},
             "tuning": {"pushDeadline": "24h", "download": {"allowedPrivateCIDRs": ["10.0.0.0/8"]}},
             "steps": {"resources": {"limits": {"memory": "2Gi"}}},
-            "workloads": {"tolerations": [{"key": "team", "operator": "Exists"}]},
+            "workloads": {
+                "tolerations": [{"key": "team", "operator": "Exists"}],
+                "upgrade": "rolling",
+                "maxUnavailable": 3,
+                "window": {"days": ["Sat", "Sun"], "start": "22:00", "duration": "6h"},
+            },
             "networkPolicy": {"enabled": False},
             "timeouts": {"claimReady": "20m", "gpuPlugin": "90s", "buyBackoffMax": "1h30m"},
             "maxNodesPerWorkspace": 7,
@@ -43,9 +50,11 @@ def test_the_charts_configuration_is_read() -> None:
     assert settings.hugging_face_endpoint == "https://hub.example.com"
     assert settings.tuning.push_deadline == 86400
     assert settings.steps.resources == {"limits": {"memory": "2Gi"}}
-    assert settings.workloads.tolerations == ({"key": "team", "operator": "Exists"},)
     assert settings.network_policy is False
     assert settings.timeouts.claim_ready == 1200
+    assert settings.workloads == Workloads(
+        ({"key": "team", "operator": "Exists"},), "rolling", 3, Window(frozenset({5, 6}), time(22), 21600)
+    )
     assert (settings.timeouts.gpu_plugin, settings.timeouts.buy_backoff_max) == (90, 5400)
     assert settings.max_nodes_per_workspace == 7
     assert (settings.cloud, settings.release_namespace, settings.workers) == ("aws", "kaito", 2)
@@ -63,6 +72,10 @@ def test_the_charts_configuration_is_read() -> None:
         ({"serving": []}, "serving is [], not a mapping"),
         ({"networkPolicy": {"enabled": "yes"}}, "networkPolicy.enabled is 'yes', not true or false"),
         ({"images": {"serving": {"gpu": "x"}}}, "images.serving.gpu"),
+        ({"workloads": {"upgrade": "auto"}}, "workloads.upgrade is 'auto', not one of manual, rolling"),
+        ({"workloads": {"maxUnavailable": 0}}, "workloads.maxUnavailable is 0, not a whole number above 0"),
+        ({"workloads": {"window": {"days": ["Monday"]}}}, "workloads.window.days is ['Monday'], not a list of days"),
+        ({"workloads": {"window": {"start": "24:00"}}}, "workloads.window.start is '24:00', not a time of the day"),
         ("text", "the document is 'text', not a mapping"),
     ],
 )
@@ -70,6 +83,16 @@ def test_a_mistake_is_one_sentence_that_names_the_key(document: object, words: s
     with pytest.raises(SettingsError) as error:
         read(document, {})
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("window", [{}, {"days": ["Mon"], "start": "", "duration": "4h"}])
+def test_without_a_start_there_is_no_window(window: dict[str, object]) -> None:
+    assert read({"workloads": {"window": window}}, {}).workloads == Workloads()
+
+
+def test_a_window_without_days_is_open_every_day() -> None:
+    window = read({"workloads": {"window": {"start": "22:00", "duration": "1h"}}}, {}).workloads.window
+    assert window == Window(frozenset(range(7)), time(22), 3600)
 
 
 def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:

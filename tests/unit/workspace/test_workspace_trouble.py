@@ -142,7 +142,7 @@ def test_a_load_balancer_may_be_asked_for_and_given_up_later() -> None:
 
 
 CHILDREN = {
-    "Deployment/phi": (workspace_object(), ("spec", "replicas"), 0),
+    "Deployment/phi": (workspace_object(), ("spec", "strategy"), {"type": "Recreate"}),
     "Service/phi": (workspace_object(), ("spec", "selector"), {"app": "other"}),
     "NetworkPolicy/phi": (workspace_object(), ("spec", "ingress"), []),
     "StatefulSet/phi": (SPREAD, ("spec", "template", "spec", "containers"), [{"name": "other"}]),

@@ -28,9 +28,10 @@ from kaito_hooks.workspace import (
     validate,
     workload,
 )
-from kaito_hooks.workspace.actions import Action, CopyConfigMap, CreateChild, Delete, Note, Outcome
+from kaito_hooks.workspace.actions import Action, CopyConfigMap, Delete, Note, Outcome
 from kaito_hooks.workspace.revision import Revision, tuning_hash_of
 from kaito_hooks.workspace.snapshot import Snapshot
+from kaito_hooks.workspace.status import Verdict
 from kaito_hooks.workspace.tuning import config, progress, state
 from kaito_hooks.workspace.tuning.job import job
 from kaito_hooks.workspace.tuning.state import Record, revision_of
@@ -57,6 +58,7 @@ class Tuning:
     completion: Outcome | None = None
     served: Outcome | None = None
     unserved: Outcome | None = None
+    up_to_date: Verdict | None = None
     given_back: bool = False
     actions: list[Action] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
@@ -161,10 +163,10 @@ def _serve(s: Snapshot, resource: ResourceSpec, record: Record, *, revision: Rev
         wanted_children = inference.preset_children(
             s, resource, preset, adapters=adapters, chosen=supplied.nodes, revision=revision.number
         )
-        serving = inference.infer(s, wanted_children)
+        serving = inference.infer(s, wanted_children, beside=[f"Job/{s.workspace.name}"])
         found.actions += serving.actions
         found.notes += serving.notes
-        found.served = serving.outcome
+        found.served, found.up_to_date = serving.outcome, serving.up_to_date
     else:
         found.served = Outcome("waiting", "waiting for the nodes")
     return found
@@ -307,19 +309,10 @@ def _surroundings(s: Snapshot) -> list[Obj]:
 
 def _keep(s: Snapshot, found: Tuning, wanted: Sequence[Obj]) -> Outcome | None:
     """Create or repair these children; the worst that is to be said of them."""
-    problems: list[Outcome] = []
-    actions: list[Action] = []
-    for child in wanted:
-        action, problem = children.keep(s, child)
-        if action is not None:
-            actions.append(action)
-        if problem is not None:
-            problems.append(problem)
-    created = [children.reference(a.child) for a in actions if isinstance(a, CreateChild)]
-    if created:
-        found.notes.append(Note("Normal", "Created", f"created {', '.join(created)}"))
-    found.actions += actions
-    return next((p for p in problems if p.state == "failed"), problems[0] if problems else None)
+    kept = children.keep_all(s, wanted, beside=[f"{kind}/{s.workspace.name}" for kind in (*children.WORKLOADS, "Job")])
+    found.notes += kept.notes
+    found.actions += kept.actions
+    return kept.problem
 
 
 def _deletion(s: Snapshot, kind: str) -> list[Delete]:
