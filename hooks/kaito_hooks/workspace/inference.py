@@ -101,12 +101,17 @@ def infer(s: Snapshot, wanted: Wanted, *, beside: Sequence[str] = ()) -> Inferen
     return Inference(outcome, _up_to_date(s, wanted, kept), kept.actions, kept.notes)
 
 
-def _up_to_date(s: Snapshot, wanted: Wanted, kept: children.Kept) -> Verdict:
+def _up_to_date(s: Snapshot, wanted: Wanted, kept: children.Kept) -> Verdict | None:
+    """None if there is no workload and none comes."""
     if wanted.drift:
         broken = validate.check(s.workspace, s.catalog, max_nodes=s.settings.max_nodes_per_workspace)
         return status.drifted(wanted.drift, broken=validate.told(broken), upgrade=s.settings.workloads.upgrade)
-    if kept.problem is not None and kept.problem.state == "failed":
-        return status.not_updated(kept.problem.message)
+    failed = kept.problem is not None and kept.problem.state == "failed"
+    if live_workload(s) is None:
+        return None if failed else status.up_to_date()
+    refusal = s.memory.refusals.get(children.reference(wanted.children[-1]))
+    if refusal is not None and s.now < refusal.retry_at:
+        return status.not_updated(refusal.message)
     return status.up_to_date()
 
 

@@ -62,11 +62,13 @@ def look_at(workspace: Obj, workloads: Iterable[Obj], *, last: str | None) -> Ro
     made = (ours[0]["metadata"].get("annotations") or {}).get(labels.AUTOMATIC_ROLL) if ours else None
     wanted = last or (metadata.get("annotations") or {}).get(labels.AUTOMATIC_ROLL)
     said = find((workspace.get("status") or {}).get("conditions"), status.WORKLOAD_UP_TO_DATE) or {}
+    reason = said.get("reason")
     return Rolled(
         Key.of(workspace),
-        drifted=said.get("reason") == status.PLATFORM_CHANGED,
-        chosen=wanted is not None,
-        asked=wanted != made and said.get("reason") != status.CANNOT_ROLL,
+        drifted=reason == status.PLATFORM_CHANGED,
+        # Nobody waits for a roll that does not come: of a model that is being tuned again, say.
+        chosen=wanted is not None and reason not in (status.CANNOT_ROLL, status.NO_WORKLOAD),
+        asked=wanted != made,
         available=bool(ours) and workload.is_available(ours[0]),
     )
 

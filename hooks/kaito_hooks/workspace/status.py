@@ -121,7 +121,7 @@ def cannot_roll(problem: str) -> Verdict:
 
 
 def not_updated(message: str) -> Verdict:
-    """WorkloadUpToDate where a child could not be written."""
+    """WorkloadUpToDate of a workload that the API server refuses to change."""
     return Verdict(WORKLOAD_UP_TO_DATE, "False", UPDATE_REFUSED, message)
 
 

@@ -194,6 +194,14 @@ def test_a_workspace_whose_preset_goes_after_it_was_chosen_holds_up_nobody() -> 
     assert cluster.image("w00") == "r.io/hooks:2"
 
 
+@pytest.mark.parametrize(("reason", "rolling"), [("NoWorkload", False), ("CannotRoll", False), ("UpToDate", True)])
+def test_a_roll_that_does_not_come_is_not_waited_for(reason: str, rolling: bool) -> None:
+    """Its model is tuned again, so that nothing is served for hours; ranks are away only while they are replaced."""
+    obj = workspace_object(metadata={"annotations": {ROLL: "1"}})
+    obj["status"] = {"conditions": [{"type": "WorkloadUpToDate", "status": "Unknown", "reason": reason}]}
+    assert look_at(obj, [], last=None).rolling is rolling
+
+
 def test_an_upgrade_that_a_workspace_cannot_have_never_rolls_it() -> None:
     cluster = Cluster(2, most=1)
     for world in cluster.worlds.values():

@@ -5,13 +5,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.unit.workspace.worlds import CATALOG, SmallWorld, spread_object, tuning_object, workspace_object
+from tests.unit.workspace.worlds import (
+    CATALOG,
+    SmallWorld,
+    conditions,
+    node_object,
+    snapshot,
+    spread_object,
+    tuning_object,
+    workspace_object,
+)
 
 from kaito_hooks.workspace.actions import ApplyChild, CreateChild, Delete
+from kaito_hooks.workspace.plan import plan
 from kaito_hooks.workspace.settings import Images, Proxy, Registries, Serving, Settings
+from kaito_hooks.workspace.snapshot import Memory, Refusal
 
 Obj = dict[str, Any]
 ROLL = "kaito.sh/roll"
@@ -284,6 +296,23 @@ def test_without_a_workload_nobody_says_that_it_is_up_to_date() -> None:
         "Unknown",
         "NoWorkload",
     )
+
+
+def test_only_the_workload_s_own_refusal_says_that_it_is_not_up_to_date() -> None:
+    world = served(workspace_object())
+    for name, expected in (("Service/phi", ("True", "UpToDate")), ("Deployment/phi", ("False", "UpdateRefused"))):
+        refusal = Refusal(f"{name} could not be written: quota", world.now + timedelta(seconds=30))
+        world.memory = Memory(refusals={name: refusal})
+        world.reconcile()
+        assert (told(world, "WorkloadUpToDate")["status"], told(world, "WorkloadUpToDate")["reason"]) == expected
+        assert told(world, "InferenceReady")["message"] == refusal.message
+
+
+def test_somebody_else_s_deployment_is_not_called_up_to_date() -> None:
+    foreign = {"kind": "Deployment", "metadata": {"name": "phi", "uid": "x", "ownerReferences": []}, "spec": {}}
+    found = conditions(plan(snapshot(nodes=(node_object("mine"),), children={"Deployment/phi": foreign})))
+    assert found["InferenceReady"][0] == "False"
+    assert "WorkloadUpToDate" not in found
 
 
 def test_a_running_job_is_not_touched_by_an_upgrade() -> None:
