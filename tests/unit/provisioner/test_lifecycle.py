@@ -435,7 +435,7 @@ def test_another_operating_system_than_linux_is_refused_with_a_sentence() -> Non
     claim["spec"]["requirements"][-1]["values"] = ["windows"]
     world.cluster.put(resources.MACHINE, claim)
     world.run(10)
-    assert "operating system windows is not supported" in world.there().steps["launched"].message
+    assert "the requirements for kubernetes.io/os do not admit linux" in world.there().steps["launched"].message
 
 
 def test_an_unknown_image_family_is_a_warning_and_ubuntu(world: World) -> None:

@@ -52,8 +52,10 @@ def order(claim: Claim, now: datetime, *, image_family: str = DEFAULT_IMAGE_FAMI
             f"exactly one value of {labels.INSTANCE_TYPE} with operator In is needed",
         )
     if not admits(claim, labels.OPERATING_SYSTEM, "linux"):
-        system = claim.requirement(labels.OPERATING_SYSTEM)
-        raise InvalidRequest(INVALID_CLAIM, f"operating system {system or 'linux'} is not supported, only linux is")
+        raise InvalidRequest(
+            INVALID_CLAIM,
+            f"the requirements for {labels.OPERATING_SYSTEM} do not admit linux, and nodes have no other system",
+        )
     _check_architecture(claim, instance_type)
     family, warning = _image_family(claim, image_family)
     return Order(

@@ -116,7 +116,7 @@ def test_the_architecture_is_that_of_the_instance_type(instance_type: str, archi
         ([requires(CAPACITY, "In", "reserved")], "neither on-demand nor spot"),
         ([requires(CAPACITY, "NotIn", "spot", "on-demand")], "neither on-demand nor spot"),
         ([requires(CAPACITY, "DoesNotExist")], "neither on-demand nor spot"),
-        ([requires(SYSTEM, "In", "windows")], "operating system windows is not supported"),
+        ([requires(SYSTEM, "In", "windows")], "the requirements for kubernetes.io/os do not admit linux"),
         ([requires(SYSTEM, "NotIn", "linux")], "only linux is"),
     ],
 )
