@@ -79,11 +79,14 @@ class World:
     revisions: Informer
 
     @classmethod
-    def over(cls, client: Client, node_api: NodeAPISetting) -> World:
-        """Informers that read with this client; none is started. ``node_api``: the kind of claims that are bought."""
+    def over(cls, client: Client, node_api: NodeAPISetting, *, follow: Callable[..., Informer] = Informer) -> World:
+        """Informers that read with this client; none is started. ``node_api``: the kind of claims that are bought.
+
+        ``follow``: what makes an informer, with the parameters of Informer.
+        """
 
         def labelled(resource: Resource) -> Informer:
-            return Informer(
+            return follow(
                 client,
                 resource,
                 label_selector=labels.WORKSPACE,
@@ -91,7 +94,7 @@ class World:
             )
 
         def claims(resource: Resource) -> Informer:
-            return Informer(
+            return follow(
                 client,
                 resource,
                 label_selector=labels.WORKSPACE,
@@ -100,7 +103,7 @@ class World:
             )
 
         return cls(
-            workspaces=Informer(
+            workspaces=follow(
                 client,
                 resources.WORKSPACE,
                 indexes={
@@ -110,18 +113,18 @@ class World:
                     BY_UID: lambda workspace: [str(workspace["metadata"]["uid"])],
                 },
             ),
-            catalogs=Informer(client, resources.CATALOG, optional=True),
+            catalogs=follow(client, resources.CATALOG, optional=True),
             machines=claims(resources.MACHINE),
             node_claims=claims(resources.NODE_CLAIM),
-            nodes=Informer(client, resources.NODE, indexes={BY_LABEL: _labels_of}, transform=_slim_node),
-            claim_events=Informer(
+            nodes=follow(client, resources.NODE, indexes={BY_LABEL: _labels_of}, transform=_slim_node),
+            claim_events=follow(
                 client,
                 resources.EVENT,
                 field_selector=f"involvedObject.kind={node_api},type=Warning",
                 indexes={BY_CLAIM_NAME: lambda event: [str((event.get("involvedObject") or {}).get("name", ""))]},
             ),
             pods=labelled(resources.POD),
-            pod_events=Informer(
+            pod_events=follow(
                 client,
                 resources.EVENT,
                 field_selector="involvedObject.kind=Pod,reason=FailedMount",
@@ -132,7 +135,7 @@ class World:
             services=labelled(resources.SERVICE),
             network_policies=labelled(resources.NETWORK_POLICY),
             jobs=labelled(resources.JOB),
-            revisions=Informer(
+            revisions=follow(
                 client,
                 resources.CONTROLLER_REVISION,
                 label_selector=labels.REVISION_NAME,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from tests.unit.provisioner.stepped_clock import SteppedClock
+from tests.driven.clock import SteppedClock
 
 from kaito_hooks.provisioner.cloud import Instance, Order, State
 from kaito_hooks.provisioner.errors import CloudError, InstanceChanged, LaunchFailed, PoolNameConflict
