@@ -255,6 +255,7 @@ def _timeouts(section: _Section) -> Timeouts:
     default = Timeouts()
     timeouts = Timeouts(
         claim_without_condition=section.duration("claimWithoutCondition", default.claim_without_condition),
+        node_not_ready=section.duration("nodeNotReady", default.node_not_ready),
         gpu_plugin=section.duration("gpuPlugin", default.gpu_plugin),
         template_ready=section.duration("templateReady", default.template_ready),
         buy_backoff_min=section.duration("buyBackoffMin", default.buy_backoff_min),

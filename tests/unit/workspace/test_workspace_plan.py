@@ -18,7 +18,7 @@ from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.workspace.actions import Adopt, ApplyChild, BuyClaim, CreateChild, Delete, LabelNode, Release
 from kaito_hooks.workspace.claims import claim_name
 from kaito_hooks.workspace.plan import plan
-from kaito_hooks.workspace.purchases import Purchases
+from kaito_hooks.workspace.purchases import Losses, Purchases
 from kaito_hooks.workspace.settings import Settings
 from kaito_hooks.workspace.snapshot import Memory, Refusal
 
@@ -308,7 +308,7 @@ def test_claims_of_the_other_kind_count_too() -> None:
 
 def test_buying_waits_for_the_end_of_the_back_off() -> None:
     memory = Memory(
-        purchases=Purchases(losses=1, not_before=START + timedelta(seconds=30), cause=f"{SLOT_0} is gone: no capacity")
+        purchases=Purchases(losses={0: Losses(1, START + timedelta(seconds=30), f"{SLOT_0} is gone: no capacity")})
     )
     decided = plan(snapshot(memory=memory))
     assert bought(decided) == []
@@ -322,7 +322,7 @@ def test_buying_waits_for_the_end_of_the_back_off() -> None:
 
 
 def test_a_claim_on_its_way_into_the_cache_is_not_posted_again() -> None:
-    memory = Memory(purchases=Purchases().buy(SLOT_0, "uid", now=START))
+    memory = Memory(purchases=Purchases().buy(SLOT_0, "uid", slot=0, now=START))
     decided = plan(snapshot(memory=memory))
     assert bought(decided) == []
     assert conditions(decided)["ResourceReady"][1] == "workspaceResourceStatusPending"

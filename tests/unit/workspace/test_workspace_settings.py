@@ -23,7 +23,7 @@ def test_the_charts_configuration_is_read() -> None:
             "serving": {"resources": {"limits": {"memory": "1Gi"}}, "extraArgs": ["--x"], "extraEnv": []},
             "tuning": {"pushDeadline": "24h", "download": {"allowedPrivateCIDRs": ["10.0.0.0/8"]}},
             "networkPolicy": {"enabled": False},
-            "timeouts": {"gpuPlugin": "90s", "buyBackoffMax": "1h30m"},
+            "timeouts": {"nodeNotReady": "2m", "gpuPlugin": "90s", "buyBackoffMax": "1h30m"},
             "maxNodesPerWorkspace": 7,
             "workers": 2,
         },
@@ -41,6 +41,7 @@ def test_the_charts_configuration_is_read() -> None:
     assert settings.tuning.push_deadline == 86400
     assert settings.network_policy is False
     assert (settings.timeouts.gpu_plugin, settings.timeouts.buy_backoff_max) == (90, 5400)
+    assert settings.timeouts.node_not_ready == 120
     assert settings.max_nodes_per_workspace == 7
     assert (settings.cloud, settings.release_namespace, settings.workers) == ("aws", "kaito", 2)
 

@@ -18,6 +18,7 @@ from kaito_hooks.api.workspace import Adapter, DataSource, ResourceSpec
 from kaito_hooks.runtime import Obj
 from kaito_hooks.workspace import children, images, inference, network, service, status, supply, validate, workload
 from kaito_hooks.workspace.actions import Action, CopyConfigMap, CreateChild, Delete, Note, Outcome
+from kaito_hooks.workspace.deletion import WITHDRAWN, withdraw
 from kaito_hooks.workspace.progress import PERIOD
 from kaito_hooks.workspace.revision import Revision, tuning_hash_of
 from kaito_hooks.workspace.snapshot import Snapshot
@@ -140,6 +141,9 @@ def _serve(s: Snapshot, resource: ResourceSpec, record: Record, *, revision: Rev
         found.actions += _deletion(s, "Job")
     if (shortage := _too_small(s, resource, preset)) is not None:
         found.served = shortage
+    elif supplied.lost_to:
+        found.actions += withdraw(s)
+        found.served = Outcome("waiting", f"{WITHDRAWN}: {supplied.lost_to}")
     elif supplied.outcome.ready or inference.live_workload(s) is not None:
         adapters = [_adapter(s, record)]
         wanted_children = inference.preset_children(
@@ -196,6 +200,10 @@ def _train(s: Snapshot, resource: ResourceSpec, *, wanted: str, record: Record |
         if supplied.outcome.state == "waiting":
             found.resource = Outcome("waiting", "no node is bought before the tuning configuration is right")
         found.look_at.append(s.now + timedelta(seconds=CONFIG_PERIOD))
+        found.fields["progress"] = ""
+    elif supplied.lost_to and (live is not None or server is not None):
+        found.actions += withdraw(s)
+        found.job = Outcome("waiting", f"{WITHDRAWN}: {supplied.lost_to}")
         found.fields["progress"] = ""
     elif server is not None:
         found.actions += [*_deletion(s, "Deployment"), *_deletion(s, "StatefulSet")]
