@@ -87,7 +87,7 @@ def claim_spec(
             labels.WORKSPACE_NAMESPACE: workspace.namespace,
         },
         instance_type=listed.name if listed else resource.instance_type,
-        gpu=listed is not None or _may_have_gpus(resource.instance_type),
+        gpu=listed is not None or may_have_gpus(resource.instance_type),
         disk_gib=disk_gib,
         annotations={labels.FITTING_INSTANCE_TYPES: ", ".join(others)} if others else {},
         cloud=catalog.cloud if catalog else settings.cloud,
@@ -97,7 +97,7 @@ def claim_spec(
     )
 
 
-def _may_have_gpus(unlisted: str) -> bool:
+def may_have_gpus(unlisted: str) -> bool:
     """Of the sizes that no Catalog lists only Azure's are known to have none, unless they begin with N."""
     name = unlisted.lower()
     return name.startswith("standard_n") or not name.startswith("standard_")

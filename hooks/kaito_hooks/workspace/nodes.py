@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -60,15 +60,18 @@ def candidates(
     *,
     tenants: Mapping[str, Sequence[Tenant]],
     staying: Collection[str] = (),
+    of_other_types: Callable[[Obj], bool] = lambda node: False,
 ) -> list[Obj]:
     """Nodes that the Workspace may use now: labels match, Ready, not going away, right type, nobody else's.
 
-    ``staying``: names of Nodes that keep their place although they are not Ready.
+    ``staying``: names of Nodes that keep their place although they are not Ready. ``of_other_types``: whether a Node
+    will do that is of another instance type, or of none.
     """
     return [
         node
         for node in nodes
-        if _matches(node, resource)
+        if has_labels(node, resource)
+        and (name_of(node) in resource.preferred_nodes or _is_of_type(node, resource) or of_other_types(node))
         and (is_ready(node) or name_of(node) in staying)
         and not node["metadata"].get("deletionTimestamp")
         and _is_ours_or_free(node, workspace)
@@ -84,15 +87,16 @@ def select(
     preferred: Iterable[str] = (),
     previous: Iterable[str] = (),
     node_claim_mode: bool = False,
+    resource: ResourceSpec | None = None,
 ) -> list[Obj]:
     """The first ``count`` of the candidates, sorted by name.
 
     Order: preferred, used before (Ready ones first), made by KAITO's provisioner, in KAITO's node pool (NodeClaim mode
-    only), name.
+    only), of the instance type that ``resource`` names, with GPUs, name.
     """
     wanted, used = set(preferred), set(previous)
 
-    def rank(node: Obj) -> tuple[bool, bool, bool, bool, bool, str]:
+    def rank(node: Obj) -> tuple[bool, bool, bool, bool, bool, bool, bool, str]:
         name, marks = name_of(node), labels_of(node)
         return (
             name not in wanted,
@@ -100,6 +104,8 @@ def select(
             not is_ready(node),
             labels.MACHINE_TYPE not in marks,
             not (node_claim_mode and labels.NODE_POOL in marks),
+            resource is not None and not _is_of_type(node, resource),
+            gpu_capacity(node) == 0,
             name,
         )
 
@@ -112,11 +118,8 @@ def has_labels(node: Obj, resource: ResourceSpec) -> bool:
     return all(marks.get(key) == value for key, value in resource.match_labels.items())
 
 
-def _matches(node: Obj, resource: ResourceSpec) -> bool:
-    if not has_labels(node, resource):
-        return False
-    instance_type = labels_of(node).get(labels.INSTANCE_TYPE, "")
-    return name_of(node) in resource.preferred_nodes or instance_type.lower() == resource.instance_type.lower()
+def _is_of_type(node: Obj, resource: ResourceSpec) -> bool:
+    return labels_of(node).get(labels.INSTANCE_TYPE, "").lower() == resource.instance_type.lower()
 
 
 def is_bought(node: Obj) -> bool:

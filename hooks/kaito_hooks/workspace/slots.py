@@ -16,7 +16,7 @@ from kaito_hooks.api import claim as claim_api
 from kaito_hooks.api.claim import Claim
 from kaito_hooks.api.workspace import ResourceSpec
 from kaito_hooks.runtime import Obj, format_time
-from kaito_hooks.workspace import claims, nodes
+from kaito_hooks.workspace import claims, node_facts, nodes
 from kaito_hooks.workspace.actions import BuyClaim
 from kaito_hooks.workspace.purchases import CACHE_LAG
 from kaito_hooks.workspace.snapshot import Snapshot
@@ -127,11 +127,19 @@ def fill(s: Snapshot, resource: ResourceSpec, *, disk_gib: int, buy: bool) -> Ta
 
 def _chosen(s: Snapshot, resource: ResourceSpec) -> list[Obj]:
     return nodes.select(
-        nodes.candidates(s.nodes, s.workspace, resource, tenants=s.tenants, staying=_staying(s)),
+        nodes.candidates(
+            s.nodes,
+            s.workspace,
+            resource,
+            tenants=s.tenants,
+            staying=_staying(s),
+            of_other_types=lambda node: node_facts.may_use(s, node),
+        ),
         count=resource.count,
         preferred=resource.preferred_nodes,
         previous=s.workspace.worker_nodes,
         node_claim_mode=s.settings.node_api == "NodeClaim",
+        resource=resource,
     )
 
 

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from kaito_hooks.api.workspace import ResourceSpec
 from kaito_hooks.runtime import Obj
-from kaito_hooks.workspace import nodes
+from kaito_hooks.workspace import node_facts, nodes
 from kaito_hooks.workspace.actions import Action, BuyClaim, Delete, LabelNode, Note, Outcome
 from kaito_hooks.workspace.slots import FAILED, Slot, State, Table, fill
 from kaito_hooks.workspace.snapshot import Snapshot
@@ -83,7 +83,7 @@ def _outcome(s: Snapshot, resource: ResourceSpec, table: Table) -> Outcome:
     message = first.message
     if first.state is State.FREE:
         free = sum(slot.state is State.FREE for slot in table.slots)
-        message = _bring_your_own(resource, free) if s.settings.node_api == "none" else "a node"
+        message = _bring_your_own(s, resource, free) if s.settings.node_api == "none" else "a node"
     return Outcome("failed" if first.state in FAILED else "waiting", f"node {usable}/{resource.count} ready; {message}")
 
 
@@ -91,12 +91,18 @@ def _most_urgent(table: Table) -> Slot:
     return min(table.slots, key=lambda slot: slot.urgency)
 
 
-def _bring_your_own(resource: ResourceSpec, missing: int) -> str:
+def _bring_your_own(s: Snapshot, resource: ResourceSpec, missing: int) -> str:
     selector = ",".join(f"{key}={value}" for key, value in sorted(resource.match_labels.items())) or "any label"
-    return (
-        f"{missing} more Ready node{'s' if missing > 1 else ''} of type {resource.instance_type} with the labels "
-        f"{selector} needed; nothing is bought because nodeAPI is none"
+    text = (
+        f"{missing} more Ready node{'s' if missing > 1 else ''} with the labels {selector} needed; "
+        "nothing is bought because nodeAPI is none"
     )
+    for node in s.nodes:
+        found = node_facts.facts(node)
+        if found is not None and nodes.has_labels(node, resource) and not node_facts.may_use(s, node):
+            gpus = f"{found.gpu_count} x {found.gpu_model or 'GPU'} with {found.per_gpu_memory_gib} GiB"
+            return f"{text}; the GPUs of node {nodes.name_of(node)} ({gpus}) do not hold what the Workspace runs"
+    return text
 
 
 def _progress(s: Snapshot, table: Table) -> ClaimProgress | None:

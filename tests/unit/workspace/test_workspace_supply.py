@@ -117,7 +117,7 @@ def test_a_node_of_ones_own_that_stays_away_is_given_up_where_nothing_is_bought_
     assert world.worker_nodes() == []
     status, message = world.told()
     assert status == "False"
-    assert "1 more Ready node of type Standard_NC6s_v3 with the labels apps=phi-3 needed" in message
+    assert "1 more Ready node with the labels apps=phi-3 needed" in message
     world.set_ready("mine", True)
     world.run(60)
     assert (world.worker_nodes(), world.told()[0], world.pods_on("mine")) == (["mine"], "True", ["phi"])
@@ -275,7 +275,7 @@ def test_of_two_workspaces_of_one_second_and_one_free_node_exactly_one_keeps_a_d
     assert world.told(of=holder)[0] == "True"
     [other] = {"phi", "twin"} - {holder}
     assert world.worker_nodes(other) == []
-    assert "1 more Ready node of type Standard_NC6s_v3 with the labels apps=phi-3 needed" in world.told(of=other)[1]
+    assert "1 more Ready node with the labels apps=phi-3 needed" in world.told(of=other)[1]
     world.allow(Budget(0, 0))
     world.run(3600)
 
