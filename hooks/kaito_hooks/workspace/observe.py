@@ -21,7 +21,7 @@ from kaito_hooks.workspace.service import headless_name
 from kaito_hooks.workspace.settings import Settings
 from kaito_hooks.workspace.snapshot import Snapshot, Tenant, TuningConfig
 from kaito_hooks.workspace.tuning import config
-from kaito_hooks.workspace.tuning.decide import needs_config
+from kaito_hooks.workspace.tuning.phase import needs_config
 from kaito_hooks.workspace.tuning.state import progress_address
 from kaito_hooks.workspace.workload import owner_reference
 from kaito_hooks.workspace.world import World, first_label

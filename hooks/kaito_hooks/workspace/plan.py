@@ -25,6 +25,7 @@ from kaito_hooks.workspace.revision import Revision, revise, tuning_hash_of
 from kaito_hooks.workspace.snapshot import Memory, Snapshot
 from kaito_hooks.workspace.status import Verdict
 from kaito_hooks.workspace.tuning import decide as tuning
+from kaito_hooks.workspace.tuning.phase import goes_by_itself
 from kaito_hooks.workspace.tuning.state import revision_of
 from kaito_hooks.workspace.workload import owner_reference
 
@@ -74,7 +75,7 @@ def _plan(s: Snapshot) -> Plan:
         # It never becomes what is worked on, so that taking it back is no change at all.
         return _finish(s, (), outcomes=_Outcomes(forbidden))
     actions = [*_adoption(s, revision), *_history(revision)]
-    problem = None if tuning.goes_by_itself(s, revision) else _problem(s, revision)
+    problem = None if goes_by_itself(s, revision) else _problem(s, revision)
     resource = s.workspace.resource
     if resource is None or (problem is not None and inference.live_workload(s) is None):
         return _finish(s, actions, outcomes=_Outcomes(problem or Outcome("failed", "resource is missing")))

@@ -20,10 +20,9 @@ from tests.unit.workspace.worlds import (
 )
 
 from kaito_hooks.workspace.actions import CopyConfigMap, CreateChild, Delete
-from kaito_hooks.workspace.memory import Memory
 from kaito_hooks.workspace.plan import Plan, plan
 from kaito_hooks.workspace.settings import Settings, Tuning
-from kaito_hooks.workspace.snapshot import Snapshot, TuningConfig
+from kaito_hooks.workspace.snapshot import Memory, Snapshot, TuningConfig
 
 Obj = dict[str, Any]
 COPIED = TuningConfig("qlora-params-template", found={"data": TEMPLATE})
@@ -292,9 +291,10 @@ class TestTheStatus:
         before = {"conditions": [{"type": "JobStarted", "reason": "WorkspaceTuningJobStatusFailed", "message": cause}]}
         used_up = {"failed": 21, "conditions": [{"type": "Failed", "status": "True", "message": "limit"}]}
         decided, _ = running("tune", pods=(), status=used_up, before=before)
-        assert conditions(decided)["JobStarted"][2] == f"job phi has failed 21 pods: {cause}"
+        sentence = f"job phi has failed 21 pods: {cause}"
+        assert conditions(decided)["JobStarted"][2] == sentence
         assert decided.status is not None
-        assert decided.status["tuning"] == {"revision": "1"}
+        assert decided.status["tuning"] == {"revision": "1", "failure": sentence}
 
 
 def world(**tuning: Any) -> SmallWorld:
@@ -380,11 +380,13 @@ class TestTheWay:
         assert message(w, "JobStarted") == sentence
         assert message(w, "WorkspaceReady") == sentence
         assert "Job/phi" not in w.children
+        assert w.workspace is not None
+        assert w.workspace["status"]["tuning"] == {"revision": "1", "failure": sentence}
         w.memory = Memory()
+        w.workspace["status"]["conditions"] = []
         w.settle()
         assert w.jobs_made == 1
         assert message(w, "JobStarted") == sentence
-        assert w.workspace is not None
         w.ending_step, w.job_ends = "push", {"exitCode": 0, "message": DIGEST}
         w.workspace["tuning"]["input"]["urls"] = ["https://example.com/better.parquet"]
         w.settle()
