@@ -125,11 +125,11 @@ def _progress(s: Snapshot, table: Table) -> ClaimProgress | None:
 
 
 def _lost_to(s: Snapshot, resource: ResourceSpec, table: Table) -> str:
-    """As long as some nodes are its own, a Workspace has only lost one where a Pod of its own runs."""
+    """Pods that run where nobody else's node is harm nobody; those that run nowhere may go anywhere."""
     if len(table.nodes) >= resource.count:
         return ""
     taken = nodes.in_others_hands(s.nodes, s.workspace, resource, tenants=s.tenants)
-    if table.nodes:
-        used = {(pod.get("spec") or {}).get("nodeName") for pod in s.pods}
+    used = {name for pod in s.pods if (name := (pod.get("spec") or {}).get("nodeName"))}
+    if used or table.nodes:
         taken = {name: tenant for name, tenant in taken.items() if name in used}
     return next((f"node {n} is used by Workspace {t.namespace}/{t.name}" for n, t in sorted(taken.items())), "")

@@ -264,6 +264,25 @@ def test_a_workspace_that_lost_its_node_to_another_takes_its_workload_away(creat
     assert (world.told(of=holder)[0], world.told(of=loser)[0]) == ("True", "True")
 
 
+def test_a_workload_whose_node_lost_its_label_goes_on_although_another_has_a_node() -> None:
+    world = RunningWorld(one(), settings=NOBODY_BUYS)
+    world.bring_node("n1")
+    world.allow(START)
+    world.run(30)
+    world.apply(one(name="other"))
+    world.bring_node("n2")
+    world.allow(START)
+    world.run(30)
+    found = world.cluster.find(resources.NODE, "n1")
+    assert found is not None
+    del found["metadata"]["labels"]["apps"]
+    world.cluster.put(resources.NODE, found)
+    world.allow(6 * LOOK)
+    world.run(60)
+    assert (world.told()[0], world.worker_nodes()) == ("False", [])
+    assert (world.pods_on("n1"), world.pods_on("n2")) == (["phi"], ["other"])
+
+
 def test_of_two_workspaces_of_one_second_and_one_free_node_exactly_one_keeps_a_deployment() -> None:
     world = RunningWorld(one(), one(name="twin"), settings=NOBODY_BUYS)
     world.bring_node("n1")
