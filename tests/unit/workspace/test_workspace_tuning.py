@@ -22,7 +22,7 @@ from tests.unit.workspace.worlds import (
 from kaito_hooks.workspace.actions import CopyConfigMap, CreateChild, Delete
 from kaito_hooks.workspace.plan import Plan, plan
 from kaito_hooks.workspace.settings import Settings, Tuning
-from kaito_hooks.workspace.snapshot import Memory, Snapshot, TuningConfig
+from kaito_hooks.workspace.snapshot import Memory, Snapshot, Tenant, TuningConfig
 
 Obj = dict[str, Any]
 COPIED = TuningConfig("qlora-params-template", found={"data": TEMPLATE})
@@ -247,6 +247,14 @@ class TestTheStatus:
         assert decided.status is not None
         assert decided.status["progress"] == "epoch 1/3, 42 %, loss 1.23, 12 min left"
         assert decided.look_again == pytest.approx(5.05)
+
+    def test_a_job_whose_node_is_another_workspaces_is_taken_away_until_there_is_a_node(self) -> None:
+        older = Tenant("2026-01-01T00:00:00Z", "models", "older")
+        decided, _ = running("tune", tenants={"mine": (older,)}, before={"workerNodes": ["mine"]})
+        assert [(a.kind, a.name) for a in decided.actions if isinstance(a, Delete)] == [("Job", "phi")]
+        status, _, message = conditions(decided)["JobStarted"]
+        assert status == "False"
+        assert message.endswith("node mine is used by Workspace models/older")
 
     def test_a_pod_that_does_not_answer_keeps_what_was_said_last(self) -> None:
         decided, _ = running("tune", before={"progress": "epoch 1/3, 42 %"})
