@@ -12,7 +12,8 @@ from kaito_hooks.api.workspace import ResourceSpec
 from kaito_hooks.runtime import Obj
 from kaito_hooks.workspace import node_facts, nodes
 from kaito_hooks.workspace.actions import Action, BuyClaim, Delete, LabelNode, Note, Outcome
-from kaito_hooks.workspace.slots import FAILED, Slot, State, Table, fill
+from kaito_hooks.workspace.slot_table import Table, fill
+from kaito_hooks.workspace.slots import FAILED, Slot, State
 from kaito_hooks.workspace.snapshot import Snapshot
 
 
