@@ -403,42 +403,6 @@ def test_a_change_that_the_catalog_no_longer_allows_is_told_and_what_runs_is_lef
         assert told[condition]["message"].startswith("Unsupported inference preset name phi-3-mini-4k-instruct")
 
 
-def test_a_workspace_that_new_rules_would_refuse_is_served_on_and_its_node_bought_again() -> None:
-    world = SmallWorld(workspace_object())
-    world.settle()
-    assert world.catalog is not None
-    assert world.workspace is not None
-    presets = dict(world.catalog.presets)
-    presets["phi-3-mini-4k-instruct"] = replace(presets["phi-3-mini-4k-instruct"], total_gpu_memory_gib=400)
-    world.catalog = replace(world.catalog, presets=presets)
-    world.settle()
-    del world.children["Service/phi"]
-    world.workspace["inference"] = {**world.workspace["inference"], "adapters": [ADAPTER]}
-    world.claims.clear()
-    world.nodes.clear()
-    world.settle()
-    assert "Service/phi" in world.children
-    steps = world.children["Deployment/phi"]["spec"]["template"]["spec"]["initContainers"]
-    assert [step["name"] for step in steps] == ["weights", "adapter-a"]
-    assert (world.bought, len(world.claims)) == (2, 1)
-    assert {c["type"]: c["status"] for c in world.workspace["status"]["conditions"]}["WorkspaceReady"] == "True"
-
-
-def test_without_its_preset_a_lost_node_is_not_bought_again_and_the_reason_is_told() -> None:
-    world = SmallWorld(workspace_object())
-    world.settle()
-    assert world.catalog is not None
-    assert world.workspace is not None
-    world.catalog = replace(world.catalog, presets={})
-    world.claims.clear()
-    world.nodes.clear()
-    world.settle()
-    assert (world.bought, world.claims) == (1, {})
-    told = {c["type"]: c["message"] for c in world.workspace["status"]["conditions"]}
-    assert told["ResourceReady"].startswith("Unsupported inference preset name")
-    assert told["WorkspaceReady"] == told["ResourceReady"]
-
-
 def test_a_foreign_deployment_is_reported_and_never_touched() -> None:
     foreign = {"kind": "Deployment", "metadata": {"name": "phi", "uid": "x", "ownerReferences": []}, "spec": {}}
     decided = plan(snapshot(nodes=(node_object("mine"),), children={"Deployment/phi": foreign}))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
 import pytest
 from tests.driven.budget import Budget
 from tests.unit.workspace.running import LOOK, START, RunningWorld, one
+from tests.unit.workspace.worlds import CATALOG_OBJECT
 
 from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.workspace import resources
@@ -154,6 +156,56 @@ def test_a_claim_that_is_deleted_under_a_running_workspace_is_bought_again_when_
     assert len(world.purchases) == 1
     world.run(300)
     assert (len(world.purchases), world.claims(), world.told()[0]) == (2, [slot_name(0)], "True")
+
+
+def change_preset(world: RunningWorld, preset: dict[str, Any] | None) -> None:
+    """The Catalog's preset of the Workspace is another from here on, or gone."""
+    catalog = copy.deepcopy(CATALOG_OBJECT)
+    presets = catalog["spec"]["presets"]
+    before = presets.pop("phi-3-mini-4k-instruct")
+    if preset is not None:
+        presets["phi-3-mini-4k-instruct"] = before | preset
+    world.cluster.put(resources.CATALOG, catalog)
+
+
+def lose_its_node(world: RunningWorld) -> None:
+    """Claim and node of the Workspace's first slot are gone at once."""
+    world.cluster.drop(resources.MACHINE, slot_name(0))
+    world.remove_node(f"node-{slot_name(0)}")
+
+
+def test_a_workspace_that_new_rules_would_refuse_is_served_on_and_its_node_bought_again() -> None:
+    world = RunningWorld(one())
+    world.allow(START)
+    world.run(300)
+    world.allow(LOOK)
+    change_preset(world, {"totalGPUMemoryGiB": 400})
+    world.run(60)
+    world.allow(START)
+    adapter = {"source": {"name": "a", "image": "r.io/x/a:1"}, "strength": "0.5"}
+    world.apply(one(inference={**one()["inference"], "adapters": [adapter]}))
+    world.cluster.drop(resources.SERVICE, "phi", "models")
+    lose_its_node(world)
+    world.run(300)
+    assert world.cluster.find(resources.SERVICE, "phi", "models") is not None
+    deployment = world.cluster.find(resources.DEPLOYMENT, "phi", "models")
+    assert deployment is not None
+    steps = deployment["spec"]["template"]["spec"]["initContainers"]
+    assert [step["name"] for step in steps] == ["weights", "adapter-a"]
+    assert (len(world.purchases), world.claims(), world.told()[0]) == (2, [slot_name(0)], "True")
+
+
+def test_without_its_preset_a_lost_node_is_not_bought_again_and_the_reason_is_told() -> None:
+    world = RunningWorld(one())
+    world.allow(START)
+    world.run(300)
+    world.allow(3 * LOOK)
+    change_preset(world, None)
+    lose_its_node(world)
+    world.run(600)
+    assert (len(world.purchases), world.claims()) == (1, [])
+    assert world.told("ResourceReady")[1].startswith("Unsupported inference preset name")
+    assert world.told()[1] == world.told("ResourceReady")[1]
 
 
 def test_a_preferred_node_that_is_named_later_is_taken_and_the_claim_is_kept_whose_node_serves() -> None:
