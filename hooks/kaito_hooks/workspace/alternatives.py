@@ -33,13 +33,13 @@ def alternatives(workspace: Workspace, catalog: Catalog | None) -> tuple[str, ..
         if (
             other.name.lower() != asked.lower()
             and (other.gpu_vendor, other.architecture) == (listed.gpu_vendor, listed.architecture)
-            and _holds(workspace, catalog, other)
+            and holds(workspace, catalog, other)
         ):
             found.setdefault(_series(other.name), other.name)
     return tuple(found.values())[:MOST]
 
 
-def _holds(workspace: Workspace, catalog: Catalog, other: InstanceType) -> bool:
+def holds(workspace: Workspace, catalog: Catalog, other: InstanceType) -> bool:
     """Whether the rules of admission would let the Workspace have that type."""
     preset = catalog.presets.get(workspace.preset.name) if workspace.preset else None
     if preset is None or workspace.resource is None:

@@ -7,7 +7,7 @@ whatever crashed in between and however stale a cache is.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
@@ -58,24 +58,14 @@ def slot_names(workspace: Workspace, slot: int) -> tuple[str, ...]:
     return tuple(claim_name(workspace, slot, salt) for salt in range(MAX_SALT + 1))
 
 
-def free_slots(
-    workspace: Workspace, claims: Iterable[Claim], *, count: int, salts: Mapping[int, int]
-) -> list[tuple[int, str]]:
-    """Slots without a claim, each with its next claim's name; a claim that is going still holds its slot."""
-    taken = {claim.name for claim in claims}
-    return [
-        (slot, claim_name(workspace, slot, min(salts.get(slot, 0), MAX_SALT)))
-        for slot in range(count)
-        if not taken.intersection(slot_names(workspace, slot))
-    ]
+def slots_by_name(workspace: Workspace, *, count: int) -> dict[str, int]:
+    """Every name that a claim of one of ``count`` slots may have, and its slot."""
+    return {name: slot for slot in range(count) for name in slot_names(workspace, slot)}
 
 
-def to_buy(
-    workspace: Workspace, claims: Sequence[Claim], *, count: int, missing: int, salts: Mapping[int, int]
-) -> list[str]:
-    """Names of the claims to create so that ``missing`` nodes come, never more than ``count`` claims in all."""
-    wanted = min(missing, count - len(claims))
-    return [name for _, name in free_slots(workspace, claims, count=count, salts=salts)[: max(wanted, 0)]]
+def next_name(workspace: Workspace, slot: int, salts: Mapping[int, int]) -> str:
+    """The name of the slot's next claim; ``salts``: how many of its names belong to somebody else, by slot."""
+    return claim_name(workspace, slot, min(salts.get(slot, 0), MAX_SALT))
 
 
 def claim_spec(
@@ -98,7 +88,7 @@ def claim_spec(
             labels.WORKSPACE_NAMESPACE: workspace.namespace,
         },
         instance_type=listed.name if listed else resource.instance_type,
-        gpu=listed is not None or _may_have_gpus(resource.instance_type),
+        gpu=listed is not None or may_have_gpus(resource.instance_type),
         disk_gib=disk_gib,
         annotations={labels.FITTING_INSTANCE_TYPES: ", ".join(others)} if others else {},
         cloud=catalog.cloud if catalog else settings.cloud,
@@ -119,7 +109,7 @@ def unobtainable(keys: Iterable[str]) -> str:
     )
 
 
-def _may_have_gpus(unlisted: str) -> bool:
+def may_have_gpus(unlisted: str) -> bool:
     """Of the sizes that no Catalog lists only Azure's are known to have none, unless they begin with N."""
     name = unlisted.lower()
     return name.startswith("standard_n") or not name.startswith("standard_")

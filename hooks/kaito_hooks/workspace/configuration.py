@@ -296,6 +296,7 @@ def _timeouts(section: _Section) -> Timeouts:
     timeouts = Timeouts(
         claim_without_condition=section.duration("claimWithoutCondition", default.claim_without_condition),
         claim_ready=section.duration("claimReady", default.claim_ready),
+        node_not_ready=section.duration("nodeNotReady", default.node_not_ready),
         gpu_plugin=section.duration("gpuPlugin", default.gpu_plugin),
         template_ready=section.duration("templateReady", default.template_ready),
         buy_backoff_min=section.duration("buyBackoffMin", default.buy_backoff_min),

@@ -1,4 +1,7 @@
-"""The end of a Workspace: workloads first, then claims; our finalizer goes when nothing bills any more."""
+"""The end of a Workspace: workloads first, then claims; our finalizer goes when nothing bills any more.
+
+And of workloads alone, when their node is another Workspace's.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,19 @@ from kaito_hooks.api.claim import Claim
 from kaito_hooks.workspace.actions import Action, Delete, Note, Release
 from kaito_hooks.workspace.children import WORKLOADS, is_owned
 from kaito_hooks.workspace.snapshot import Snapshot
+
+WITHDRAWN = "the workload is taken away until the Workspace has its nodes"
+
+
+def withdraw(s: Snapshot) -> list[Action]:
+    """Deletes the workloads of the Workspace, and its tuning Job; nothing else."""
+    return [
+        Delete(kind, s.workspace.namespace, s.workspace.name, child["metadata"]["uid"])
+        for kind in (*WORKLOADS, "Job")
+        if (child := s.children.get(f"{kind}/{s.workspace.name}")) is not None
+        and is_owned(child, s.workspace.uid)
+        and not child["metadata"].get("deletionTimestamp")
+    ]
 
 
 def dismantle(s: Snapshot) -> tuple[list[Action], list[Note], str]:
@@ -17,13 +33,7 @@ def dismantle(s: Snapshot) -> tuple[list[Action], list[Note], str]:
     ws = s.workspace
     if labels.WORKSPACE_FINALIZER not in ws.finalizers:
         return [], [], ""
-    actions: list[Action] = [
-        Delete(kind, ws.namespace, ws.name, child["metadata"]["uid"])
-        for kind in (*WORKLOADS, "Job")
-        if (child := s.children.get(f"{kind}/{ws.name}")) is not None
-        and is_owned(child, ws.uid)
-        and not child["metadata"].get("deletionTimestamp")
-    ]
+    actions = withdraw(s)
     doomed = [claim for claim in s.claims if not claim.deleting]
     actions += [Delete(claim.kind, "", claim.name, claim.uid) for claim in doomed]
     notes = [Note("Normal", f"Deleted{claim.kind}", f"deleted {claim.kind} {claim.name}") for claim in doomed]

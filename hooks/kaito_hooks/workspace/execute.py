@@ -80,6 +80,8 @@ class Executor:
         Raises ApiError for what may succeed later, LeadershipLost when another process leads.
         """
         run = _Run(self, s)
+        known = plan.memory
+        self.remember(s, lambda m: replace(m, purchases=known.purchases, refusals=known.refusals))
         try:
             return self._carry_out(run, s, plan)
         finally:
@@ -231,7 +233,7 @@ class _Run:
     def _(self, action: BuyClaim) -> None:
         resource, name = CLAIM_RESOURCES[action.claim["kind"]], action.claim["metadata"]["name"]
         try:
-            self._note_purchase(self._client.create(resource, action.claim))
+            self._note_purchase(action, self._client.create(resource, action.claim))
         except AlreadyExists:
             self._meet_claim(action, self._existing(resource, name))
         except NotFound as error:
@@ -239,16 +241,20 @@ class _Run:
         except _REFUSED as error:
             self._refuse(f"{resource.kind}/{name}", error)
 
-    def _note_purchase(self, claim: Obj) -> None:
+    def _note_purchase(self, action: BuyClaim, claim: Obj) -> None:
         name, uid, now = claim["metadata"]["name"], claim["metadata"]["uid"], self._executor.now()
-        self._executor.remember(self._s, lambda m: replace(m, purchases=m.purchases.buy(name, uid, now=now)))
+
+        def bought(memory: Memory) -> Memory:
+            return replace(memory, purchases=memory.purchases.buy(name, uid, slot=action.slot, now=now))
+
+        self._executor.remember(self._s, bought)
 
     def _meet_claim(self, action: BuyClaim, found: Obj) -> None:
         """Ours (a cache that is behind, another controller), or by chance somebody else's: then another name."""
         ws = self._s.workspace
         marks = found["metadata"].get("labels") or {}
         if (marks.get(labels.WORKSPACE), marks.get(labels.WORKSPACE_NAMESPACE)) == (ws.name, ws.namespace):
-            self._note_purchase(found)
+            self._note_purchase(action, found)
             return
         used = self._s.memory.salts.get(action.slot, 0)
         if used >= MAX_SALT:

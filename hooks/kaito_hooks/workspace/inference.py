@@ -237,13 +237,16 @@ def preset_children(
 
 
 def gpus_per_node(s: Snapshot, resource: ResourceSpec, preset: Preset, chosen: Sequence[Obj]) -> int:
-    """GPUs that the server requests: the type's; of an unlisted type what its workload or its first node has."""
+    """GPUs that the server requests: the type's; of an unlisted type what its workload or its smallest node has.
+
+    Where nodes are not bought their type is not what the Workspace names, so only the workload and the nodes tell.
+    """
     listed = s.catalog.find_instance_type(resource.instance_type) if s.catalog else None
-    if listed is not None:
+    if listed is not None and s.settings.node_api != "none":
         return listed.gpu_count if listed.gpu_vendor == "nvidia" else 0
     existing = workload.gpu_request(live_workload(s))
     if existing is not None:
         return existing
     if chosen:
-        return nodes.gpu_capacity(chosen[0])
+        return min(map(nodes.gpu_capacity, chosen))
     return preset.gpu_count if nodes.needs_nvidia(resource.instance_type, s.catalog) else 0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
-from kaito_hooks.workspace.snapshot import Memory
+from kaito_hooks.workspace.claims import slots_by_name
+from kaito_hooks.workspace.snapshot import Memory, Snapshot
 
 
 class Memories:
@@ -35,3 +37,19 @@ class Memories:
         """The Workspace is gone."""
         with self._lock:
             self._by_uid.pop(uid, None)
+
+
+def after_look(s: Snapshot) -> Memory:
+    """What is remembered of the Workspace once this Snapshot has been looked at: its claims, and refusals that last."""
+    resource, timeouts = s.workspace.resource, s.settings.timeouts
+    count = min(resource.count, s.settings.max_nodes_per_workspace) if resource is not None else 0
+    purchases = s.memory.purchases.look(
+        s.claims,
+        slots=slots_by_name(s.workspace, count=count) if s.claims else {},
+        now=s.now,
+        minimum=timeouts.buy_backoff_min,
+        maximum=timeouts.buy_backoff_max,
+        warnings=s.claim_warnings,
+    )
+    refusals = {name: refusal for name, refusal in s.memory.refusals.items() if s.now < refusal.retry_at}
+    return replace(s.memory, purchases=purchases, refusals=refusals)

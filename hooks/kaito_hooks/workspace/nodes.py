@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -32,6 +32,13 @@ def is_ready(node: Obj) -> bool:
     return ready is not None and ready.get("status") == "True"
 
 
+def away_since(node: Obj) -> datetime | None:
+    """When a Node that is not Ready ceased to be, or was made; None of one that is Ready."""
+    ready = find((node.get("status") or {}).get("conditions"), "Ready") or {}
+    since = ready.get("lastTransitionTime") or node["metadata"].get("creationTimestamp")
+    return parse_time(since) if ready.get("status") != "True" and since else None
+
+
 def ready_since(node: Obj) -> datetime | None:
     """When the Node became Ready, if it is."""
     ready = find((node.get("status") or {}).get("conditions"), "Ready")
@@ -47,14 +54,25 @@ def gpu_capacity(node: Obj) -> int:
 
 
 def candidates(
-    nodes: Iterable[Obj], workspace: Workspace, resource: ResourceSpec, *, tenants: Mapping[str, Sequence[Tenant]]
+    nodes: Iterable[Obj],
+    workspace: Workspace,
+    resource: ResourceSpec,
+    *,
+    tenants: Mapping[str, Sequence[Tenant]],
+    staying: Collection[str] = (),
+    of_other_types: Callable[[Obj], bool] = lambda node: False,
 ) -> list[Obj]:
-    """Nodes that the Workspace may use now: labels match, Ready, not going away, right type, nobody else's."""
+    """Nodes that the Workspace may use now: labels match, Ready, not going away, right type, nobody else's.
+
+    ``staying``: names of Nodes that keep their place although they are not Ready. ``of_other_types``: whether a Node
+    will do that is of another instance type, or of none.
+    """
     return [
         node
         for node in nodes
-        if _matches(node, resource)
-        and is_ready(node)
+        if has_labels(node, resource)
+        and (name_of(node) in resource.preferred_nodes or _is_of_type(node, resource) or of_other_types(node))
+        and (is_ready(node) or name_of(node) in staying)
         and not node["metadata"].get("deletionTimestamp")
         and _is_ours_or_free(node, workspace)
         and not _is_taken(node, workspace, tenants.get(name_of(node), ()))
@@ -69,32 +87,39 @@ def select(
     preferred: Iterable[str] = (),
     previous: Iterable[str] = (),
     node_claim_mode: bool = False,
+    resource: ResourceSpec | None = None,
 ) -> list[Obj]:
     """The first ``count`` of the candidates, sorted by name.
 
-    Order: preferred, used before, made by KAITO's provisioner, in KAITO's node pool (NodeClaim mode only), name.
+    Order: preferred, used before (Ready ones first), made by KAITO's provisioner, in KAITO's node pool (NodeClaim mode
+    only), of the instance type that ``resource`` names, with GPUs, name.
     """
     wanted, used = set(preferred), set(previous)
 
-    def rank(node: Obj) -> tuple[bool, bool, bool, bool, str]:
+    def rank(node: Obj) -> tuple[bool, bool, bool, bool, bool, bool, bool, str]:
         name, marks = name_of(node), labels_of(node)
         return (
             name not in wanted,
             name not in used,
+            not is_ready(node),
             labels.MACHINE_TYPE not in marks,
             not (node_claim_mode and labels.NODE_POOL in marks),
+            resource is not None and not _is_of_type(node, resource),
+            gpu_capacity(node) == 0,
             name,
         )
 
     return sorted(sorted(found, key=rank)[: max(count, 0)], key=name_of)
 
 
-def _matches(node: Obj, resource: ResourceSpec) -> bool:
+def has_labels(node: Obj, resource: ResourceSpec) -> bool:
+    """Whether the Node has all labels that the Workspace's nodes must have."""
     marks = labels_of(node)
-    if any(marks.get(key) != value for key, value in resource.match_labels.items()):
-        return False
-    instance_type = marks.get(labels.INSTANCE_TYPE, "")
-    return name_of(node) in resource.preferred_nodes or instance_type.lower() == resource.instance_type.lower()
+    return all(marks.get(key) == value for key, value in resource.match_labels.items())
+
+
+def _is_of_type(node: Obj, resource: ResourceSpec) -> bool:
+    return labels_of(node).get(labels.INSTANCE_TYPE, "").lower() == resource.instance_type.lower()
 
 
 def is_bought(node: Obj) -> bool:
@@ -117,6 +142,19 @@ def _is_taken(node: Obj, workspace: Workspace, tenants: Sequence[Tenant]) -> boo
         return True
     me = (workspace.creation_timestamp, workspace.namespace, workspace.name)
     return any((t.creation_timestamp, t.namespace, t.name) < me for t in tenants)
+
+
+def in_others_hands(
+    nodes: Iterable[Obj], workspace: Workspace, resource: ResourceSpec, *, tenants: Mapping[str, Sequence[Tenant]]
+) -> dict[str, Tenant]:
+    """Nodes that nobody bought and to which the Workspace's Pods could go, but which another Workspace uses."""
+    return {
+        name_of(node): min(others, key=lambda t: (t.creation_timestamp, t.namespace, t.name))
+        for node in nodes
+        if has_labels(node, resource)
+        and (others := tenants.get(name_of(node), ()))
+        and _is_taken(node, workspace, others)
+    }
 
 
 def _has_room(node: Obj, workspace: Workspace) -> bool:

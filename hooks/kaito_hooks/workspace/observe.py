@@ -14,15 +14,16 @@ from kaito_hooks.runtime import BadRequest, Client, Clock, Invalid, Key, NotFoun
 from kaito_hooks.workspace import pod_refusals, server_state
 from kaito_hooks.workspace import world as caches
 from kaito_hooks.workspace.memory import Memories
+from kaito_hooks.workspace.nodes import is_ready, name_of
 from kaito_hooks.workspace.poller import ProgressPoller
 from kaito_hooks.workspace.resources import CLAIM_RESOURCES, CONFIG_MAP, WORKSPACE
 from kaito_hooks.workspace.revision import revise
 from kaito_hooks.workspace.service import SERVER_PORT, headless_name
 from kaito_hooks.workspace.settings import Settings
-from kaito_hooks.workspace.snapshot import Memory, Snapshot, Tenant, TuningConfig
-from kaito_hooks.workspace.tuning.config import name_of
-from kaito_hooks.workspace.tuning.decide import needs_config
+from kaito_hooks.workspace.snapshot import Snapshot, Tenant, TuningConfig
+from kaito_hooks.workspace.tuning import config
 from kaito_hooks.workspace.tuning.job import PORT as TUNING_PORT
+from kaito_hooks.workspace.tuning.phase import needs_config
 from kaito_hooks.workspace.tuning.state import pod_to_ask
 from kaito_hooks.workspace.workload import owner_reference
 from kaito_hooks.workspace.world import World, first_label
@@ -61,7 +62,8 @@ class Observer:
         workspace = Workspace.read(obj)
         claims = [Claim.read(claim) for claim in self._world.claims_of(key)]
         catalog, problem = self._catalog()
-        nodes = self._nodes(obj, workspace, claims)
+        memory = self._memories.get(workspace.uid)
+        nodes = self._nodes(key, obj, workspace, claims)
         pods = self._world.pods.by_index(caches.BY_WORKSPACE, str(key))
         children = self._children(workspace)
         found = Snapshot(
@@ -73,6 +75,7 @@ class Observer:
             nodes=tuple(nodes),
             tenants=self._tenants(key, nodes),
             claims=tuple(claims),
+            claim_warnings=self._claim_warnings(memory.purchases.claims),
             claims_gone=workspace.deleting
             and labels.WORKSPACE_FINALIZER in workspace.finalizers
             and not claims
@@ -87,7 +90,7 @@ class Observer:
             pods=tuple(pods),
             pod_warnings=self._warnings(pods),
             pod_refusals=self._pod_refusals(children.values()),
-            memory=self._remember(workspace, claims),
+            memory=memory,
         )
         if workspace.deleting:
             self._poller.answers(key, {})
@@ -113,7 +116,7 @@ class Observer:
         assert ws.tuning is not None
         if not needs_config(s, revise(ws, s.revisions, owner_reference(ws))):
             return s
-        name, release = name_of(ws.tuning), self._settings.release_namespace
+        name, release = config.name_of(ws.tuning), self._settings.release_namespace
         found = self._config_map(name, ws.namespace)
         template = self._config_map(name, release) if found is None and release and not ws.tuning.config else None
         return replace(s, tuning_config=TuningConfig(name, found, template))
@@ -144,13 +147,17 @@ class Observer:
         except ValueError as error:
             return None, str(error)
 
-    def _nodes(self, obj: Obj, workspace: Workspace, claims: list[Claim]) -> list[Obj]:
-        found = {
-            node["metadata"]["name"]: node for node in self._world.nodes.by_index(caches.BY_LABEL, first_label(obj))
-        }
-        for name in (*workspace.worker_nodes, *(claim.node_name for claim in claims)):
+    def _nodes(self, key: Key, obj: Obj, workspace: Workspace, claims: list[Claim]) -> list[Obj]:
+        """Its own Nodes, those that it names and, unless those in use are Ready and enough, all that fit its labels."""
+        resource = workspace.resource
+        found = {name_of(node): node for node in self._world.nodes.by_index(caches.BY_OWNER, str(key))}
+        preferred = resource.preferred_nodes if resource is not None else ()
+        for name in (*workspace.worker_nodes, *preferred, *(claim.node_name for claim in claims)):
             if name and name not in found and (node := self._world.nodes.get(Key("", name))) is not None:
                 found[name] = node
+        in_use = [name for name in workspace.worker_nodes if name in found and is_ready(found[name])]
+        if resource is None or len(in_use) < resource.count:
+            found |= {name_of(node): node for node in self._world.nodes.by_index(caches.BY_LABEL, first_label(obj))}
         return [found[name] for name in sorted(found)]
 
     def _tenants(self, key: Key, nodes: list[Obj]) -> dict[str, tuple[Tenant, ...]]:
@@ -222,23 +229,6 @@ class Observer:
             str(event["involvedObject"].get("uid", "")): f"{event.get('reason', '')}: {event.get('message', '')}"
             for event in sorted(events, key=_told_at)
         }
-
-    def _remember(self, workspace: Workspace, claims: list[Claim]) -> Memory:
-        now, timeouts = self._clock.now(), self._settings.timeouts
-        warnings = self._claim_warnings(self._memories.get(workspace.uid).purchases.claims)
-
-        def look(memory: Memory) -> Memory:
-            purchases = memory.purchases.look(
-                claims,
-                now=now,
-                minimum=timeouts.buy_backoff_min,
-                maximum=timeouts.buy_backoff_max,
-                warnings=warnings,
-            )
-            refusals = {name: refusal for name, refusal in memory.refusals.items() if now < refusal.retry_at}
-            return replace(memory, purchases=purchases, refusals=refusals)
-
-        return self._memories.change(workspace.uid, look)
 
 
 def _told_at(event: Obj) -> str:

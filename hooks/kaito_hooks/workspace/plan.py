@@ -7,22 +7,25 @@ order of their execution, the new status (None: nothing new to say), and when to
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from kaito_hooks.api import labels
+from kaito_hooks.api.claim import ENCODINGS
 from kaito_hooks.api.workspace import ResourceSpec, Workspace
 from kaito_hooks.runtime import format_time
 from kaito_hooks.workspace import changes, inference, status, supply, validate
 from kaito_hooks.workspace.actions import Action, Adopt, CreateChild, Delete, Note, Outcome
-from kaito_hooks.workspace.deletion import dismantle
+from kaito_hooks.workspace.deletion import WITHDRAWN, dismantle, withdraw
+from kaito_hooks.workspace.memory import after_look
 from kaito_hooks.workspace.nodes import name_of
 from kaito_hooks.workspace.pods import WAITING
 from kaito_hooks.workspace.revision import Revision, revise, tuning_hash_of
-from kaito_hooks.workspace.snapshot import Snapshot
+from kaito_hooks.workspace.snapshot import Memory, Snapshot
 from kaito_hooks.workspace.status import Verdict
 from kaito_hooks.workspace.tuning import decide as tuning
+from kaito_hooks.workspace.tuning.phase import goes_by_itself
 from kaito_hooks.workspace.tuning.state import revision_of
 from kaito_hooks.workspace.workload import owner_reference
 
@@ -36,7 +39,8 @@ RULES_OF_THE_ENGINE = frozenset({"C34", "C35"})
 class Plan:
     """``status``: the whole new status, or None. ``look_again``: in how many seconds at the latest, or None.
 
-    Events: ``deeds`` say what the actions did, ``notes`` what the status newly says.
+    Events: ``deeds`` say what the actions did, ``notes`` what the status newly says. ``memory``: what is remembered
+    from here on; the actions may add to it.
     """
 
     actions: tuple[Action, ...] = ()
@@ -44,6 +48,7 @@ class Plan:
     deeds: tuple[Note, ...] = ()
     notes: tuple[Note, ...] = ()
     look_again: float | None = None
+    memory: Memory = field(default_factory=Memory)
 
     @property
     def empty(self) -> bool:
@@ -53,6 +58,16 @@ class Plan:
 
 def plan(s: Snapshot) -> Plan:
     """What to do for this Workspace now."""
+    s = replace(s, memory=after_look(s))
+    decided = _plan(s)
+    purchases = s.memory.purchases
+    for action in decided.actions:
+        if isinstance(action, Delete) and action.kind in ENCODINGS:
+            purchases = purchases.give_back(action.uid)
+    return replace(decided, memory=replace(s.memory, purchases=purchases))
+
+
+def _plan(s: Snapshot) -> Plan:
     if s.workspace.deleting:
         return _plan_deletion(s)
     revision = revise(s.workspace, s.revisions, owner_reference(s.workspace))
@@ -60,7 +75,7 @@ def plan(s: Snapshot) -> Plan:
         # It never becomes what is worked on, so that taking it back is no change at all.
         return _finish(s, (), outcomes=_Outcomes(forbidden))
     actions = [*_adoption(s, revision), *_history(revision)]
-    problem = None if tuning.goes_by_itself(s, revision) else _problem(s, revision)
+    problem = None if goes_by_itself(s, revision) else _problem(s, revision)
     resource = s.workspace.resource
     if resource is None or (problem is not None and inference.live_workload(s) is None):
         return _finish(s, actions, outcomes=_Outcomes(problem or Outcome("failed", "resource is missing")))
@@ -89,6 +104,10 @@ def _plan_inference(
             up_to_date = status.cannot_roll(problem.message)
         if not resource_outcome.ready:
             resource_outcome = problem
+    elif supplied.lost_to:
+        actions += withdraw(s)
+        if exists or _was_said(s, status.INFERENCE_READY):
+            served = Outcome("waiting", f"{WITHDRAWN}: {supplied.lost_to}")
     elif supplied.outcome.ready or exists:
         wanted = inference.wanted_children(s, resource, chosen=supplied.nodes, revision=revision.number)
         serving = inference.infer(s, wanted)

@@ -119,6 +119,7 @@ class Timeouts:
 
     claim_without_condition: float = 60.0
     claim_ready: float = 900.0
+    node_not_ready: float = 300.0
     gpu_plugin: float = 600.0
     template_ready: float = 600.0
     buy_backoff_min: float = 30.0

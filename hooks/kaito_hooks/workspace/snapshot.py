@@ -63,10 +63,10 @@ class Snapshot:
     """The world of one Workspace.
 
     ``nodes``: Nodes whose labels match, and those that it uses or that its claims name. ``claims``: Machines and
-    NodeClaims with its two workspace labels. ``children``: by ``Kind/name``. ``pods``: with its label, in its
-    namespace; ``pod_warnings``: by Pod uid, what the kubelet says of a Pod that does not start; ``pod_refusals``: by
-    uid of a Job or StatefulSet, why it has no Pod; ``servers``: by Pod uid, what a server says that runs and is not
-    ready. ``claims_gone``: for a Workspace that is being deleted, a fresh
+    NodeClaims with its two workspace labels; ``claim_warnings``: by claim uid, what Events say of them. ``children``:
+    by ``Kind/name``. ``pods``: with its label, in its namespace; ``pod_warnings``: by Pod uid, what the kubelet says of
+    a Pod that does not start; ``pod_refusals``: by uid of a Job or StatefulSet, why it has no Pod; ``servers``: by Pod
+    uid, what a server says that runs and is not ready. ``claims_gone``: for a Workspace that is being deleted, a fresh
     list (no cache) held no claim of it.
     """
 
@@ -78,6 +78,7 @@ class Snapshot:
     nodes: tuple[Obj, ...] = ()
     tenants: Mapping[str, tuple[Tenant, ...]] = field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
+    claim_warnings: Mapping[str, str] = field(default_factory=dict)
     claims_gone: bool = False
     served_claim_kinds: frozenset[str] = frozenset({"Machine", "NodeClaim"})
     children: Mapping[str, Obj] = field(default_factory=dict)

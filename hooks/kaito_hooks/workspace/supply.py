@@ -1,26 +1,29 @@
-"""The nodes of a Workspace: those that are there, those to buy, and what is still missing."""
+"""The nodes of a Workspace: those that are there, those to buy and to give back, and what is still missing.
+
+All of it is read from the table of its slots.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from kaito_hooks.api import claim as claim_api
-from kaito_hooks.api.claim import Claim
 from kaito_hooks.api.workspace import ResourceSpec
-from kaito_hooks.runtime import Obj, format_time
-from kaito_hooks.workspace import claims, nodes
-from kaito_hooks.workspace.actions import Action, BuyClaim, LabelNode, Note, Outcome
-from kaito_hooks.workspace.purchases import CACHE_LAG
+from kaito_hooks.runtime import Obj
+from kaito_hooks.workspace import node_facts, nodes
+from kaito_hooks.workspace.actions import Action, BuyClaim, Delete, LabelNode, Note, Outcome
+from kaito_hooks.workspace.slot_table import Table, fill
+from kaito_hooks.workspace.slots import FAILED, Slot, State
 from kaito_hooks.workspace.snapshot import Snapshot
-
-UNSERVED_PAUSE = 10.0
-"""Seconds between two looks for a CRD that is missing: no event tells when it comes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Supply:
-    """``nodes``: chosen ones, sorted by name. ``claims``: where the claims stand (None: nothing is bought here)."""
+    """``nodes``: chosen ones, sorted by name. ``claims``: where the claims stand (None: nothing is bought here).
+
+    ``lost_to``: which node that the Workspace's Pods could take is another Workspace's, while it has too few itself; ""
+    otherwise. What runs must not compete for that node.
+    """
 
     outcome: Outcome
     nodes: tuple[Obj, ...] = ()
@@ -28,6 +31,7 @@ class Supply:
     actions: tuple[Action, ...] = ()
     notes: tuple[Note, ...] = ()
     look_at: datetime | None = None
+    lost_to: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,223 +45,92 @@ class ClaimProgress:
 
 
 def supply(s: Snapshot, resource: ResourceSpec, *, disk_gib: int, buy: bool) -> Supply:
-    """Choose nodes, buy what is missing (if ``buy``), and say what the Workspace waits for."""
-    chosen = nodes.select(
-        nodes.candidates(s.nodes, s.workspace, resource, tenants=s.tenants),
-        count=resource.count,
-        preferred=resource.preferred_nodes,
-        previous=s.workspace.worker_nodes,
-        node_claim_mode=s.settings.node_api == "NodeClaim",
-    )
-    names = {nodes.name_of(node) for node in chosen}
-    missing = resource.count - len(chosen)
-    unfilled = [c for c in s.claims if not c.deleting and c.node_name not in names]
-    unready = [c for c in s.claims if not c.deleting and c.node_name in names and not c.ready]
-    # A bought node carries our labels before its provisioner holds it; until a claim names it, it is not there yet.
-    held = {c.node_name for c in s.claims}
-    unheld = [node for node in chosen if nodes.is_bought(node) and nodes.name_of(node) not in held]
-    joining = min(len(unheld), len(unfilled))
-    # With enough nodes at hand (the user brought some) a claim without a node of ours keeps nobody waiting.
-    open_claims = [*unready, *(unfilled if missing > 0 or joining else ())]
-
-    gpus = _GPUs.of(s, resource, chosen)
-    purchase = _Purchase.of(s, resource, missing=missing - len(unfilled), disk_gib=disk_gib, buy=buy)
-    findings = [
-        claims.examine(c, settings=s.settings, now=s.now) if not c.ready else _ready_without_node(s, c)
-        for c in open_claims
-    ]
-    usable = max(0, len(chosen) - gpus.lacking - len(unready) - joining)
-
-    outcome = _outcome(s, resource, usable=usable, missing=missing, findings=findings, purchase=purchase, gpus=gpus)
-    moments = [m for m in (gpus.look_at, purchase.look_at, *(f.look_at for f in findings)) if m is not None]
+    """Choose nodes, buy what is missing (if ``buy``), give back what is too much, say what the Workspace waits for."""
+    table = fill(s, resource, disk_gib=disk_gib, buy=buy)
+    purchases = [slot.buy for slot in table.slots if slot.buy is not None]
     return Supply(
-        outcome=outcome,
-        nodes=tuple(chosen),
-        claims=_progress(
-            s, outcome=outcome, pending=max(missing + gpus.lacking, 1), findings=findings, purchase=purchase, gpus=gpus
+        outcome=_outcome(s, resource, table),
+        nodes=table.nodes,
+        claims=_progress(s, table),
+        actions=(
+            *purchases,
+            *(LabelNode(slot.label) for slot in table.slots if slot.label),
+            *(Delete(claim.kind, "", claim.name, claim.uid) for claim in table.surplus),
         ),
-        actions=(*purchase.actions, *gpus.actions),
-        notes=purchase.notes,
-        look_at=min(moments, default=None),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _GPUs:
-    """The GPU check of the chosen nodes."""
-
-    lacking: int = 0
-    waiting: str = ""
-    failed: str = ""
-    actions: tuple[Action, ...] = ()
-    look_at: datetime | None = None
-
-    @classmethod
-    def of(cls, s: Snapshot, resource: ResourceSpec, chosen: list[Obj]) -> _GPUs:
-        if not nodes.needs_gpus(s.workspace, resource, s.catalog):
-            return cls()
-        checks = [
-            nodes.check_gpus(
-                node,
-                s.workspace,
-                labelled_at=s.memory.labelled.get(nodes.name_of(node)),
-                now=s.now,
-                timeout=s.settings.timeouts.gpu_plugin,
-            )
-            for node in chosen
-        ]
-        lacking = [check for check in checks if check.gpus_missing]
-        late = [check for check in lacking if s.now >= check.deadline]
-        return cls(
-            lacking=len(lacking),
-            waiting=f"node {lacking[0].node} has no nvidia.com/gpu yet" if lacking else "",
-            failed=f"node plugin installation timed out. node {late[0].node} is not ready" if late else "",
-            actions=tuple(LabelNode(check.node) for check in checks if check.label_missing),
-            look_at=min((check.deadline for check in lacking if s.now < check.deadline), default=None),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Purchase:
-    """Claims to create, or why they are not created."""
-
-    actions: tuple[BuyClaim, ...] = ()
-    notes: tuple[Note, ...] = ()
-    waiting: str = ""
-    failed: str = ""
-    look_at: datetime | None = None
-
-    @classmethod
-    def of(cls, s: Snapshot, resource: ResourceSpec, *, missing: int, disk_gib: int, buy: bool) -> _Purchase:
-        if missing <= 0 or not buy:
-            return cls()
-        api = s.settings.node_api
-        if api == "none":
-            return cls(waiting=_bring_your_own(resource, missing))
-        if api not in s.served_claim_kinds:
-            plural = claim_api.ENCODINGS[api].plural
-            return cls(
-                failed=f"nodeAPI is {api}, but this cluster serves no {plural}.karpenter.sh; "
-                "install the chart gpu-provisioner, or set nodeAPI to what is installed",
-                look_at=s.now + timedelta(seconds=UNSERVED_PAUSE),
-            )
-        if unobtainable := claims.unobtainable(resource.match_labels):
-            return cls(failed=f"resource.labelSelector: {unobtainable}")
-        remembered = s.memory.purchases
-        if remembered.not_before is not None and s.now < remembered.not_before:
-            again = f"the next try is at {format_time(remembered.not_before)}"
-            return cls(failed=f"{remembered.cause}; {again}", look_at=remembered.not_before)
-        names = claims.to_buy(s.workspace, s.claims, count=resource.count, missing=missing, salts=s.memory.salts)
-        if not names:
-            going = ", ".join(sorted(c.name for c in s.claims if c.deleting))
-            return cls(waiting=f"{going} is being deleted, its replacement is bought when it is gone" if going else "")
-        return cls._of_names(s, resource, names, disk_gib=disk_gib)
-
-    @classmethod
-    def _of_names(cls, s: Snapshot, resource: ResourceSpec, names: list[str], *, disk_gib: int) -> _Purchase:
-        api = s.settings.node_api
-        assert api != "none"
-        slots = {name: slot for slot in range(resource.count) for name in claims.slot_names(s.workspace, slot)}
-        actions: list[BuyClaim] = []
-        moments: list[datetime] = []
-        waiting = failed = ""
-        for name in names:
-            if (coming := s.memory.purchases.bought.get(name)) is not None:
-                waiting = f"waiting for {name}: {claims.UNANSWERED}"
-                moments.append(coming.at + timedelta(seconds=CACHE_LAG))
-                continue
-            refusal = s.memory.refusals.get(f"{api}/{name}")
-            if refusal is not None and s.now < refusal.retry_at:
-                failed = failed or refusal.message
-                moments.append(refusal.retry_at)
-                continue
-            spec = claims.claim_spec(
-                name, s.workspace, resource, disk_gib=disk_gib, catalog=s.catalog, settings=s.settings
-            )
-            actions.append(BuyClaim(claim_api.encode(spec, api), slots[name]))
-        bought = [action.claim["metadata"]["name"] for action in actions]
-        return cls(
-            actions=tuple(actions),
-            notes=tuple(
-                Note("Normal", f"Created{api}", f"created {api} {name} for one {resource.instance_type}")
-                for name in bought
+        notes=(
+            *(
+                Note("Normal", f"Created{kind}", f"created {kind} {name} for one {resource.instance_type}")
+                for kind, name in map(_kind_and_name, purchases)
             ),
-            waiting=f"waiting for {bought[0]}: {claims.UNANSWERED}" if bought else waiting,
-            failed=failed,
-            look_at=min(moments, default=None),
-        )
-
-
-def _bring_your_own(resource: ResourceSpec, missing: int) -> str:
-    selector = ",".join(f"{key}={value}" for key, value in sorted(resource.match_labels.items())) or "any label"
-    return (
-        f"{missing} more Ready node{'s' if missing > 1 else ''} of type {resource.instance_type} with the labels "
-        f"{selector} needed; nothing is bought because nodeAPI is none"
+            *(
+                Note("Normal", f"Deleted{c.kind}", f"deleted {c.kind} {c.name}: other nodes have taken its place")
+                for c in table.surplus
+            ),
+        ),
+        look_at=min((slot.look_at for slot in table.slots if slot.look_at is not None), default=None),
+        lost_to=_lost_to(s, resource, table),
     )
 
 
-def _ready_without_node(s: Snapshot, claim: Claim) -> claims.Finding:
-    """A claim stays Ready when its Node does not: look at the Node itself."""
-    node = next((n for n in s.nodes if nodes.name_of(n) == claim.node_name), None)
-    if node is None:
-        text = f"its node {claim.node_name} is gone"
-    elif node["metadata"].get("deletionTimestamp"):
-        text = f"its node {claim.node_name} is being deleted"
-    elif not nodes.is_ready(node):
-        text = f"its node {claim.node_name} is not Ready"
-    elif (node.get("spec") or {}).get("unschedulable"):
-        text = f"its node {claim.node_name} is cordoned"
-    else:
-        text = f"its node {claim.node_name} does not have the labels and the instance type of the Workspace"
-    return claims.Finding(claim.name, "waiting", text)
+def _kind_and_name(purchase: BuyClaim) -> tuple[str, str]:
+    return purchase.claim["kind"], purchase.claim["metadata"]["name"]
 
 
-def _outcome(
-    s: Snapshot,
-    resource: ResourceSpec,
-    *,
-    usable: int,
-    missing: int,
-    findings: list[claims.Finding],
-    purchase: _Purchase,
-    gpus: _GPUs,
-) -> Outcome:
-    if missing <= 0 and not findings and not gpus.lacking:
+def _outcome(s: Snapshot, resource: ResourceSpec, table: Table) -> Outcome:
+    if table.ready:
         return Outcome("ready", "workspace resource is ready")
-    failures = [f"{f.claim}: {f.text}" for f in findings if f.kind == "failed"]
-    failures += [text for text in (purchase.failed, gpus.failed) if text]
-    waits = [f"{f.claim}: {f.text}" for f in findings if f.kind != "failed"]
-    waits += [text for text in (gpus.waiting, purchase.waiting) if text]
-    if not waits and not failures:
-        waits = ["a node"]
-    progress = f"node {usable}/{resource.count} ready; "
-    if failures:
-        return Outcome("failed", progress + failures[0])
-    waiting = f"{progress}waiting for {waits[0]}" if findings else progress + waits[0]
-    last = s.memory.purchases.cause
-    return Outcome("waiting", f"{waiting}; the last try ended with: {last}" if last and missing > 0 else waiting)
+    usable = sum(slot.state is State.READY for slot in table.slots)
+    first = _most_urgent(table)
+    message = first.message
+    if first.state is State.FREE:
+        free = sum(slot.state is State.FREE for slot in table.slots)
+        message = _bring_your_own(s, resource, free) if s.settings.node_api == "none" else "a node"
+    return Outcome("failed" if first.state in FAILED else "waiting", f"node {usable}/{resource.count} ready; {message}")
 
 
-def _progress(
-    s: Snapshot,
-    *,
-    outcome: Outcome,
-    pending: int,
-    findings: list[claims.Finding],
-    purchase: _Purchase,
-    gpus: _GPUs,
-) -> ClaimProgress | None:
+def _most_urgent(table: Table) -> Slot:
+    return min(table.slots, key=lambda slot: slot.urgency)
+
+
+def _bring_your_own(s: Snapshot, resource: ResourceSpec, missing: int) -> str:
+    selector = ",".join(f"{key}={value}" for key, value in sorted(resource.match_labels.items())) or "any label"
+    text = (
+        f"{missing} more Ready node{'s' if missing > 1 else ''} with the labels {selector} needed; "
+        "nothing is bought because nodeAPI is none"
+    )
+    for node in s.nodes:
+        found = node_facts.facts(node)
+        if found is not None and nodes.has_labels(node, resource) and not node_facts.may_use(s, node):
+            gpus = f"{found.gpu_count} x {found.gpu_model or 'GPU'} with {found.per_gpu_memory_gib} GiB"
+            return f"{text}; the GPUs of node {nodes.name_of(node)} ({gpus}) do not hold what the Workspace runs"
+    return text
+
+
+def _progress(s: Snapshot, table: Table) -> ClaimProgress | None:
     if s.settings.node_api == "none":
         return None
-    if outcome.ready:
+    if table.ready:
         return ClaimProgress("ready")
-    if failed := next((f"{f.claim}: {f.text}" for f in findings if f.kind == "failed"), purchase.failed):
-        return ClaimProgress("creation failed", failed)
-    if late := next((f for f in findings if f.kind == "late"), None):
-        what = "machine" if s.settings.node_api == "Machine" else "nodeClaim"
-        return ClaimProgress(
-            "status failed", f"check {what} status timed out. {what} {late.claim} is not ready: {late.text}"
-        )
-    if gpus.failed:
-        return ClaimProgress("status failed", gpus.failed)
-    return ClaimProgress("pending", pending=pending)
+    first = _most_urgent(table)
+    match first.state:
+        case State.CLAIM_FAILED | State.BACKING_OFF | State.REFUSED:
+            return ClaimProgress("creation failed", first.message)
+        case State.GPUS_LATE:
+            return ClaimProgress("status failed", first.message)
+        case State.CLAIM_LATE:
+            what = "machine" if s.settings.node_api == "Machine" else "nodeClaim"
+            text = f"check {what} status timed out. {what} {first.claim} is not ready: {first.text}"
+            return ClaimProgress("status failed", text)
+    pending = sum(slot.state not in (State.READY, State.AWAY) for slot in table.slots)
+    return ClaimProgress("pending", "" if pending else f"waiting for {first.message}", pending)
+
+
+def _lost_to(s: Snapshot, resource: ResourceSpec, table: Table) -> str:
+    """Pods that run where nobody else's node is harm nobody; those that run nowhere may go anywhere."""
+    if len(table.nodes) >= resource.count:
+        return ""
+    taken = nodes.in_others_hands(s.nodes, s.workspace, resource, tenants=s.tenants)
+    used = {name for pod in s.pods if (name := (pod.get("spec") or {}).get("nodeName"))}
+    if used or table.nodes:
+        taken = {name: tenant for name, tenant in taken.items() if name in used}
+    return next((f"node {n} is used by Workspace {t.namespace}/{t.name}" for n, t in sorted(taken.items())), "")

@@ -13,10 +13,11 @@ from kaito_hooks.workspace.memory import Memories
 from kaito_hooks.workspace.settings import NodeAPISetting
 
 BY_LABEL = "label"
+BY_OWNER = "owner"
 BY_WORKSPACE = "workspace"
 BY_WORKER_NODE = "worker node"
 BY_NAMED_NODE = "named node"
-BY_FIRST_LABEL = "first label"
+BY_WANTED_LABEL = "wanted label"
 BY_POD = "pod"
 BY_INVOLVED = "involved object"
 BY_CLAIM_NAME = "claim name"
@@ -33,9 +34,18 @@ def workspace_of_claim(claim: Obj) -> Key | None:
     return Key(namespace, name) if name and namespace else None
 
 
-def _labels_of(node: Obj) -> list[str]:
+def _labels_for_anybody(node: Obj) -> list[str]:
+    """The labels under which any Workspace finds the Node; one that was bought is its owner's alone."""
+    if workspace_of_claim(node) is not None:
+        return []
     marks = node["metadata"].get("labels") or {}
     return [ANY_LABEL, *(f"{key}={value}" for key, value in marks.items())]
+
+
+def _wanted_labels(workspace: Obj) -> list[str]:
+    """The first label of a Workspace that has too few nodes."""
+    count = (workspace.get("resource") or {}).get("count", 1)
+    return [first_label(workspace)] if len(_worker_nodes(workspace)) < count else []
 
 
 def first_label(workspace: Obj) -> str:
@@ -81,11 +91,14 @@ class World:
     revisions: Informer
 
     @classmethod
-    def over(cls, client: Client, node_api: NodeAPISetting) -> World:
-        """Informers that read with this client; none is started. ``node_api``: the kind of claims that are bought."""
+    def over(cls, client: Client, node_api: NodeAPISetting, *, follow: Callable[..., Informer] = Informer) -> World:
+        """Informers that read with this client; none is started. ``node_api``: the kind of claims that are bought.
+
+        ``follow``: what makes an informer, with the parameters of Informer.
+        """
 
         def labelled(resource: Resource) -> Informer:
-            return Informer(
+            return follow(
                 client,
                 resource,
                 label_selector=labels.WORKSPACE,
@@ -93,7 +106,7 @@ class World:
             )
 
         def claims(resource: Resource) -> Informer:
-            return Informer(
+            return follow(
                 client,
                 resource,
                 label_selector=labels.WORKSPACE,
@@ -102,28 +115,33 @@ class World:
             )
 
         return cls(
-            workspaces=Informer(
+            workspaces=follow(
                 client,
                 resources.WORKSPACE,
                 indexes={
                     BY_WORKER_NODE: _worker_nodes,
                     BY_NAMED_NODE: _named_nodes,
-                    BY_FIRST_LABEL: lambda workspace: [first_label(workspace)],
+                    BY_WANTED_LABEL: _wanted_labels,
                     BY_UID: lambda workspace: [str(workspace["metadata"]["uid"])],
                 },
             ),
-            catalogs=Informer(client, resources.CATALOG, optional=True),
+            catalogs=follow(client, resources.CATALOG, optional=True),
             machines=claims(resources.MACHINE),
             node_claims=claims(resources.NODE_CLAIM),
-            nodes=Informer(client, resources.NODE, indexes={BY_LABEL: _labels_of}, transform=_slim_node),
-            claim_events=Informer(
+            nodes=follow(
+                client,
+                resources.NODE,
+                indexes={BY_LABEL: _labels_for_anybody, BY_OWNER: _index(_claim_keys)},
+                transform=_slim_node,
+            ),
+            claim_events=follow(
                 client,
                 resources.EVENT,
                 field_selector=f"involvedObject.kind={node_api},type=Warning",
                 indexes={BY_CLAIM_NAME: lambda event: [str((event.get("involvedObject") or {}).get("name", ""))]},
             ),
             pods=labelled(resources.POD),
-            pod_events=Informer(
+            pod_events=follow(
                 client,
                 resources.EVENT,
                 field_selector="involvedObject.kind=Pod,reason=FailedMount",
@@ -140,7 +158,7 @@ class World:
             services=labelled(resources.SERVICE),
             network_policies=labelled(resources.NETWORK_POLICY),
             jobs=labelled(resources.JOB),
-            revisions=Informer(
+            revisions=follow(
                 client,
                 resources.CONTROLLER_REVISION,
                 label_selector=labels.REVISION_NAME,
@@ -189,16 +207,16 @@ class World:
         return special.get(name, _keys(labels.WORKSPACE))
 
     def _concerned_by_node(self, node: Obj) -> Iterator[Key]:
-        owner = workspace_of_claim(node)
-        if owner is not None:
-            yield owner
+        """Its owner, who uses or prefers it and, of one that nobody uses, who has too few."""
+        yield from _claim_keys(node)
         name = node["metadata"]["name"]
         for workspace in self.workspaces.by_index(BY_NAMED_NODE, name):
             yield Key.of(workspace)
-        if owner is None:
-            for label in _labels_of(node):
-                for workspace in self.workspaces.by_index(BY_FIRST_LABEL, label):
-                    yield Key.of(workspace)
+        if self.workspaces.by_index(BY_WORKER_NODE, name):
+            return
+        for label in _labels_for_anybody(node):
+            for workspace in self.workspaces.by_index(BY_WANTED_LABEL, label):
+                yield Key.of(workspace)
 
     def _concerned_by_claim_event(self, event: Obj, memories: Memories) -> Iterator[Key]:
         """The claim's labels tell; where it went before its Event came, who waits to hear why."""

@@ -253,7 +253,8 @@ def test_a_node_of_the_users_own_is_used_and_stays(
     add_node(admin, f"own-{place}", {"apps": place}, instance_type="standard_nc6s_v3", gpus=1)
     until(admin, ws, "WorkspaceReady")
     set_gpus(admin, f"own-{place}", 1, ready=False)
-    until(admin, ws, "WorkspaceReady", status="False", words="node 0/1 ready; 1 more Ready node of type")
+    until(admin, ws, "WorkspaceReady", status="False", words=f"node 0/1 ready; node own-{place} is not Ready since")
+    assert admin.get(WORKSPACE, "own", namespace=place)["status"]["workerNodes"] == [f"own-{place}"]
     set_gpus(admin, f"own-{place}", 1)
     until(admin, ws, "WorkspaceReady")
     late = submit(admin, workspace("late", place))

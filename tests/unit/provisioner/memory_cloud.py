@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from tests.unit.provisioner.stepped_clock import SteppedClock
+from tests.driven.clock import SteppedClock
 
 from kaito_hooks.api.claim import Claim
 from kaito_hooks.provisioner.azure.agent_pool import order

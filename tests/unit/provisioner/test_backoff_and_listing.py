@@ -7,8 +7,8 @@ import threading
 from collections.abc import Sequence
 
 import pytest
+from tests.driven.clock import SteppedClock
 from tests.eventually import PATIENCE
-from tests.unit.provisioner.stepped_clock import SteppedClock
 
 from kaito_hooks.provisioner import errors
 from kaito_hooks.provisioner.azure.listing import SharedListing

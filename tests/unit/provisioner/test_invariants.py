@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.unit.provisioner.budget import Budget
+from tests.driven.budget import Budget
 from tests.unit.provisioner.world import Crash, World
 
 from kaito_hooks.api.claim import NodeAPI

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
-from tests.unit.provisioner.budget import END, FAILURE, LAUNCH, ORDER, Budget, looks
+from tests.driven.budget import Budget
+from tests.unit.provisioner.budget import END, FAILURE, LAUNCH, ORDER, looks
 from tests.unit.provisioner.memory_cloud import Pool
 from tests.unit.provisioner.world import World
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.driven.cluster import MemoryInformer
 from tests.unit.provisioner.azure.test_aks_provider import Provider
 from tests.unit.provisioner.memory_cloud import MemoryCloud
-from tests.unit.provisioner.memory_cluster import MemoryInformer
 from tests.unit.provisioner.world import World
 
 from kaito_hooks.provisioner import nodes, resources

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
-from tests.unit.provisioner.budget import LAUNCH, ORDER, Budget
+from tests.driven.budget import Budget
+from tests.unit.provisioner.budget import LAUNCH, ORDER
 from tests.unit.provisioner.world import WORKSPACE, World
 
 from kaito_hooks.api.claim import NodeAPI

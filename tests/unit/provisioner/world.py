@@ -7,16 +7,15 @@ with ``allow``.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, cast
 
 from prometheus_client import CollectorRegistry
-from tests.unit.provisioner.budget import LAUNCH, Account, Budget
-from tests.unit.provisioner.driver import DrivenController
+from tests.driven.cluster import MemoryInformer
+from tests.driven.controller import DrivenController
+from tests.driven.world import NEVER, DrivenWorld
+from tests.unit.provisioner.budget import LAUNCH
 from tests.unit.provisioner.memory_cloud import MemoryCloud, Pool
-from tests.unit.provisioner.memory_cluster import MemoryCluster, MemoryInformer
-from tests.unit.provisioner.stepped_clock import SteppedClock
 
 from kaito_hooks.api.claim import Claim, ClaimSpec, NodeAPI, encode
 from kaito_hooks.provisioner import nodes, resources
@@ -33,9 +32,6 @@ from kaito_hooks.provisioner.phases.drain import Drains
 from kaito_hooks.provisioner.phases.environment import Environment
 from kaito_hooks.provisioner.settings import Settings
 from kaito_hooks.runtime import ApiError, Client, Key, LeadershipLost, Obj, Result, format_time, parse_time
-
-WATCH_LAG = 0.05
-"""Seconds until a watch tells of a change."""
 
 WORKSPACE = {"kaito.sh/workspace": "phi", "kaito.sh/workspacenamespace": "default", "apps": "phi-3"}
 
@@ -57,12 +53,11 @@ class Heard:
         return [reason for _, _, reason, _ in self.events]
 
 
-class World:
+class World(DrivenWorld):
     """One cluster, one cloud, one provisioner that may crash and start again."""
 
     def __init__(self, *, node_api: NodeAPI = "Machine", node_ready: bool = True, **settings: Any) -> None:
-        self.clock = SteppedClock()
-        self.cluster = MemoryCluster(self.clock)
+        super().__init__()
         self.cloud = MemoryCloud(self.clock)
         self.cloud.on_ready = self.boot
         self.cloud.on_gone = self.machine_gone
@@ -72,8 +67,10 @@ class World:
         self.settings = Settings(**settings)
         self.heard = Heard()
         self.released_with_pool: list[str] = []
-        self.account = Account(self.clock, lambda: len(self.cloud.requests))
         self.start()
+
+    def requests(self) -> int:
+        return len(self.cloud.requests)
 
     # The process
 
@@ -82,6 +79,7 @@ class World:
         self.cloud.start()
         self.node_cache = MemoryInformer(self.cluster, resources.NODE, nodes.indexes("agentpool"))
         self.claim_caches = {kind: MemoryInformer(self.cluster, r) for kind, r in resources.CLAIMS.items()}
+        self.informers = [self.node_cache, *self.claim_caches.values()]
         self.env = self._environment()
         self.kinds: tuple[ClaimKind, ...] = (Machine(), NodeClaim(by_label=self.settings.manage_by_label))
         self.lifecycles = {
@@ -94,6 +92,7 @@ class World:
             for kind in self.kinds
         }
         self.controllers = {kind: self._controller(kind) for kind in resources.CLAIMS}
+        self.driven = list(self.controllers.values())
         self.collection = Collection(self.env, self.kinds, required=self.node_api)
         self.sync()
 
@@ -120,25 +119,8 @@ class World:
         return controller
 
     def _lifecycle(self, kind: str, key: Key) -> Result:
-        with self._product():
+        with self.product():
             return self.lifecycles[kind].reconcile(key)
-
-    @contextmanager
-    def _product(self) -> Iterator[None]:
-        """What is written meanwhile, the provisioner has written."""
-        self.cluster.product_writes = True
-        try:
-            yield
-        finally:
-            self.cluster.product_writes = False
-
-    def sync(self) -> None:
-        """The watches tell what has changed."""
-        self._told = self.cluster.revision
-        self._tells_at = float("inf")
-        self.node_cache.sync()
-        for cache in self.claim_caches.values():
-            cache.sync()
 
     def reconcile(self, name: str, *, sync: bool = True) -> None:
         """One reconcile out of turn, which is not paid for; without ``sync`` on caches as old as they are."""
@@ -149,49 +131,24 @@ class World:
 
     def sweep(self) -> None:
         self.sync()
-        with self._product():
+        with self.product():
             self.collection.sweep()
 
-    def allow(self, budget: Budget) -> None:
-        """What may be spent from here on; a reconcile that goes beyond it is an AssertionError."""
-        self.account.open(budget)
+    def run(self, seconds: float, *, sweep: bool = False, **_: Any) -> None:
+        """Let time pass, with sweeps or without."""
+        super().run(seconds, every=(self.settings.gc_interval, self.sweep) if sweep else None)
 
-    def run(self, seconds: float, *, sweep: bool = False) -> None:
-        """Let time pass: the cloud works, kubelets end Pods, watches tell, and claims are reconciled when they are
-        woken or due.
-        """
-        end = self.clock.monotonic() + seconds
-        next_sweep = self.clock.monotonic() + self.settings.gc_interval if sweep else float("inf")
-        while True:
-            self._settle()
-            if self.clock.monotonic() >= next_sweep:
-                self.sweep()
-                next_sweep += self.settings.gc_interval
-            moment = min(next_sweep, self._next_moment())
-            if moment > end:
-                break
-            self.clock.turn_to(moment)
-        self.clock.turn_to(end)
-
-    def _settle(self) -> None:
-        """Everything that is due at this moment."""
+    def surroundings(self) -> None:
         self.cloud.tick()
         self.kubelets()
-        if self.clock.monotonic() >= self._tells_at:
-            self.sync()
-        while any(controller.work() for controller in self.controllers.values()):
-            pass
 
-    def _next_moment(self) -> float:
-        if self.cluster.revision != self._told and self._tells_at == float("inf"):
-            self._tells_at = self.clock.monotonic() + WATCH_LAG
-        controllers = (controller.next_moment() for controller in self.controllers.values())
-        return min(self._tells_at, self._next_pod_end(), self.cloud.next_moment(), *controllers)
+    def next_of_surroundings(self) -> float:
+        return min(self._next_pod_end(), self.cloud.next_moment())
 
     def _next_pod_end(self) -> float:
         ends = [pod["metadata"].get("deletionTimestamp") for pod in self.cluster.all(resources.POD)]
         moments = (self.clock.moment(parse_time(end)) for end in ends if end)
-        return min((moment for moment in moments if moment > self.clock.monotonic()), default=float("inf"))
+        return min((moment for moment in moments if moment > self.clock.monotonic()), default=NEVER)
 
     # The claims
 

@@ -29,6 +29,7 @@ class AnyWorld(RuleBasedStateMachine):
         obj["resource"] = obj["resource"] | {"count": COUNT}
         self.world = SmallWorld(obj, settings=Settings(timeouts=SHORT))
         self.brought: set[str] = set()
+        self.given_back: set[str] = set()
         # What belongs to another Workspace with the same labels.
         self.theirs_claim = claim_object("wsother0000", labels=THEIRS)
         self.theirs_node = node_object("theirs", labels=THEIRS)
@@ -163,8 +164,18 @@ class AnyWorld(RuleBasedStateMachine):
         assert len(self.mine) <= COUNT
 
     @invariant()
-    def nothing_is_deleted_while_the_workspace_lives(self) -> None:
-        assert [d for d in self.world.deleted if d.kind != "ControllerRevision"] == []
+    def nothing_that_is_needed_is_deleted_while_the_workspace_lives(self) -> None:
+        assert {d.kind for d in self.world.deleted} <= {"ControllerRevision", "Machine"}
+        nodes = set(self.workspace.get("status", {}).get("workerNodes", ()))
+        for deleted in self.world.deleted:
+            if deleted.kind == "Machine" and deleted.uid not in self.given_back:
+                self.given_back.add(deleted.uid)
+                assert f"node-{deleted.name}" not in nodes
+                coming = [name for name in self.mine if f"node-{name}" not in nodes and not self._goes(name)]
+                assert len(nodes) + len(coming) >= COUNT
+
+    def _goes(self, name: str) -> bool:
+        return "deletionTimestamp" in self.world.claims[name]["metadata"]
 
     @invariant()
     def what_belongs_to_others_is_not_touched(self) -> None:

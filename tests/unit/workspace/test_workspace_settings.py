@@ -32,7 +32,7 @@ def test_the_charts_configuration_is_read() -> None:
                 "window": {"days": ["Sat", "Sun"], "start": "22:00", "duration": "6h"},
             },
             "networkPolicy": {"enabled": False},
-            "timeouts": {"claimReady": "20m", "gpuPlugin": "90s", "buyBackoffMax": "1h30m"},
+            "timeouts": {"claimReady": "20m", "nodeNotReady": "2m", "gpuPlugin": "90s", "buyBackoffMax": "1h30m"},
             "maxNodesPerWorkspace": 7,
             "workers": 2,
         },
@@ -56,6 +56,7 @@ def test_the_charts_configuration_is_read() -> None:
         ({"key": "team", "operator": "Exists"},), "rolling", 3, Window(frozenset({5, 6}), time(22), 21600)
     )
     assert (settings.timeouts.gpu_plugin, settings.timeouts.buy_backoff_max) == (90, 5400)
+    assert settings.timeouts.node_not_ready == 120
     assert settings.max_nodes_per_workspace == 7
     assert (settings.cloud, settings.release_namespace, settings.workers) == ("aws", "kaito", 2)
 

@@ -83,51 +83,6 @@ def test_of_two_nodes_the_one_that_is_refused_is_told_and_the_sentence_stands_st
         assert again.status is None
 
 
-@pytest.mark.parametrize("node_api", ["none", "Machine"])
-def test_a_node_of_ones_own_that_is_lost_is_told_and_replaced_where_nodes_are_bought(node_api: Any) -> None:
-    world = SmallWorld(workspace_object(), settings=Settings(node_api=node_api))
-    world.nodes["mine"] = node_object("mine")
-    world.settle()
-    assert (told(world)["WorkspaceReady"][0], world.bought) == ("True", 0)
-    world.nodes["mine"] = node_object("mine", ready=False, labels={"accelerator": "nvidia"})
-    world.reconcile()
-    status, message = told(world)["WorkspaceReady"]
-    assert (status, message[:16]) == ("False", "node 0/1 ready; ")
-    world.settle()
-    assert world.bought == (1 if node_api == "Machine" else 0)
-    if node_api == "none":
-        assert "1 more Ready node of type Standard_NC6s_v3 with the labels apps=phi-3 needed" in message
-        world.nodes["mine"] = node_object("mine", labels={"accelerator": "nvidia"})
-        world.settle()
-    assert told(world)["WorkspaceReady"][0] == "True"
-    assert not [d for d in world.deleted if d.kind == "Machine"]
-
-
-def test_a_claim_that_is_deleted_under_a_running_workspace_is_bought_again() -> None:
-    world = served(workspace_object())
-    [(name, claim)] = world.claims.items()
-    claim["metadata"]["deletionTimestamp"] = "2026-01-02T13:00:00Z"
-    world.nodes[f"node-{name}"] = node_object(f"node-{name}", ready=False, labels=OURS)
-    world.reconcile()
-    assert "is being deleted, its replacement is bought when it is gone" in told(world)["WorkspaceReady"][1]
-    assert world.bought == 1
-    world.settle()
-    assert (world.bought, len(world.claims)) == (2, 1)
-    assert told(world)["WorkspaceReady"][0] == "True"
-
-
-def test_preferred_nodes_that_are_named_later_are_taken_and_nothing_is_given_back_or_bought() -> None:
-    world = served(workspace_object())
-    assert world.workspace is not None
-    other = {"node.kubernetes.io/instance-type": "Standard_NV6"}
-    world.nodes["wish"] = node_object("wish", labels=other)
-    world.workspace["resource"] = {**world.workspace["resource"], "preferredNodes": ["wish"]}
-    world.settle()
-    assert world.workspace["status"]["workerNodes"] == ["wish"]
-    assert (world.bought, len(world.claims), told(world)["WorkspaceReady"][0]) == (1, 1, "True")
-    assert world.nodes["wish"]["metadata"]["labels"]["accelerator"] == "nvidia"
-
-
 def test_a_load_balancer_may_be_asked_for_and_given_up_later() -> None:
     world = served(workspace_object())
     assert world.workspace is not None

@@ -23,10 +23,9 @@ from tests.unit.workspace.worlds import (
 
 from kaito_hooks.runtime import format_time
 from kaito_hooks.workspace.actions import CopyConfigMap, CreateChild, Delete
-from kaito_hooks.workspace.memory import Memory
 from kaito_hooks.workspace.plan import Plan, plan
 from kaito_hooks.workspace.settings import Settings, Tuning
-from kaito_hooks.workspace.snapshot import Snapshot, TuningConfig
+from kaito_hooks.workspace.snapshot import Memory, Snapshot, Tenant, TuningConfig
 
 Obj = dict[str, Any]
 COPIED = TuningConfig("qlora-params-template", found={"data": TEMPLATE})
@@ -261,6 +260,14 @@ class TestTheStatus:
         assert decided.status is not None
         assert decided.status["progress"] == "epoch 1/3, 42 %, loss 1.23, 12 min left"
 
+    def test_a_job_whose_node_is_another_workspaces_is_taken_away_until_there_is_a_node(self) -> None:
+        older = Tenant("2026-01-01T00:00:00Z", "models", "older")
+        decided, _ = running("tune", tenants={"mine": (older,)}, before={"workerNodes": ["mine"]})
+        assert [(a.kind, a.name) for a in decided.actions if isinstance(a, Delete)] == [("Job", "phi")]
+        status, _, message = conditions(decided)["JobStarted"]
+        assert status == "False"
+        assert message.endswith("node mine is used by Workspace models/older")
+
     def test_a_pod_that_does_not_answer_keeps_what_was_said_last(self) -> None:
         decided, _ = running("tune", before={"progress": "epoch 1/3, 42 %"})
         assert decided.status is not None
@@ -304,9 +311,10 @@ class TestTheStatus:
         before = {"conditions": [{"type": "JobStarted", "reason": "WorkspaceTuningJobStatusFailed", "message": cause}]}
         used_up = {"failed": 21, "conditions": [{"type": "Failed", "status": "True", "message": "limit"}]}
         decided, _ = running("tune", pods=(), status=used_up, before=before)
-        assert conditions(decided)["JobStarted"][2] == f"job phi has failed 21 pods: {cause}"
+        sentence = f"job phi has failed 21 pods: {cause}"
+        assert conditions(decided)["JobStarted"][2] == sentence
         assert decided.status is not None
-        assert decided.status["tuning"] == {"revision": "1"}
+        assert decided.status["tuning"] == {"revision": "1", "failure": sentence}
 
 
 def world(**tuning: Any) -> SmallWorld:
@@ -429,11 +437,13 @@ class TestTheWay:
         assert message(w, "JobStarted") == sentence
         assert message(w, "WorkspaceReady") == sentence
         assert "Job/phi" not in w.children
+        assert w.workspace is not None
+        assert w.workspace["status"]["tuning"] == {"revision": "1", "failure": sentence}
         w.memory = Memory()
+        w.workspace["status"]["conditions"] = []
         w.settle()
         assert w.jobs_made == 1
         assert message(w, "JobStarted") == sentence
-        assert w.workspace is not None
         w.ending_step, w.job_ends = "push", {"exitCode": 0, "message": DIGEST}
         w.workspace["tuning"]["input"]["urls"] = ["https://example.com/better.parquet"]
         w.settle()

@@ -100,8 +100,8 @@ def lost(*, why: list[Obj] | None = None) -> Callable[[Memory], Memory]:
 
     def change(memory: Memory) -> Memory:
         claim = Claim.read(claim_object("ws1", conditions=why))
-        seen = memory.purchases.look([claim], now=START, minimum=30, maximum=1800)
-        return replace(memory, purchases=seen.look([], now=START, minimum=30, maximum=1800))
+        bounds: Any = {"slots": {"ws1": 0}, "now": START, "minimum": 30, "maximum": 1800}
+        return replace(memory, purchases=memory.purchases.look([claim], **bounds).look([], **bounds))
 
     return change
 

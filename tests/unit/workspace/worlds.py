@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -29,60 +28,62 @@ Obj = dict[str, Any]
 START = datetime(2026, 1, 2, 12, 0, 0, tzinfo=UTC)
 UID = "5f0d1f1e-0000-4000-8000-000000000001"
 
-CATALOG = Catalog.read(
-    {
-        "spec": {
-            "cloud": "azure",
-            "uncheckedInstanceTypePrefixes": ["Standard_N", "Standard_D"],
-            "presets": {
-                "phi-3-mini-4k-instruct": {
-                    "family": "phi3",
-                    "architecture": "Phi3ForCausalLM",
-                    "gpuCount": 1,
-                    "totalGPUMemoryGiB": 9,
-                    "diskGiB": 50,
-                    "dtype": "auto",
-                    "readinessTimeout": "30m",
-                    "weights": {"image": {"tag": "0.0.2", "path": "/workspace/tfs/weights"}},
-                    "tuning": {"lora": {"gpuMemoryGiB": 12}, "qlora": {"gpuMemoryGiB": 8}},
-                },
-                "falcon-7b-instruct": {"gpuCount": 1, "totalGPUMemoryGiB": 14, "weights": {"image": {"tag": "1"}}},
-                "falcon-40b": {"gpuCount": 2, "totalGPUMemoryGiB": 90, "weights": {"image": {"tag": "1"}}},
-                "llama-2-7b": {
-                    "gpuCount": 1,
-                    "totalGPUMemoryGiB": 14,
-                    "perGPUMemoryGiB": 14,
-                    "accessMode": "private",
-                    "weights": {"image": {}},
-                },
-                "llama-2-13b": {
-                    "gpuCount": 2,
-                    "totalGPUMemoryGiB": 30,
-                    "perGPUMemoryGiB": 15,
-                    "distributed": True,
-                    "accessMode": "private",
-                    "weights": {"image": {}},
-                },
-                "from-hub": {
-                    "totalGPUMemoryGiB": 1,
-                    "architecture": "LlamaForCausalLM",
-                    "weights": {"huggingFace": {"repo": "own/model", "revision": "a" * 40, "tokenSecret": "hub"}},
-                },
-                "from-volume": {
-                    "totalGPUMemoryGiB": 1,
-                    "weights": {"volume": {"persistentVolumeClaim": {"claimName": "models"}}},
-                },
+CATALOG_OBJECT: Obj = {
+    "apiVersion": "kaito.sh/v1alpha1",
+    "kind": "Catalog",
+    "metadata": {"name": "kaito"},
+    "spec": {
+        "cloud": "azure",
+        "uncheckedInstanceTypePrefixes": ["Standard_N", "Standard_D"],
+        "presets": {
+            "phi-3-mini-4k-instruct": {
+                "family": "phi3",
+                "architecture": "Phi3ForCausalLM",
+                "gpuCount": 1,
+                "totalGPUMemoryGiB": 9,
+                "diskGiB": 50,
+                "dtype": "auto",
+                "readinessTimeout": "30m",
+                "weights": {"image": {"tag": "0.0.2", "path": "/workspace/tfs/weights"}},
+                "tuning": {"lora": {"gpuMemoryGiB": 12}, "qlora": {"gpuMemoryGiB": 8}},
             },
-            "instanceTypes": {
-                "Standard_NC6s_v3": {"gpuCount": 1, "totalGPUMemoryGiB": 16, "gpuModel": "V100"},
-                "Standard_NC12s_v3": {"gpuCount": 2, "totalGPUMemoryGiB": 32, "gpuModel": "V100"},
-                "Standard_NC24ads_A100_v4": {"gpuCount": 1, "totalGPUMemoryGiB": 80, "gpuModel": "A100"},
-                "Standard_NV6": {"gpuCount": 1, "totalGPUMemoryGiB": 8, "gpuModel": "M60"},
-                "Standard_NV32as_v4": {"gpuCount": 1, "totalGPUMemoryGiB": 16, "gpuVendor": "amd"},
+            "falcon-7b-instruct": {"gpuCount": 1, "totalGPUMemoryGiB": 14, "weights": {"image": {"tag": "1"}}},
+            "falcon-40b": {"gpuCount": 2, "totalGPUMemoryGiB": 90, "weights": {"image": {"tag": "1"}}},
+            "llama-2-7b": {
+                "gpuCount": 1,
+                "totalGPUMemoryGiB": 14,
+                "perGPUMemoryGiB": 14,
+                "accessMode": "private",
+                "weights": {"image": {}},
             },
-        }
-    }
-)
+            "llama-2-13b": {
+                "gpuCount": 2,
+                "totalGPUMemoryGiB": 30,
+                "perGPUMemoryGiB": 15,
+                "distributed": True,
+                "accessMode": "private",
+                "weights": {"image": {}},
+            },
+            "from-hub": {
+                "totalGPUMemoryGiB": 1,
+                "architecture": "LlamaForCausalLM",
+                "weights": {"huggingFace": {"repo": "own/model", "revision": "a" * 40, "tokenSecret": "hub"}},
+            },
+            "from-volume": {
+                "totalGPUMemoryGiB": 1,
+                "weights": {"volume": {"persistentVolumeClaim": {"claimName": "models"}}},
+            },
+        },
+        "instanceTypes": {
+            "Standard_NC6s_v3": {"gpuCount": 1, "totalGPUMemoryGiB": 16, "gpuModel": "V100"},
+            "Standard_NC12s_v3": {"gpuCount": 2, "totalGPUMemoryGiB": 32, "gpuModel": "V100"},
+            "Standard_NC24ads_A100_v4": {"gpuCount": 1, "totalGPUMemoryGiB": 80, "gpuModel": "A100"},
+            "Standard_NV6": {"gpuCount": 1, "totalGPUMemoryGiB": 8, "gpuModel": "M60"},
+            "Standard_NV32as_v4": {"gpuCount": 1, "totalGPUMemoryGiB": 16, "gpuVendor": "amd"},
+        },
+    },
+}
+CATALOG = Catalog.read(CATALOG_OBJECT)
 
 
 def workspace_object(**changes: Any) -> Obj:
@@ -258,11 +259,6 @@ class SmallWorld:
     def snapshot(self) -> Snapshot:
         assert self.workspace is not None
         claims = tuple(Claim.read(claim) for claim in self.claims.values() if self.is_ours(claim))
-        timeouts = self.settings.timeouts
-        purchases = self.memory.purchases.look(
-            claims, now=self.now, minimum=timeouts.buy_backoff_min, maximum=timeouts.buy_backoff_max
-        )
-        self.memory = replace(self.memory, purchases=purchases)
         workspace = Workspace.read(copy.deepcopy(self.workspace))
         return Snapshot(
             now=self.now,
@@ -295,6 +291,7 @@ class SmallWorld:
     def reconcile(self, *, crash_after: int | None = None) -> Plan:
         """One plan, executed; ``crash_after``: only so many of its actions, and no status."""
         decided = plan(self.snapshot())
+        self.memory = decided.memory
         for action in decided.actions[:crash_after]:
             self._perform(action)
         if crash_after is None and decided.status is not None and self.workspace is not None:

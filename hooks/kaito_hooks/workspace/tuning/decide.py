@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from kaito_hooks.api import labels
 from kaito_hooks.api.catalog import Preset, fits
 from kaito_hooks.api.conditions import is_true
 from kaito_hooks.api.workspace import Adapter, DataSource, ResourceSpec
@@ -29,12 +28,14 @@ from kaito_hooks.workspace import (
     workload,
 )
 from kaito_hooks.workspace.actions import Action, CopyConfigMap, Delete, Note, Outcome
+from kaito_hooks.workspace.deletion import WITHDRAWN, withdraw
 from kaito_hooks.workspace.revision import Revision, tuning_hash_of
 from kaito_hooks.workspace.snapshot import Snapshot
 from kaito_hooks.workspace.status import Verdict
 from kaito_hooks.workspace.tuning import config, progress, state
 from kaito_hooks.workspace.tuning.job import job
-from kaito_hooks.workspace.tuning.state import Record, revision_of
+from kaito_hooks.workspace.tuning.phase import Phase, Situation, read
+from kaito_hooks.workspace.tuning.state import Record
 
 ADAPTER = "tuned"
 """The adapter's name in the server."""
@@ -42,6 +43,8 @@ ENDING = timedelta(seconds=30)
 """What a Pod may take to end after its push; then its Job is deleted."""
 CONFIG_PERIOD = 10.0
 """Seconds between two looks at a ConfigMap that is missing or wrong: no event tells when it is put right."""
+_WORKING = (Phase.REMOVING_SERVER, Phase.RUNNING, Phase.REMOVING_JOB)
+"""Phases in which something of ours may be on a node."""
 
 
 @dataclass(slots=True)
@@ -66,70 +69,39 @@ class Tuning:
     look_at: list[datetime] = field(default_factory=list)
 
 
-def needs_config(s: Snapshot, revision: Revision) -> bool:
-    """Whether a Job is still to be made, so that its ConfigMap must be looked at."""
-    record = Record.read(s.workspace)
-    wanted = revision_of(s.workspace, revision, s.revisions)
-    return (record is None or record.revision != wanted) and not _is_current(s, _live_job(s), wanted)
-
-
-def goes_by_itself(s: Snapshot, revision: Revision) -> bool:
-    """Whether this revision's job runs, or has ended and nothing runs after it: rules about a start matter no more."""
-    spec, record = s.workspace.tuning, Record.read(s.workspace)
-    wanted = revision_of(s.workspace, revision, s.revisions)
-    if spec is None:
-        return False
-    if record is None or record.revision != wanted:
-        return _is_current(s, _live_job(s), wanted)
-    return not (record.succeeded and spec.serve_result)
-
-
 def decide(s: Snapshot, resource: ResourceSpec, *, revision: Revision) -> Tuning:
     """What a tuning Workspace needs now whose rules hold, or which goes by itself."""
-    wanted, record = revision_of(s.workspace, revision, s.revisions), Record.read(s.workspace)
-    if record is not None and record.revision == wanted:
-        if not record.succeeded:
-            return _failed(s, resource, record)
-        if s.workspace.tuning is not None and not s.workspace.tuning.serve_result:
-            return _give_back(s, record)
-        return _serve(s, resource, record, revision=revision, wanted=wanted)
-    return _train(s, resource, wanted=wanted, record=record)
+    at = read(s, revision)
+    match at.phase:
+        case Phase.FAILED:
+            return _failed(s, resource, at)
+        case Phase.DONE:
+            return _give_back(s, at)
+        case Phase.SERVING:
+            return _serve(s, resource, at, revision=revision)
+    return _train(s, resource, at)
 
 
-def _live_job(s: Snapshot) -> Obj | None:
-    return s.children.get(f"Job/{s.workspace.name}")
-
-
-def _is_current(s: Snapshot, live: Obj | None, wanted: str) -> bool:
-    """Whether the Job is ours, stays, and tunes what is wanted now."""
-    if live is None or not children.is_owned(live, s.workspace.uid) or live["metadata"].get("deletionTimestamp"):
-        return False
-    annotations = live["metadata"].get("annotations") or {}
-    return bool(
-        annotations.get(labels.TUNING_HASH) == tuning_hash_of(s.workspace.raw)
-        and annotations.get(labels.REVISION) == wanted
-    )
-
-
-def _failed(s: Snapshot, resource: ResourceSpec, record: Record) -> Tuning:
+def _failed(s: Snapshot, resource: ResourceSpec, at: Situation) -> Tuning:
     """The job of this revision will not be tried again; its Job goes, unless its own end says why."""
     supplied = supply.supply(s, resource, disk_gib=0, buy=False)
-    said = s.workspace.condition(status.JOB_STARTED) or {}
-    sentence = str(said.get("message") or "the tuning job of this revision has failed")
+    assert at.record is not None
+    sentence = at.record.failure or "the tuning job of this revision has failed"
     found = Tuning(
-        supplied.outcome, supplied, job=Outcome("failed", sentence), fields={"progress": progress.done(record)}
+        supplied.outcome, supplied, job=Outcome("failed", sentence), fields={"progress": progress.done(at.record)}
     )
     _explain_server(s, found)
-    live = _live_job(s)
-    if live is not None and not is_true((live.get("status") or {}).get("conditions"), "Failed"):
+    if at.job is not None and not is_true((at.job.get("status") or {}).get("conditions"), "Failed"):
         found.actions += _deletion(s, "Job")
     found.look_at += _moments(supplied)
     return found
 
 
-def _give_back(s: Snapshot, record: Record) -> Tuning:
+def _give_back(s: Snapshot, at: Situation) -> Tuning:
     """Nothing is served: server and claims go; the nodes that were brought stay."""
-    found = Tuning(Outcome("ready"), job=Outcome("ready"), given_back=True, fields={"progress": progress.done(record)})
+    assert at.record is not None
+    fields = {"progress": progress.done(at.record)}
+    found = Tuning(Outcome("ready"), job=Outcome("ready"), given_back=True, fields=fields)
     found.actions += [*_deletion(s, "Deployment"), *_deletion(s, "StatefulSet")]
     doomed = [claim for claim in s.claims if not claim.deleting]
     found.actions += [Delete(claim.kind, "", claim.name, claim.uid) for claim in doomed]
@@ -142,24 +114,28 @@ def _give_back(s: Snapshot, record: Record) -> Tuning:
     return found
 
 
-def _serve(s: Snapshot, resource: ResourceSpec, record: Record, *, revision: Revision, wanted: str) -> Tuning:
+def _serve(s: Snapshot, resource: ResourceSpec, at: Situation, *, revision: Revision) -> Tuning:
     """The preset with one adapter, on the node that is there."""
+    assert at.record is not None
     supplied = supply.supply(s, resource, disk_gib=0, buy=True)
-    found = Tuning(supplied.outcome, supplied, job=Outcome("ready"), fields={"progress": progress.done(record)})
+    found = Tuning(supplied.outcome, supplied, job=Outcome("ready"), fields={"progress": progress.done(at.record)})
     found.actions += supplied.actions
     found.notes += supplied.notes
     found.look_at += _moments(supplied)
-    live, preset = _live_job(s), inference.preset_of(s)
+    preset = inference.preset_of(s)
     assert preset is not None
-    if live is not None and not _is_current(s, live, wanted):
+    if at.job is not None and not at.current:
         found.actions += _deletion(s, "Job")
     held = _end_job(s, found)
     if (shortage := _too_small(s, resource, preset)) is not None:
         found.served = shortage
+    elif supplied.lost_to:
+        found.actions += withdraw(s)
+        found.served = Outcome("waiting", f"{WITHDRAWN}: {supplied.lost_to}")
     elif held and inference.live_workload(s) is None:
         found.served = Outcome("waiting", "waiting for the Pod of the tuning job to end, which holds the GPUs")
     elif supplied.outcome.ready or inference.live_workload(s) is not None:
-        adapters = [_adapter(s, record)]
+        adapters = [_adapter(s, at.record)]
         wanted_children = inference.preset_children(
             s, resource, preset, adapters=adapters, chosen=supplied.nodes, revision=revision.number
         )
@@ -205,45 +181,53 @@ def _too_small(s: Snapshot, resource: ResourceSpec, preset: Preset) -> Outcome |
     )
 
 
-def _train(s: Snapshot, resource: ResourceSpec, *, wanted: str, record: Record | None) -> Tuning:
+def _train(s: Snapshot, resource: ResourceSpec, at: Situation) -> Tuning:
     """A Job for this revision, and nothing else on its node."""
-    live, server = _live_job(s), inference.live_workload(s)
-    current = _is_current(s, live, wanted)
-    checked = config.Checked()
-    if not current:
-        checked = config.check(s.workspace, s.tuning_config, release_namespace=s.settings.release_namespace)
-    supplied = supply.supply(s, resource, disk_gib=0, buy=not checked.problems)
+    supplied = supply.supply(s, resource, disk_gib=0, buy=at.phase is not Phase.MISCONFIGURED)
     found = Tuning(supplied.outcome, supplied)
     found.actions += supplied.actions
     found.notes += supplied.notes
     found.look_at += _moments(supplied)
-    if record is not None and not record.succeeded:
+    if at.record is not None and not at.record.succeeded:
         found.fields["tuning"] = None
-    if checked.problems:
-        # What an earlier revision left is not touched before this one can take its place.
-        found.job = Outcome("failed", validate.told(checked.problems))
+    if at.phase is Phase.MISCONFIGURED:
+        found.job = Outcome("failed", validate.told(at.checked.problems))
         if supplied.outcome.state == "waiting":
             found.resource = Outcome("waiting", "no node is bought before the tuning configuration is right")
         found.look_at.append(s.now + timedelta(seconds=CONFIG_PERIOD))
         found.fields["progress"] = ""
-    elif server is not None:
-        found.actions += [*_deletion(s, "Deployment"), *_deletion(s, "StatefulSet")]
-        found.job = Outcome("waiting", "the server of the previous result is being removed")
+    elif supplied.lost_to and at.phase in _WORKING:
+        found.actions += withdraw(s)
+        found.job = Outcome("waiting", f"{WITHDRAWN}: {supplied.lost_to}")
         found.fields["progress"] = ""
-    elif current and live is not None:
-        _follow(s, found, live, wanted=wanted)
-    elif live is not None and not children.is_owned(live, s.workspace.uid):
-        found.job = Outcome("failed", children.foreign(s.workspace.namespace, children.reference(live)))
-    elif live is not None:
-        found.actions += _deletion(s, "Job")
-        found.job = Outcome("waiting", "the job of the previous revision is being removed")
-        found.fields["progress"] = ""
-    elif supplied.outcome.ready:
-        _start(s, resource, found, checked=checked, wanted=wanted)
-    elif s.workspace.condition(status.JOB_STARTED) is not None:
-        found.job = Outcome("waiting", "waiting for the nodes")
+    else:
+        _take_step(s, resource, found, at)
     _explain_server(s, found)
     return found
+
+
+def _take_step(s: Snapshot, resource: ResourceSpec, found: Tuning, at: Situation) -> None:
+    """What a phase of training whose configuration is right does."""
+    assert found.supplied is not None
+    match at.phase:
+        case Phase.REMOVING_SERVER:
+            found.actions += [*_deletion(s, "Deployment"), *_deletion(s, "StatefulSet")]
+            found.job = Outcome("waiting", "the server of the previous result is being removed")
+            found.fields["progress"] = ""
+        case Phase.RUNNING:
+            assert at.job is not None
+            _follow(s, found, at.job, wanted=at.wanted)
+        case Phase.OCCUPIED:
+            assert at.job is not None
+            found.job = Outcome("failed", children.foreign(s.workspace.namespace, children.reference(at.job)))
+        case Phase.REMOVING_JOB:
+            found.actions += _deletion(s, "Job")
+            found.job = Outcome("waiting", "the job of the previous revision is being removed")
+            found.fields["progress"] = ""
+        case Phase.STARTING if found.supplied.outcome.ready:
+            _start(s, resource, found, checked=at.checked, wanted=at.wanted)
+        case _ if s.workspace.condition(status.JOB_STARTED) is not None:
+            found.job = Outcome("waiting", "waiting for the nodes")
 
 
 def _start(s: Snapshot, resource: ResourceSpec, found: Tuning, *, checked: config.Checked, wanted: str) -> None:

@@ -38,11 +38,12 @@ def revision_of(workspace: Workspace, revision: Revision, history: Iterable[Obj]
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """``status.tuning``: how the job of a revision ended; without an image it has failed for good."""
+    """``status.tuning``: how the job of a revision ended; without an image it has failed for good, and why."""
 
     revision: str
     image: str = ""
     digest: str = ""
+    failure: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -55,6 +56,7 @@ class Record:
             revision=str(found.get("revision") or ""),
             image=str(found.get("adapterImage") or ""),
             digest=str(found.get("adapterDigest") or ""),
+            failure=str(found.get("failure") or ""),
             metrics=found.get("metrics") or {},
         )
 
@@ -74,6 +76,7 @@ class Record:
         fields = {
             "adapterImage": self.image,
             "adapterDigest": self.digest,
+            "failure": self.failure,
             "revision": self.revision,
             "metrics": dict(self.metrics),
         }
@@ -102,12 +105,13 @@ def read(s: Snapshot, job: Obj, *, revision: str) -> JobState:
     own = pods_of(s.pods, job)
     status = job.get("status") or {}
     if (sentence := _never(own)) is not None:
-        return JobState("ended", Outcome("failed", sentence), Record(revision))
+        return JobState("ended", Outcome("failed", sentence), Record(revision, failure=sentence))
     if (success := _success(s.workspace, own, job, revision)) is not None:
         return JobState("ended", record=success)
     told = pods.explain(own, s.pod_warnings, said=s.said)
     if is_true(status.get("conditions"), "Failed"):
-        return JobState("ended", Outcome("failed", _used_up(s, job, told)), Record(revision))
+        sentence = _used_up(s, job, told)
+        return JobState("ended", Outcome("failed", sentence), Record(revision, failure=sentence))
     active, ready = int(status.get("active") or 0), int(status.get("ready") or 0)
     step = _running_step(own)
     if step is not None:
@@ -188,7 +192,7 @@ def _success(workspace: Workspace, own: list[Obj], job: Obj, revision: str) -> R
         ended = _state(pod, PUSH).get("terminated")
         if ended is not None and ended.get("exitCode") == 0:
             digest, metrics = _result(str(ended.get("message") or ""))
-            return Record(revision, image, digest, metrics)
+            return Record(revision, image, digest, metrics=metrics)
     gone = all(p["metadata"].get("deletionTimestamp") for p in own)
     if is_true((job.get("status") or {}).get("conditions"), "Complete") and gone:
         return Record(revision, image)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from tests.unit.provisioner.stepped_clock import SteppedClock
+from tests.driven.clock import SteppedClock
 
 from kaito_hooks.api.claim import Claim, ClaimSpec, encode
 from kaito_hooks.provisioner.azure.agent_pool import order

@@ -117,7 +117,7 @@ def test_the_architecture_is_that_of_the_instance_type(instance_type: str, archi
         ([requires(CAPACITY, "NotIn", "spot", "on-demand")], "neither on-demand nor spot"),
         ([requires(CAPACITY, "DoesNotExist")], "neither on-demand nor spot"),
         ([requires(SYSTEM, "In", "windows")], "the requirements for kubernetes.io/os do not admit linux"),
-        ([requires(SYSTEM, "NotIn", "linux")], "only linux is"),
+        ([requires(SYSTEM, "NotIn", "linux")], "the requirements for kubernetes.io/os do not admit linux"),
     ],
 )
 def test_what_cannot_be_fulfilled_is_refused(requirements: list[Obj], words: str) -> None:

@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from tests.unit.provisioner.budget import DRAIN, END, LAUNCH, Budget
+from tests.driven.budget import Budget
+from tests.unit.provisioner.budget import DRAIN, END, LAUNCH
 from tests.unit.provisioner.world import World
 
 from kaito_hooks.provisioner import resources

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 import pytest
+from tests.driven.budget import Budget
 from tests.taxonomy import Row
 from tests.unit.provisioner.azure.refusals import AT_ONCE, JITTER, refusal
-from tests.unit.provisioner.budget import END, FAILURE, LAUNCH, ORDER, Budget, looks
+from tests.unit.provisioner.budget import END, FAILURE, LAUNCH, ORDER, looks
 from tests.unit.provisioner.world import World
 
 from kaito_hooks.api.claim import NodeAPI

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from azure.mgmt.containerservice.models import AgentPool, AgentPoolManagedClusterAgentPoolProfileProperties
-from tests.unit.provisioner.budget import END, Budget, looks
+from tests.driven.budget import Budget
+from tests.unit.provisioner.budget import END, looks
 from tests.unit.provisioner.memory_cloud import Pool
 from tests.unit.provisioner.world import World
 

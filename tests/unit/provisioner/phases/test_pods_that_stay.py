@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 import pytest
-from tests.unit.provisioner.budget import DRAIN, END, LAUNCH, Budget
+from tests.driven.budget import Budget
+from tests.unit.provisioner.budget import DRAIN, END, LAUNCH
 from tests.unit.provisioner.world import World
 
 from kaito_hooks.api.claim import NodeAPI

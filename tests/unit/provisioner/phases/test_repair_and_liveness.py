@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.provisioner.budget import END, LAUNCH, ORDER, Budget, looks
+from tests.driven.budget import Budget
+from tests.unit.provisioner.budget import END, LAUNCH, ORDER, looks
 from tests.unit.provisioner.world import World
 
 from kaito_hooks.provisioner import resources

@@ -1,9 +1,9 @@
 """A controller without threads, on a clock that tests turn.
 
 The queue, its delays and its back-off are the product's own. A key is reconciled when an object that the controller
-watches has changed or when the delay that the last reconcile asked for is over, and never otherwise: neither a claim
+watches has changed or when the delay that the last reconcile asked for is over, and never otherwise: neither a key
 that asks to be called at once for ever nor one that forgets to ask stays hidden. The controller's resync is left out,
-because it would bring a forgotten claim back after ten minutes.
+because it would bring a forgotten key back after ten minutes.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 
-from tests.unit.provisioner.budget import Account
-from tests.unit.provisioner.memory_cluster import MemoryInformer
-from tests.unit.provisioner.stepped_clock import SteppedClock
+from tests.driven.budget import Account
+from tests.driven.clock import SteppedClock
+from tests.driven.cluster import MemoryInformer
 
 from kaito_hooks.runtime import ApiError, Backoff, Key, LeadershipLost, Obj, Result
 from kaito_hooks.runtime.queue import WorkQueue
@@ -37,6 +37,12 @@ class DrivenController:
                 self._queue.add(key)
 
         informer.subscribe(changed)
+
+    def enqueue(self, key: Key, after: float = 0.0) -> None:
+        """Asks for a reconcile of the key, ``after`` seconds from now."""
+        self._queue.add(key, after)
+        if after:
+            self._later(after)
 
     def work(self) -> bool:
         """Reconcile one key that is due; False if none is."""

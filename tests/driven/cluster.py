@@ -1,4 +1,4 @@
-"""As much of an API server as the provisioner uses: versions, finalizers, preconditions, patches, evictions."""
+"""As much of an API server as the controllers use: versions, finalizers, preconditions, patches, evictions, owners."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from copy import deepcopy
 from datetime import timedelta
 from typing import Any
 
-from tests.unit.provisioner.stepped_clock import SteppedClock
+from tests.driven.clock import SteppedClock
 
 from kaito_hooks.runtime import (
     AlreadyExists,
@@ -29,7 +29,7 @@ class MemoryCluster:
     """Objects by resource.
 
     ``touch`` is called before (False) and after (True) every write of the product, as ``product_writes`` marks them; it
-    may raise. ``revision`` grows with every change.
+    may raise. ``revision`` grows with every change, ``requests`` with every request of the product.
     """
 
     def __init__(self, clock: SteppedClock) -> None:
@@ -42,6 +42,7 @@ class MemoryCluster:
         self.product_writes = False
         self.writes: list[tuple[str, str, str]] = []
         self.revision = 0
+        self.requests = 0
         self._numbers = itertools.count(1)
 
     # What tests use
@@ -67,16 +68,29 @@ class MemoryCluster:
         found = self.objects.get((resource.plural, namespace, name))
         return deepcopy(found) if found else None
 
+    def select(
+        self, resource: Resource, *, label_selector: str | None = None, field_selector: str | None = None
+    ) -> list[Obj]:
+        """Copies of the objects that both selectors take: labels that are there or have a value, fields by dots."""
+        return [
+            obj
+            for obj in self.all(resource)
+            if all(_has_label(obj, term) for term in (label_selector or "").split(",") if term)
+            and all(_has_field(obj, term) for term in (field_selector or "").split(",") if term)
+        ]
+
     def drop(self, resource: Resource, name: str, namespace: str = "") -> None:
-        """Remove an object whatever holds it."""
+        """Remove an object whatever holds it, and what it owned."""
         removed = self.objects.pop((resource.plural, namespace, name), None)
         if removed:
             self.revision += 1
             self.on_removed(removed)
+            self._collect(removed["metadata"]["uid"])
 
     # What runtime.Client offers
 
     def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> Obj:
+        self._asked()
         return deepcopy(self._existing(resource, name, namespace))
 
     def list(
@@ -88,12 +102,9 @@ class MemoryCluster:
         field_selector: str | None = None,
         page_size: int = 500,
     ) -> ObjectList:
+        self._asked()
         self._check_served(resource)
-        items = self.all(resource)
-        if field_selector:
-            field, _, value = field_selector.partition("=")
-            assert field == "spec.nodeName"
-            items = [item for item in items if item["spec"].get("nodeName") == value]
+        items = self.select(resource, label_selector=label_selector, field_selector=field_selector)
         return ObjectList(items=items, resource_version="1")
 
     def served(self, resource: Resource) -> bool:
@@ -108,6 +119,7 @@ class MemoryCluster:
         subresource: str | None = None,
         name: str | None = None,
     ) -> Obj:
+        self._asked()
         if subresource == "eviction":
             assert name is not None
             return self._evict(resource, name, namespace or "", obj)
@@ -117,6 +129,7 @@ class MemoryCluster:
         return self._write("create", resource, key[2], lambda: self.put(resource, obj))
 
     def update(self, resource: Resource, obj: Obj, *, subresource: str | None = None) -> Obj:
+        self._asked()
         name, namespace = obj["metadata"]["name"], obj["metadata"].get("namespace", "")
         current = self._existing(resource, name, namespace)
         self._check_version(current, obj["metadata"])
@@ -141,6 +154,7 @@ class MemoryCluster:
         subresource: str | None = None,
         kind: str = "merge",
     ) -> Obj:
+        self._asked()
         current = self._existing(resource, name, namespace)
         if kind == "json":
             changed = _json_patch(current, patch)
@@ -162,6 +176,7 @@ class MemoryCluster:
         propagation: str | None = None,
         grace_period_seconds: int | None = None,
     ) -> Obj | None:
+        self._asked()
         current = self._existing(resource, name, namespace)
         if uid is not None and current["metadata"]["uid"] != uid:
             raise Conflict("another uid", status=409, reason="Conflict")
@@ -183,7 +198,26 @@ class MemoryCluster:
 
         return self._write("delete", resource, name, remove)
 
+    def apply(self, resource: Resource, obj: Obj, *, field_manager: str) -> Obj:
+        self._asked()
+        name, namespace = obj["metadata"]["name"], obj["metadata"].get("namespace", "")
+        current = self._existing(resource, name, namespace)
+        self._check_version(current, obj["metadata"])
+        changed = _merge(current, obj)
+        if changed.get("spec") != current.get("spec"):
+            changed["metadata"]["generation"] = current["metadata"].get("generation", 1) + 1
+        return self._write("apply", resource, name, lambda: self._store(resource, changed))
+
     # Rules
+
+    def _asked(self) -> None:
+        self.requests += self.product_writes
+
+    def _collect(self, uid: str) -> None:
+        """What an object that is gone has owned in a namespace goes, too."""
+        for (plural, namespace, name), obj in list(self.objects.items()):
+            if namespace and any(owner["uid"] == uid for owner in obj["metadata"].get("ownerReferences") or ()):
+                self.drop(Resource("", "", plural, obj["kind"], True), name, namespace)
 
     def _existing(self, resource: Resource, name: str, namespace: str | None) -> Obj:
         self._check_served(resource)
@@ -216,8 +250,8 @@ class MemoryCluster:
         metadata["resourceVersion"] = str(next(self._numbers))
         self.revision += 1
         if metadata.get("deletionTimestamp") and not metadata.get("finalizers") and resource.kind != "Pod":
-            self.objects.pop(key, None)
-            self.on_removed(obj)
+            self.objects[key] = obj
+            self.drop(resource, key[2], key[1])
         else:
             self.objects[key] = obj
         return deepcopy(obj)
@@ -246,10 +280,20 @@ class MemoryCluster:
 class MemoryInformer:
     """A cache over a MemoryCluster that is as old as its last ``sync``, which tells subscribers what has changed."""
 
-    def __init__(self, cluster: MemoryCluster, resource: Resource, indexes: Any = None) -> None:
+    def __init__(
+        self,
+        cluster: MemoryCluster,
+        resource: Resource,
+        indexes: Any = None,
+        *,
+        label_selector: str | None = None,
+        field_selector: str | None = None,
+        **_: Any,
+    ) -> None:
         self._cluster = cluster
         self._resource = resource
         self._indexes = indexes or {}
+        self._selectors = {"label_selector": label_selector, "field_selector": field_selector}
         self._items: dict[Key, Obj] = {}
         self._handlers: list[Callable[[Obj | None, Obj | None], None]] = []
         self.sync()
@@ -261,12 +305,17 @@ class MemoryInformer:
             handler(None, obj)
 
     def sync(self) -> None:
-        before, self._items = self._items, {Key.of(obj): obj for obj in self._cluster.all(self._resource)}
+        found = self._cluster.select(self._resource, **self._selectors)
+        before, self._items = self._items, {Key.of(obj): obj for obj in found}
         for key in sorted({*before, *self._items}):
             old, new = before.get(key), self._items.get(key)
             if old is None or new is None or _version(old) != _version(new):
                 for handler in self._handlers:
                     handler(old, new)
+
+    @property
+    def served(self) -> bool:
+        return self._cluster.served(self._resource)
 
     def get(self, key: Key) -> Obj | None:
         return self._items.get(key)
@@ -276,6 +325,20 @@ class MemoryInformer:
 
     def by_index(self, index: str, value: str) -> list[Obj]:
         return [obj for obj in self._items.values() if value in self._indexes[index](obj)]
+
+
+def _has_label(obj: Obj, term: str) -> bool:
+    key, equals, value = term.partition("=")
+    marks = obj["metadata"].get("labels") or {}
+    return marks.get(key) == value if equals else key in marks
+
+
+def _has_field(obj: Obj, term: str) -> bool:
+    path, _, value = term.partition("=")
+    found: Any = obj
+    for part in path.split("."):
+        found = (found or {}).get(part)
+    return bool(found == value)
 
 
 def _version(obj: Obj) -> str:
@@ -309,6 +372,9 @@ def _json_patch(target: Obj, patch: list[Obj]) -> Obj:
         if operation["op"] == "test":
             if holder[index] != operation["value"]:
                 raise Invalid("testing value failed", status=422, reason="Invalid")
+        elif operation["op"] in ("add", "replace"):
+            assert isinstance(holder, dict)
+            holder[last] = deepcopy(operation["value"])
         else:
             assert operation["op"] == "remove"
             del holder[index]

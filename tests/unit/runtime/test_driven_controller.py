@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.provisioner.budget import Account, Budget
-from tests.unit.provisioner.driver import DrivenController
-from tests.unit.provisioner.memory_cluster import MemoryCluster, MemoryInformer
-from tests.unit.provisioner.stepped_clock import SteppedClock
+from tests.driven.budget import Account, Budget
+from tests.driven.clock import SteppedClock
+from tests.driven.cluster import MemoryCluster, MemoryInformer
+from tests.driven.controller import DrivenController
 
 from kaito_hooks.provisioner import resources
 from kaito_hooks.runtime import Conflict, Key, Result
