@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from kaito_hooks.api import conditions, labels, node_labels
+from kaito_hooks.api import conditions, labels
 
 Obj = dict[str, Any]
 NodeAPI = Literal["Machine", "NodeClaim"]
@@ -111,8 +111,8 @@ SKU_GPU_TAINT = Taint(labels.SKU, labels.SKU_GPU, "NoSchedule")
 class ClaimSpec:
     """What the Workspace controller asks for.
 
-    ``labels`` are the Workspace's matchLabels and its two workspace labels; ``encode`` adds the owner label, and makes
-    requirements of those that only a requirement can ask for.
+    ``labels`` are the Workspace's matchLabels and its two workspace labels; ``encode`` adds the owner label.
+    ``requirements``: what the cloud must give besides the type, such as a zone.
     ``gpu``: whether machines of the type have GPUs. ``disk_gib`` is in GiB, 0 = the cloud's default. ``cloud`` (azure,
     aws, none), ``node_class``, ``extra_requirements`` and ``disk_request_key`` ("" = request no disk) concern
     NodeClaims only: they fit the claim to the provisioner that is installed.
@@ -123,6 +123,7 @@ class ClaimSpec:
     instance_type: str
     gpu: bool = True
     disk_gib: int = 0
+    requirements: tuple[Requirement, ...] = ()
     annotations: Mapping[str, str] = field(default_factory=dict)
     taints: tuple[Taint, ...] = (SKU_GPU_TAINT,)
     cloud: str = "azure"
@@ -152,7 +153,7 @@ def _machine_spec(spec: ClaimSpec) -> Obj:
         Requirement(labels.ARCHITECTURE, "In", ("amd64",)),
         Requirement(labels.OPERATING_SYSTEM, "In", ("linux",)),
     ]
-    requirements.extend(_asked_by_label(spec, requirements))
+    requirements.extend(r for r in spec.requirements if r not in requirements)
     return {
         "machineTemplateRef": {"name": spec.name},
         "requirements": [requirement.to_json() for requirement in requirements],
@@ -172,7 +173,7 @@ def _node_claim_spec(spec: ClaimSpec) -> Obj:
     elif spec.cloud == "aws" and spec.gpu:
         requirements.append(Requirement(labels.AWS_GPU_COUNT, "Gt", ("0",)))
     requirements.extend(spec.extra_requirements)
-    requirements.extend(_asked_by_label(spec, requirements))
+    requirements.extend(r for r in spec.requirements if r not in requirements)
     encoded: Obj = {
         "nodeClassRef": {"group": spec.node_class.group, "kind": spec.node_class.kind, "name": spec.node_class.name},
         "requirements": [requirement.to_json() for requirement in requirements],
@@ -183,12 +184,6 @@ def _node_claim_spec(spec: ClaimSpec) -> Obj:
     if spec.disk_request_key and spec.disk_gib:
         encoded["resources"] = {"requests": {spec.disk_request_key: f"{spec.disk_gib}Gi"}}
     return encoded
-
-
-def _asked_by_label(spec: ClaimSpec, known: Iterable[Requirement]) -> list[Requirement]:
-    """Requirements for labels that the cloud gives, such as a zone's; without them the Node would come with others."""
-    wanted = (Requirement(key, "In", (spec.labels[key],)) for key in node_labels.REQUESTABLE_KEYS if key in spec.labels)
-    return [requirement for requirement in wanted if requirement not in known]
 
 
 @dataclass(frozen=True, slots=True)

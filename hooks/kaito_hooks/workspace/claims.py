@@ -14,7 +14,7 @@ from typing import Literal
 
 from kaito_hooks.api import labels, node_labels
 from kaito_hooks.api.catalog import Catalog
-from kaito_hooks.api.claim import OUR_CLASS, Claim, ClaimSpec
+from kaito_hooks.api.claim import OUR_CLASS, Claim, ClaimSpec, Requirement
 from kaito_hooks.api.workspace import ResourceSpec, Workspace
 from kaito_hooks.workspace import formats
 from kaito_hooks.workspace.alternatives import alternatives
@@ -90,6 +90,12 @@ def claim_spec(
         instance_type=listed.name if listed else resource.instance_type,
         gpu=listed is not None or may_have_gpus(resource.instance_type),
         disk_gib=disk_gib,
+        # Without them the Node would come with a zone, say, of the cloud's choice, and never match.
+        requirements=tuple(
+            Requirement(key, "In", (resource.match_labels[key],))
+            for key in node_labels.REQUESTABLE_KEYS
+            if key in resource.match_labels
+        ),
         annotations={labels.FITTING_INSTANCE_TYPES: ", ".join(others)} if others else {},
         cloud=catalog.cloud if catalog else settings.cloud,
         node_class=settings.node_claims.node_class,

@@ -43,14 +43,12 @@ def test_a_machine_is_encoded_as_its_contract_says() -> None:
 
 
 @pytest.mark.parametrize("node_api", BOTH)
-def test_a_zone_among_the_labels_is_required(node_api: NodeAPI) -> None:
-    zone = {"topology.kubernetes.io/zone": "eastus-1", "kubernetes.io/os": "linux"}
-    claim = encode(spec(labels={**WORKSPACE_LABELS, **zone}), node_api)
-    found = [r for r in claim["spec"]["requirements"] if r["key"] in zone]
-    assert sorted(found, key=lambda r: r["key"]) == [
-        {"key": key, "operator": "In", "values": [value]} for key, value in sorted(zone.items())
-    ]
-    assert claim["metadata"]["labels"].items() >= zone.items()
+def test_further_requirements_are_in_both_kinds_once(node_api: NodeAPI) -> None:
+    zone = Requirement("topology.kubernetes.io/zone", "In", ("eastus-1",))
+    system = Requirement("kubernetes.io/os", "In", ("linux",))
+    found = encode(spec(requirements=(zone, system)), node_api)["spec"]["requirements"]
+    assert found.count(zone.to_json()) == 1
+    assert found.count(system.to_json()) == 1
 
 
 def test_a_node_claim_is_encoded_as_its_contract_says() -> None:
