@@ -17,16 +17,17 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, cast
 
-from kaito_hooks.runtime.cache import Cache
 from tests.driven.clock import SteppedClock
 from tests.unit.workspace.running import one
 from tests.unit.workspace.worlds import CATALOG_OBJECT, node_object
 
 from kaito_hooks.runtime import Client, Informer, Key, Obj, Resource
+from kaito_hooks.runtime.client.cache import Cache
 from kaito_hooks.workspace import resources
 from kaito_hooks.workspace.memory import Memories
 from kaito_hooks.workspace.observe import Observer
 from kaito_hooks.workspace.plan import plan
+from kaito_hooks.workspace.poller import ProgressPoller
 from kaito_hooks.workspace.settings import Settings
 from kaito_hooks.workspace.world import World
 
@@ -67,7 +68,14 @@ def build(size: int, *, bought: bool) -> tuple[World, Observer]:
     fill(world.nodes, nodes)
     fill(world.machines, claims)
     settings = replace(Settings(), node_api="Machine" if bought else "none")
-    observer = Observer(world, client=cast(Client, None), memories=Memories(), settings=settings, clock=SteppedClock())
+    observer = Observer(
+        world,
+        client=cast(Client, None),
+        memories=Memories(),
+        poller=ProgressPoller(),
+        settings=settings,
+        clock=SteppedClock(),
+    )
     return world, observer
 
 

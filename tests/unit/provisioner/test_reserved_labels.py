@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 from tests.driven.budget import Budget
-from tests.unit.provisioner.budget import LAUNCH, ORDER
+from tests.unit.provisioner.budget import ORDER
 from tests.unit.provisioner.world import WORKSPACE, World
 
 from kaito_hooks.api.claim import NodeAPI
@@ -54,18 +54,11 @@ def world(request: pytest.FixtureRequest) -> World:
     return world
 
 
-def label(world: World, labels: dict[str, str]) -> None:
-    """As `kubectl label` does: what the Workspace controller makes of such labels are requirements besides."""
-    world.cluster.patch(resources.CLAIMS[world.node_api], CLAIM, {"metadata": {"labels": labels}})
-
-
 def test_what_a_node_says_of_itself_is_never_overwritten(world: World) -> None:
-    annotations = {"volumes.kubernetes.io/controller-managed-attach-detach": "false", "example.com/x": "y"}
-    world.allow(LAUNCH)
-    world.ask(annotations=annotations)
-    label(world, ASKED)
-    world.run(world.cloud.create_seconds + 25)
-    assert world.there().ready
+    world.ready_claim(
+        labels={**WORKSPACE, **ASKED},
+        annotations={"volumes.kubernetes.io/controller-managed-attach-detach": "false", "example.com/x": "y"},
+    )
     node = world.node_of()
     assert node is not None
     found = node["metadata"]["labels"]
@@ -80,9 +73,9 @@ def test_what_a_node_says_of_itself_is_never_overwritten(world: World) -> None:
     }
     assert {key: found[key] for key in own} == own
     assert found["apps"] == "phi-3"
-    found = node["metadata"]["annotations"]
-    assert found["volumes.kubernetes.io/controller-managed-attach-detach"] == "true"
-    assert found["example.com/x"] == "y"
+    annotations = node["metadata"]["annotations"]
+    assert annotations["volumes.kubernetes.io/controller-managed-attach-detach"] == "true"
+    assert annotations["example.com/x"] == "y"
 
 
 def test_a_claim_that_names_another_pool_costs_no_live_node(world: World) -> None:
@@ -96,8 +89,7 @@ def test_a_claim_that_names_another_pool_costs_no_live_node(world: World) -> Non
 
 def test_reserved_labels_are_not_asked_of_the_pool(world: World) -> None:
     world.allow(ORDER)
-    world.ask(labels={**WORKSPACE, "apps": "a"})
-    label(world, {**ASKED, "karpenter.sh/capacity-type": "spot"})
+    world.ask(labels={**WORKSPACE, **ASKED, "karpenter.sh/capacity-type": "spot", "apps": "a"})
     world.run(2)
     order = world.cloud.pools[CLAIM].order
     assert order is not None
