@@ -24,11 +24,11 @@ from tests.unit.workspace.worlds import CATALOG_OBJECT, node_object
 from kaito_hooks.runtime import Client, Informer, Key, Obj, Resource
 from kaito_hooks.runtime.client.cache import Cache
 from kaito_hooks.workspace import resources
+from kaito_hooks.workspace.configuration.settings import Settings
 from kaito_hooks.workspace.memory import Memories
 from kaito_hooks.workspace.observe import Observer
 from kaito_hooks.workspace.plan import plan
-from kaito_hooks.workspace.poller import ProgressPoller
-from kaito_hooks.workspace.settings import Settings
+from kaito_hooks.workspace.status.poller import ProgressPoller
 from kaito_hooks.workspace.world import World
 
 LOOKS = 50

@@ -1,7 +1,7 @@
 """A ``Workspace`` (kaito.sh/v1alpha1) read into types.
 
 Reading never fails: objects stored under an older schema must stay reconcilable and deletable. Whether the values make
-sense is for the rules in ``kaito_hooks.workspace.validate``.
+sense is for the rules in ``kaito_hooks.workspace.rules.validate``.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """The Workspace controller: ``observe`` a Workspace and its world, ``plan`` (pure), ``execute``.
 
-``plan.py`` puts the decisions together; each concern (rules, nodes, claims, workload, status ...) is one pure module of
-its own. Only ``observe.py`` reads and only ``execute.py`` writes. Run it as ``python -m kaito_hooks.workspace``.
+``plan.py`` puts the decisions of the rooms together; these are pure but for ``status/``'s questions to Pods, and import
+nothing of this folder's modules. Only ``observe.py`` reads the API server and only ``execute.py`` writes. Run it as
+``python -m kaito_hooks.workspace``; nothing imports it.
 """

@@ -16,15 +16,15 @@ from kaito_hooks.runtime import (
     configure_logging,
     run_until_signal,
 )
-from kaito_hooks.workspace import configuration
-from kaito_hooks.workspace.errors import SettingsError
+from kaito_hooks.workspace.configuration import file as configuration
+from kaito_hooks.workspace.configuration.errors import SettingsError
+from kaito_hooks.workspace.configuration.settings import Process, Settings
 from kaito_hooks.workspace.execute import Executor
 from kaito_hooks.workspace.memory import Memories
 from kaito_hooks.workspace.observe import Observer
-from kaito_hooks.workspace.poller import WORKERS, ProgressPoller
 from kaito_hooks.workspace.reconcile import Reconciler
 from kaito_hooks.workspace.rollout import ROLLOUT_PERIOD, Rollout
-from kaito_hooks.workspace.settings import Process, Settings
+from kaito_hooks.workspace.status.poller import WORKERS, ProgressPoller
 from kaito_hooks.workspace.world import World
 
 USER_AGENT = "kaito-workspace"

@@ -34,8 +34,8 @@ from kaito_hooks.runtime import (
     Resource,
     format_time,
 )
-from kaito_hooks.workspace import children, status
-from kaito_hooks.workspace.actions import (
+from kaito_hooks.workspace.children import upkeep as children
+from kaito_hooks.workspace.decision.actions import (
     Action,
     Adopt,
     ApplyChild,
@@ -47,11 +47,12 @@ from kaito_hooks.workspace.actions import (
     Note,
     Release,
 )
-from kaito_hooks.workspace.claims import MAX_SALT
+from kaito_hooks.workspace.decision.snapshot import Memory, Refusal, Snapshot
 from kaito_hooks.workspace.memory import Memories
 from kaito_hooks.workspace.plan import Plan
+from kaito_hooks.workspace.purchases.claims import MAX_SALT
 from kaito_hooks.workspace.resources import CHILD_RESOURCES, CLAIM_RESOURCES, CONFIG_MAP, JOB, NODE, WORKSPACE
-from kaito_hooks.workspace.snapshot import Memory, Refusal, Snapshot
+from kaito_hooks.workspace.status import conditions as status
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 
-from kaito_hooks.workspace.claims import slots_by_name
-from kaito_hooks.workspace.snapshot import Memory, Snapshot
+from kaito_hooks.workspace.decision.snapshot import Memory, Snapshot
+from kaito_hooks.workspace.purchases.claims import slots_by_name
 
 
 class Memories:

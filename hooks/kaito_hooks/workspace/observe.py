@@ -11,21 +11,21 @@ from kaito_hooks.api.catalog import Catalog
 from kaito_hooks.api.claim import Claim
 from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.runtime import BadRequest, Client, Clock, Invalid, Key, NotFound, Obj
-from kaito_hooks.workspace import pod_refusals, server_state
 from kaito_hooks.workspace import world as caches
+from kaito_hooks.workspace.children.service import SERVER_PORT, headless_name
+from kaito_hooks.workspace.children.workload import owner_reference
+from kaito_hooks.workspace.configuration.settings import Settings
+from kaito_hooks.workspace.decision.revision import revise
+from kaito_hooks.workspace.decision.snapshot import Snapshot, Tenant, TuningConfig
 from kaito_hooks.workspace.memory import Memories
-from kaito_hooks.workspace.nodes import is_ready, name_of
-from kaito_hooks.workspace.poller import ProgressPoller
 from kaito_hooks.workspace.resources import CLAIM_RESOURCES, CONFIG_MAP, WORKSPACE
-from kaito_hooks.workspace.revision import revise
-from kaito_hooks.workspace.service import SERVER_PORT, headless_name
-from kaito_hooks.workspace.settings import Settings
-from kaito_hooks.workspace.snapshot import Snapshot, Tenant, TuningConfig
+from kaito_hooks.workspace.status import pod_refusals, server_state
+from kaito_hooks.workspace.status.poller import ProgressPoller
+from kaito_hooks.workspace.supply.nodes import is_ready, name_of
 from kaito_hooks.workspace.tuning import config
 from kaito_hooks.workspace.tuning.job import PORT as TUNING_PORT
 from kaito_hooks.workspace.tuning.phase import needs_config
 from kaito_hooks.workspace.tuning.state import pod_to_ask
-from kaito_hooks.workspace.workload import owner_reference
 from kaito_hooks.workspace.world import World, first_label
 
 

@@ -15,19 +15,22 @@ from kaito_hooks.api import labels
 from kaito_hooks.api.claim import ENCODINGS
 from kaito_hooks.api.workspace import ResourceSpec, Workspace
 from kaito_hooks.runtime import format_time
-from kaito_hooks.workspace import changes, inference, status, supply, validate
-from kaito_hooks.workspace.actions import Action, Adopt, CreateChild, Delete, Note, Outcome
-from kaito_hooks.workspace.deletion import WITHDRAWN, dismantle, withdraw
+from kaito_hooks.workspace.children import inference
+from kaito_hooks.workspace.children.deletion import WITHDRAWN, dismantle, withdraw
+from kaito_hooks.workspace.children.workload import owner_reference
+from kaito_hooks.workspace.decision.actions import Action, Adopt, CreateChild, Delete, Note, Outcome
+from kaito_hooks.workspace.decision.revision import Revision, revise, tuning_hash_of
+from kaito_hooks.workspace.decision.snapshot import Memory, Snapshot
 from kaito_hooks.workspace.memory import after_look
-from kaito_hooks.workspace.nodes import name_of
-from kaito_hooks.workspace.pods import WAITING
-from kaito_hooks.workspace.revision import Revision, revise, tuning_hash_of
-from kaito_hooks.workspace.snapshot import Memory, Snapshot
-from kaito_hooks.workspace.status import Verdict
+from kaito_hooks.workspace.rules import changes, validate
+from kaito_hooks.workspace.status import conditions as status
+from kaito_hooks.workspace.status.conditions import Verdict
+from kaito_hooks.workspace.status.pods import WAITING
+from kaito_hooks.workspace.supply import decide as supply
+from kaito_hooks.workspace.supply.nodes import name_of
 from kaito_hooks.workspace.tuning import decide as tuning
 from kaito_hooks.workspace.tuning.phase import goes_by_itself
 from kaito_hooks.workspace.tuning.state import revision_of
-from kaito_hooks.workspace.workload import owner_reference
 
 RULES_OF_THE_START = frozenset({"C3", "C4", "C5", "C6", "C7", "C9", "C13", "C25", "C38"})
 """Whether something may begin: a Catalog or a release that says otherwise later is no reason to neglect what runs."""

@@ -15,10 +15,11 @@ from datetime import UTC, datetime, timedelta
 from kaito_hooks.api import labels
 from kaito_hooks.api.conditions import find
 from kaito_hooks.runtime import Clock, Key, Obj
-from kaito_hooks.workspace import status, workload
-from kaito_hooks.workspace.children import is_owned
+from kaito_hooks.workspace.children import workload
+from kaito_hooks.workspace.children.upkeep import is_owned
+from kaito_hooks.workspace.configuration.settings import Window, Workloads
 from kaito_hooks.workspace.execute import Executor
-from kaito_hooks.workspace.settings import Window, Workloads
+from kaito_hooks.workspace.status import conditions as status
 from kaito_hooks.workspace.world import World
 
 ROLLOUT_PERIOD = 2.0

@@ -8,9 +8,10 @@ from dataclasses import dataclass, fields
 from kaito_hooks.api import labels
 from kaito_hooks.api.workspace import match_labels
 from kaito_hooks.runtime import Client, Controller, Informer, Key, Obj, Resource
-from kaito_hooks.workspace import pod_refusals, resources
+from kaito_hooks.workspace import resources
+from kaito_hooks.workspace.configuration.settings import NodeAPISetting
 from kaito_hooks.workspace.memory import Memories
-from kaito_hooks.workspace.settings import NodeAPISetting
+from kaito_hooks.workspace.status import pod_refusals
 
 BY_LABEL = "label"
 BY_OWNER = "owner"

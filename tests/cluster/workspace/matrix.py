@@ -22,7 +22,7 @@ from tests.eventually import PATIENCE, eventually
 
 from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.runtime import Client
-from kaito_hooks.workspace.claims import claim_name
+from kaito_hooks.workspace.purchases.claims import claim_name
 from kaito_hooks.workspace.resources import (
     CONFIG_MAP,
     CONTROLLER_REVISION,

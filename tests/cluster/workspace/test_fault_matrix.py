@@ -33,8 +33,8 @@ from tests.cluster.workspace.stand_ins.workloads import Deployments, Jobs
 from tests.eventually import PATIENCE
 
 from kaito_hooks.runtime import Client
-from kaito_hooks.workspace import configuration
 from kaito_hooks.workspace.__main__ import build
+from kaito_hooks.workspace.configuration import file as configuration
 
 TIMEOUT = 3.0
 

@@ -10,7 +10,6 @@ from tests.cluster.workspace.stand_ins.provisioner import Provisioner
 from tests.eventually import eventually, never
 
 from kaito_hooks.runtime import Client, NotFound
-from kaito_hooks.workspace.progress import PERIOD
 from kaito_hooks.workspace.resources import (
     CONTROLLER_REVISION,
     DEPLOYMENT,
@@ -21,6 +20,7 @@ from kaito_hooks.workspace.resources import (
     SERVICE,
     WORKSPACE,
 )
+from kaito_hooks.workspace.status.progress import PERIOD
 
 REFUSED = {
     "phase": "Failed",

@@ -14,6 +14,7 @@ from tests.cluster.workspace.stand_ins.provisioner import Provisioner
 from tests.eventually import PATIENCE, eventually, never
 
 from kaito_hooks.runtime import Client, Informer, NotFound, Resource
+from kaito_hooks.workspace.children.workload import is_available
 from kaito_hooks.workspace.resources import (
     CATALOG,
     DEPLOYMENT,
@@ -24,7 +25,6 @@ from kaito_hooks.workspace.resources import (
     STATEFUL_SET,
     WORKSPACE,
 )
-from kaito_hooks.workspace.workload import is_available
 from kaito_local.cluster.controlplane import ControlPlane
 
 AUTOSCALER = Resource("autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler", True)

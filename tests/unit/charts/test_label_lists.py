@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from kaito_hooks.api import node_labels
-from kaito_hooks.workspace.validate import RESERVED_LABELS
+from kaito_hooks.workspace.rules.validate import RESERVED_LABELS
 from kaito_local.machine import gotools
 from kaito_local.machine.folders import cache_folder
 

@@ -11,9 +11,9 @@ from tests.cluster.admission.rules_table import Case, catalog_values, creations,
 
 from kaito_hooks.api.catalog import ENGINES, Catalog
 from kaito_hooks.api.workspace import Workspace
-from kaito_hooks.workspace.changes import check_change
-from kaito_hooks.workspace.settings import Settings
-from kaito_hooks.workspace.validate import check
+from kaito_hooks.workspace.configuration.settings import Settings
+from kaito_hooks.workspace.rules.changes import check_change
+from kaito_hooks.workspace.rules.validate import check
 
 PRESETS = Path(__file__).parents[3] / "presets"
 

@@ -18,12 +18,12 @@ from tests.unit.workspace.worlds import CATALOG_OBJECT, node_object, workspace_o
 from kaito_hooks.api.conditions import find
 from kaito_hooks.runtime import Client, Controller, Informer, Key, Obj, Resource, Result, format_time, parse_time
 from kaito_hooks.workspace import resources
+from kaito_hooks.workspace.configuration.settings import Settings
 from kaito_hooks.workspace.execute import Executor
 from kaito_hooks.workspace.memory import Memories
 from kaito_hooks.workspace.observe import Observer
-from kaito_hooks.workspace.poller import ProgressPoller
 from kaito_hooks.workspace.reconcile import Reconciler
-from kaito_hooks.workspace.settings import Settings
+from kaito_hooks.workspace.status.poller import ProgressPoller
 from kaito_hooks.workspace.world import World
 
 KEY = Key("models", "phi")

@@ -11,8 +11,8 @@ from tests.unit.workspace.worlds import CATALOG, Obj, SmallWorld, tuning_object,
 from kaito_hooks.api.catalog import Catalog, Engine, InstanceType
 from kaito_hooks.api.claim import NodeAPI
 from kaito_hooks.api.workspace import Workspace
-from kaito_hooks.workspace.alternatives import alternatives
-from kaito_hooks.workspace.settings import Settings
+from kaito_hooks.workspace.configuration.settings import Settings
+from kaito_hooks.workspace.purchases.alternatives import alternatives
 
 ANNOTATION = "kaito.sh/fitting-instance-types"
 TEMPLATE = {"template": {"spec": {"containers": [{"name": "c", "image": "i"}]}}}

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from kaito_hooks.workspace.children import contains, owned_by_apply
+from kaito_hooks.workspace.children.upkeep import contains, owned_by_apply
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import pytest
 from tests.unit.workspace.worlds import Obj, claim_object, conditions, node_object, snapshot, workspace_object
 
 from kaito_hooks.api.workspace import Workspace
-from kaito_hooks.workspace.actions import BuyClaim
-from kaito_hooks.workspace.claims import claim_name
+from kaito_hooks.workspace.decision.actions import BuyClaim
 from kaito_hooks.workspace.plan import plan
+from kaito_hooks.workspace.purchases.claims import claim_name
 
 CLAIM = claim_name(Workspace.read(workspace_object()), 0)
 GOING = {"deletionTimestamp": "2026-01-02T12:00:00Z"}

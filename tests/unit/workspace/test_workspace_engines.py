@@ -18,9 +18,9 @@ from tests.unit.workspace.worlds import (
 )
 
 from kaito_hooks.api.catalog import Engine
-from kaito_hooks.workspace.actions import ApplyChild, BuyClaim, CreateChild, Delete
+from kaito_hooks.workspace.configuration.settings import Images, Settings
+from kaito_hooks.workspace.decision.actions import ApplyChild, BuyClaim, CreateChild, Delete
 from kaito_hooks.workspace.plan import plan
-from kaito_hooks.workspace.settings import Images, Settings
 
 Obj = dict[str, Any]
 RUNTIME = "kaito.sh/runtime"

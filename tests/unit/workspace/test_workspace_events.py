@@ -1,5 +1,5 @@
-from kaito_hooks.workspace.actions import Note
-from kaito_hooks.workspace.status import told_together
+from kaito_hooks.workspace.decision.actions import Note
+from kaito_hooks.workspace.status.conditions import told_together
 
 
 def test_good_news_of_one_moment_is_one_event_under_the_last_reason() -> None:

@@ -9,7 +9,7 @@ from tests.unit.runtime.clocks import TurnedClock
 from tests.unit.workspace.worlds import claim_object, snapshot, workspace_object
 
 from kaito_hooks.runtime import AlreadyExists, Conflict, NotFound
-from kaito_hooks.workspace.actions import Action, Adopt, ApplyChild, BuyClaim, CreateChild, Note, Release
+from kaito_hooks.workspace.decision.actions import Action, Adopt, ApplyChild, BuyClaim, CreateChild, Note, Release
 from kaito_hooks.workspace.execute import Executor
 from kaito_hooks.workspace.memory import Memories
 from kaito_hooks.workspace.plan import Plan

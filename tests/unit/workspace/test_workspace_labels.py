@@ -10,9 +10,9 @@ from tests.cluster.admission.rules_table import Case, creations
 from tests.unit.workspace.worlds import Obj, conditions, node_object, snapshot, workspace_object
 
 from kaito_hooks.api.workspace import Workspace
-from kaito_hooks.workspace.actions import BuyClaim
+from kaito_hooks.workspace.configuration.settings import Settings
+from kaito_hooks.workspace.decision.actions import BuyClaim
 from kaito_hooks.workspace.plan import Plan, plan
-from kaito_hooks.workspace.settings import Settings
 
 RULE = [case for case in creations() if case.rule == "C41"]
 REFUSED = "no node can be bought with a label agentpool of your own"

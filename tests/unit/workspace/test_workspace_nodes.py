@@ -4,12 +4,12 @@ import pytest
 from tests.unit.workspace.worlds import conditions, node_object, snapshot, workspace_object
 
 from kaito_hooks.api.workspace import Workspace
-from kaito_hooks.workspace.actions import CreateChild
-from kaito_hooks.workspace.node_facts import facts
-from kaito_hooks.workspace.nodes import candidates, name_of, select
+from kaito_hooks.workspace.configuration.settings import NodeAPISetting, Settings
+from kaito_hooks.workspace.decision.actions import CreateChild
+from kaito_hooks.workspace.decision.snapshot import Tenant
 from kaito_hooks.workspace.plan import plan
-from kaito_hooks.workspace.settings import NodeAPISetting, Settings
-from kaito_hooks.workspace.snapshot import Tenant
+from kaito_hooks.workspace.supply.node_facts import facts
+from kaito_hooks.workspace.supply.nodes import candidates, name_of, select
 
 
 def names(nodes: list[dict[str, object]]) -> list[str]:

@@ -15,12 +15,12 @@ from tests.unit.workspace.worlds import (
 )
 
 from kaito_hooks.api.workspace import Workspace
-from kaito_hooks.workspace.actions import Adopt, ApplyChild, BuyClaim, CreateChild, Delete, LabelNode, Release
-from kaito_hooks.workspace.claims import claim_name
+from kaito_hooks.workspace.configuration.settings import Settings
+from kaito_hooks.workspace.decision.actions import Adopt, ApplyChild, BuyClaim, CreateChild, Delete, LabelNode, Release
+from kaito_hooks.workspace.decision.snapshot import Memory, Refusal
 from kaito_hooks.workspace.plan import plan
-from kaito_hooks.workspace.purchases import Losses, Purchases
-from kaito_hooks.workspace.settings import Settings
-from kaito_hooks.workspace.snapshot import Memory, Refusal
+from kaito_hooks.workspace.purchases.claims import claim_name
+from kaito_hooks.workspace.purchases.history import Losses, Purchases
 
 SLOT_0 = claim_name(Workspace.read(workspace_object()), 0)
 SLOT_1 = claim_name(Workspace.read(workspace_object()), 1)

@@ -10,8 +10,8 @@ import pytest
 from tests.unit.workspace.worlds import START, SmallWorld, conditions, spread_object, tuning_object, workspace_object
 
 from kaito_hooks.runtime import format_time
-from kaito_hooks.workspace import pod_refusals
 from kaito_hooks.workspace.plan import plan
+from kaito_hooks.workspace.status import pod_refusals
 
 Obj = dict[str, Any]
 QUOTA = "exceeded quota: small, requested: requests.nvidia.com/gpu=1, used: requests.nvidia.com/gpu=0, limited: 0"

@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
-from kaito_hooks.workspace.actions import Outcome
-from kaito_hooks.workspace.pods import explain, sentence
+from kaito_hooks.workspace.decision.actions import Outcome
+from kaito_hooks.workspace.status.pods import explain, sentence
 
 
 def pod(**status: Any) -> dict[str, Any]:

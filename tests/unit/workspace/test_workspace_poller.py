@@ -12,8 +12,8 @@ from tests.answering import PORT, answering
 from tests.eventually import eventually
 
 from kaito_hooks.runtime import Controller, Key, Result
-from kaito_hooks.workspace.poller import LONGEST_PAUSE, WORKERS, ProgressPoller
-from kaito_hooks.workspace.progress import PERIOD
+from kaito_hooks.workspace.status.poller import LONGEST_PAUSE, WORKERS, ProgressPoller
+from kaito_hooks.workspace.status.progress import PERIOD
 
 Obj = dict[str, Any]
 KEY = Key("models", "phi")

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from tests.eventually import PATIENCE
 
-from kaito_hooks.workspace.progress import fetch
+from kaito_hooks.workspace.status.progress import fetch
 
 ANSWERS = {
     "good": json.dumps({"phase": "Training"}),

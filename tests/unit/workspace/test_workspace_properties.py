@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from tests.unit.workspace.worlds import Obj, SmallWorld, claim_object, is_of, node_object, workspace_object
 
-from kaito_hooks.workspace.settings import Settings, Timeouts
+from kaito_hooks.workspace.configuration.settings import Settings, Timeouts
 
 COUNT = 3
 SHORT = Timeouts(buy_backoff_min=1.0, buy_backoff_max=8.0, gpu_plugin=5.0, claim_without_condition=5.0)

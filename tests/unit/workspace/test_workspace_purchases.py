@@ -4,10 +4,10 @@ from tests.unit.workspace.worlds import START, claim_object, conditions, snapsho
 
 from kaito_hooks.api.claim import Claim
 from kaito_hooks.api.workspace import Workspace
-from kaito_hooks.workspace.claims import claim_name
+from kaito_hooks.workspace.decision.snapshot import Memory
 from kaito_hooks.workspace.plan import plan
-from kaito_hooks.workspace.purchases import Losses, Purchases
-from kaito_hooks.workspace.snapshot import Memory
+from kaito_hooks.workspace.purchases.claims import claim_name
+from kaito_hooks.workspace.purchases.history import Losses, Purchases
 
 READY = [{"type": "Ready", "status": "True"}]
 

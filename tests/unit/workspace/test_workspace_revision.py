@@ -4,8 +4,8 @@ import pytest
 from tests.unit.workspace.worlds import tuning_object, workspace_object
 
 from kaito_hooks.api.workspace import Workspace
-from kaito_hooks.workspace.revision import hash_of, revise, workload_hash_of
-from kaito_hooks.workspace.workload import owner_reference
+from kaito_hooks.workspace.children.workload import owner_reference
+from kaito_hooks.workspace.decision.revision import hash_of, revise, workload_hash_of
 
 
 @pytest.mark.parametrize(

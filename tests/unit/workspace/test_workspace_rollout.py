@@ -10,8 +10,8 @@ import pytest
 from tests.unit.workspace.worlds import CATALOG, SmallWorld, workspace_object
 
 from kaito_hooks.runtime import Key
+from kaito_hooks.workspace.configuration.settings import Images, Settings, Window, Workloads
 from kaito_hooks.workspace.rollout import Rolled, choose, is_open, look_at
-from kaito_hooks.workspace.settings import Images, Settings, Window, Workloads
 
 Obj = dict[str, Any]
 ROLL = "workspace.kaito.io/roll"

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from kaito_hooks.workspace.configuration import load, process, read
-from kaito_hooks.workspace.errors import SettingsError
-from kaito_hooks.workspace.settings import Window, Workloads
+from kaito_hooks.workspace.configuration.errors import SettingsError
+from kaito_hooks.workspace.configuration.file import load, process, read
+from kaito_hooks.workspace.configuration.settings import Window, Workloads
 
 
 def test_the_charts_configuration_is_read() -> None:

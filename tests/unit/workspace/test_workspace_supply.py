@@ -13,8 +13,8 @@ from tests.unit.workspace.worlds import CATALOG_OBJECT
 
 from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.workspace import resources
-from kaito_hooks.workspace.claims import claim_name
-from kaito_hooks.workspace.settings import Settings, Timeouts
+from kaito_hooks.workspace.configuration.settings import Settings, Timeouts
+from kaito_hooks.workspace.purchases.claims import claim_name
 
 NO_QUOTA = ("QuotaExceeded", "6 more cores of standardNCSv3Family are needed in westus2")
 NOBODY_BUYS = Settings(node_api="none")

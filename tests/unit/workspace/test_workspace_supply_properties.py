@@ -13,8 +13,8 @@ from tests.unit.workspace.running import START, RunningWorld, one
 
 from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.workspace import resources
-from kaito_hooks.workspace.claims import claim_name
-from kaito_hooks.workspace.settings import Settings, Timeouts
+from kaito_hooks.workspace.configuration.settings import Settings, Timeouts
+from kaito_hooks.workspace.purchases.claims import claim_name
 
 COUNT = 2
 MINIMUM = 20.0

@@ -19,10 +19,10 @@ from tests.unit.workspace.worlds import (
 )
 
 from kaito_hooks.api.workspace import Workspace
-from kaito_hooks.workspace.actions import ApplyChild, CreateChild, Delete
-from kaito_hooks.workspace.claims import claim_name
+from kaito_hooks.workspace.configuration.settings import Settings
+from kaito_hooks.workspace.decision.actions import ApplyChild, CreateChild, Delete
 from kaito_hooks.workspace.plan import plan
-from kaito_hooks.workspace.settings import Settings
+from kaito_hooks.workspace.purchases.claims import claim_name
 
 Obj = dict[str, Any]
 OURS = {"kaito.sh/workspace": "phi", "kaito.sh/workspacenamespace": "models", "accelerator": "nvidia"}

@@ -22,10 +22,10 @@ from tests.unit.workspace.worlds import (
 )
 
 from kaito_hooks.runtime import format_time
-from kaito_hooks.workspace.actions import CopyConfigMap, CreateChild, Delete
+from kaito_hooks.workspace.configuration.settings import Settings, Tuning
+from kaito_hooks.workspace.decision.actions import CopyConfigMap, CreateChild, Delete
+from kaito_hooks.workspace.decision.snapshot import Memory, Snapshot, Tenant, TuningConfig
 from kaito_hooks.workspace.plan import Plan, plan
-from kaito_hooks.workspace.settings import Settings, Tuning
-from kaito_hooks.workspace.snapshot import Memory, Snapshot, Tenant, TuningConfig
 
 Obj = dict[str, Any]
 COPIED = TuningConfig("qlora-params-template", found={"data": TEMPLATE})

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from tests.unit.workspace.worlds import DIGEST, Obj, SmallWorld, node_object, tuning_object
 
-from kaito_hooks.workspace.settings import Settings, Timeouts
+from kaito_hooks.workspace.configuration.settings import Settings, Timeouts
 
 SHORT = Timeouts(buy_backoff_min=1.0, buy_backoff_max=8.0, gpu_plugin=5.0, claim_without_condition=5.0)
 ROUNDS = 8

@@ -20,10 +20,10 @@ from tests.unit.workspace.worlds import (
     workspace_object,
 )
 
-from kaito_hooks.workspace.actions import ApplyChild, CreateChild, Delete
+from kaito_hooks.workspace.configuration.settings import Images, Proxy, Registries, Serving, Settings
+from kaito_hooks.workspace.decision.actions import ApplyChild, CreateChild, Delete
+from kaito_hooks.workspace.decision.snapshot import Memory, Refusal
 from kaito_hooks.workspace.plan import plan
-from kaito_hooks.workspace.settings import Images, Proxy, Registries, Serving, Settings
-from kaito_hooks.workspace.snapshot import Memory, Refusal
 
 Obj = dict[str, Any]
 ROLL = "kaito.sh/roll"

@@ -4,7 +4,7 @@ import pytest
 from tests.unit.workspace.worlds import CATALOG, workspace_object
 
 from kaito_hooks.api.workspace import Workspace
-from kaito_hooks.workspace.validate import check
+from kaito_hooks.workspace.rules.validate import check
 
 PHI = "phi-3-mini-4k-instruct"
 LABELS = {"labelSelector": {"matchLabels": {"apps": "x"}}}

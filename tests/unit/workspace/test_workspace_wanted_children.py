@@ -17,11 +17,11 @@ from tests.unit.workspace.worlds import (
     workspace_object,
 )
 
-from kaito_hooks.workspace.actions import ApplyChild, CreateChild, Delete
+from kaito_hooks.workspace.configuration.settings import Settings
+from kaito_hooks.workspace.decision.actions import ApplyChild, CreateChild, Delete
 from kaito_hooks.workspace.execute import Executor
 from kaito_hooks.workspace.memory import Memories
 from kaito_hooks.workspace.plan import Plan
-from kaito_hooks.workspace.settings import Settings
 
 Obj = dict[str, Any]
 ADAPTER = {"source": {"name": "a", "image": "r.io/x/a:1"}, "strength": "0.5"}

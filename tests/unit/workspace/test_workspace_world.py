@@ -18,8 +18,8 @@ from tests.unit.workspace.worlds import START, UID, claim_object, workspace_obje
 
 from kaito_hooks.api.claim import Claim
 from kaito_hooks.runtime import Controller, Key, Result
+from kaito_hooks.workspace.decision.snapshot import Memory
 from kaito_hooks.workspace.memory import Memories
-from kaito_hooks.workspace.snapshot import Memory
 from kaito_hooks.workspace.world import World
 
 Obj = dict[str, Any]

@@ -9,7 +9,8 @@ from typing import Any
 from kaito_hooks.api.catalog import Catalog
 from kaito_hooks.api.claim import ENCODINGS, Claim
 from kaito_hooks.api.workspace import Workspace
-from kaito_hooks.workspace.actions import (
+from kaito_hooks.workspace.configuration.settings import Settings
+from kaito_hooks.workspace.decision.actions import (
     Adopt,
     ApplyChild,
     BuyClaim,
@@ -19,9 +20,8 @@ from kaito_hooks.workspace.actions import (
     LabelNode,
     Release,
 )
+from kaito_hooks.workspace.decision.snapshot import Memory, Snapshot, TuningConfig
 from kaito_hooks.workspace.plan import Plan, plan
-from kaito_hooks.workspace.settings import Settings
-from kaito_hooks.workspace.snapshot import Memory, Snapshot, TuningConfig
 from kaito_hooks.workspace.tuning.config import name_of
 
 Obj = dict[str, Any]

@@ -11,12 +11,12 @@ from typing import Any
 
 from kaito_hooks.api.workspace import TuningSpec, Workspace
 from kaito_hooks.runtime import Obj
-from kaito_hooks.workspace.errors import ConfigInvalid
-from kaito_hooks.workspace.snapshot import TuningConfig
-from kaito_hooks.workspace.spelling import nearest
+from kaito_hooks.workspace.configuration.errors import ConfigInvalid
+from kaito_hooks.workspace.decision.snapshot import TuningConfig
+from kaito_hooks.workspace.rules.spelling import nearest
+from kaito_hooks.workspace.rules.validate import Problem
 from kaito_hooks.workspace.tuning import fields
 from kaito_hooks.workspace.tuning.document import MAX_SIZE, read, shown, shown_name
-from kaito_hooks.workspace.validate import Problem
 
 KEY = "training_config.yaml"
 ROOT = "training_config"

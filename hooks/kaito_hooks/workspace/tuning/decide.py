@@ -15,23 +15,16 @@ from kaito_hooks.api.catalog import Preset, fits
 from kaito_hooks.api.conditions import is_true
 from kaito_hooks.api.workspace import Adapter, DataSource, ResourceSpec
 from kaito_hooks.runtime import Obj
-from kaito_hooks.workspace import (
-    children,
-    images,
-    inference,
-    network,
-    placement,
-    service,
-    status,
-    supply,
-    validate,
-    workload,
-)
-from kaito_hooks.workspace.actions import Action, CopyConfigMap, Delete, Note, Outcome
-from kaito_hooks.workspace.deletion import WITHDRAWN, withdraw
-from kaito_hooks.workspace.revision import Revision, tuning_hash_of
-from kaito_hooks.workspace.snapshot import Snapshot
-from kaito_hooks.workspace.status import Verdict
+from kaito_hooks.workspace.children import images, inference, network, placement, service, workload
+from kaito_hooks.workspace.children import upkeep as children
+from kaito_hooks.workspace.children.deletion import WITHDRAWN, withdraw
+from kaito_hooks.workspace.decision.actions import Action, CopyConfigMap, Delete, Note, Outcome
+from kaito_hooks.workspace.decision.revision import Revision, tuning_hash_of
+from kaito_hooks.workspace.decision.snapshot import Snapshot
+from kaito_hooks.workspace.rules import validate
+from kaito_hooks.workspace.status import conditions as status
+from kaito_hooks.workspace.status.conditions import Verdict
+from kaito_hooks.workspace.supply import decide as supply
 from kaito_hooks.workspace.tuning import config, progress, state
 from kaito_hooks.workspace.tuning.job import job
 from kaito_hooks.workspace.tuning.phase import Phase, Situation, read

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from kaito_hooks.workspace.errors import ConfigInvalid
+from kaito_hooks.workspace.configuration.errors import ConfigInvalid
 
 MAX_SIZE = 32 * 1024
 """Characters of a document."""

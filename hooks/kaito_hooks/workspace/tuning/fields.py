@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from kaito_hooks.workspace.spelling import nearest
+from kaito_hooks.workspace.rules.spelling import nearest
 from kaito_hooks.workspace.tuning.document import shown, shown_name
 
 _LIST: Mapping[str, Any] = json.loads(resources.files(__package__).joinpath("fields.json").read_text())

@@ -10,8 +10,8 @@ from kaito_hooks.api import labels
 from kaito_hooks.api.catalog import HubWeights, Preset
 from kaito_hooks.api.workspace import TuningSpec, Workspace
 from kaito_hooks.runtime import Obj, format_duration
-from kaito_hooks.workspace import containers, images, server, workload
-from kaito_hooks.workspace.settings import Settings
+from kaito_hooks.workspace.children import containers, images, server, workload
+from kaito_hooks.workspace.configuration.settings import Settings
 from kaito_hooks.workspace.tuning.config import CONFIG_PATH, DATA_PATH, KEY, name_of
 
 BACKOFF_LIMIT = 20

@@ -7,9 +7,10 @@ from enum import Enum
 
 from kaito_hooks.api import labels
 from kaito_hooks.runtime import Obj
-from kaito_hooks.workspace import children, inference
-from kaito_hooks.workspace.revision import Revision, tuning_hash_of
-from kaito_hooks.workspace.snapshot import Snapshot
+from kaito_hooks.workspace.children import inference
+from kaito_hooks.workspace.children import upkeep as children
+from kaito_hooks.workspace.decision.revision import Revision, tuning_hash_of
+from kaito_hooks.workspace.decision.snapshot import Snapshot
 from kaito_hooks.workspace.tuning import config
 from kaito_hooks.workspace.tuning.state import Record, revision_of
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from kaito_hooks.workspace.progress import is_number
+from kaito_hooks.workspace.status.progress import is_number
 from kaito_hooks.workspace.tuning.state import Record
 
 _PHASES = {

@@ -11,11 +11,11 @@ from kaito_hooks.api import labels
 from kaito_hooks.api.conditions import find, is_true
 from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.runtime import Obj, parse_time
-from kaito_hooks.workspace import pod_refusals, pods, progress
-from kaito_hooks.workspace.actions import Outcome
-from kaito_hooks.workspace.revision import Revision, tuning_hash_of
-from kaito_hooks.workspace.snapshot import Snapshot
-from kaito_hooks.workspace.status import JOB_STARTED
+from kaito_hooks.workspace.decision.actions import Outcome
+from kaito_hooks.workspace.decision.revision import Revision, tuning_hash_of
+from kaito_hooks.workspace.decision.snapshot import Snapshot
+from kaito_hooks.workspace.status import pod_refusals, pods, progress
+from kaito_hooks.workspace.status.conditions import JOB_STARTED
 from kaito_hooks.workspace.tuning.job import PUSH, TUNE
 
 NEVER = 2

@@ -1,0 +1,49 @@
+"""The end of a Workspace: workloads first, then claims; our finalizer goes when nothing bills any more.
+
+And of workloads alone, when their node is another Workspace's.
+"""
+
+from __future__ import annotations
+
+from kaito_hooks.api import labels
+from kaito_hooks.api.claim import Claim
+from kaito_hooks.workspace.children.upkeep import WORKLOADS, is_owned
+from kaito_hooks.workspace.decision.actions import Action, Delete, Note, Release
+from kaito_hooks.workspace.decision.snapshot import Snapshot
+
+WITHDRAWN = "the workload is taken away until the Workspace has its nodes"
+
+
+def withdraw(s: Snapshot) -> list[Action]:
+    """Deletes the workloads of the Workspace, and its tuning Job; nothing else."""
+    return [
+        Delete(kind, s.workspace.namespace, s.workspace.name, child["metadata"]["uid"])
+        for kind in (*WORKLOADS, "Job")
+        if (child := s.children.get(f"{kind}/{s.workspace.name}")) is not None
+        and is_owned(child, s.workspace.uid)
+        and not child["metadata"].get("deletionTimestamp")
+    ]
+
+
+def dismantle(s: Snapshot) -> tuple[list[Action], list[Note], str]:
+    """Actions, Events, and what the deletion waits for ("" when it is over).
+
+    A workload that outlived its node would have its Pod recreated elsewhere; so workloads go before claims.
+    """
+    ws = s.workspace
+    if labels.WORKSPACE_FINALIZER not in ws.finalizers:
+        return [], [], ""
+    actions = withdraw(s)
+    doomed = [claim for claim in s.claims if not claim.deleting]
+    actions += [Delete(claim.kind, "", claim.name, claim.uid) for claim in doomed]
+    notes = [Note("Normal", f"Deleted{claim.kind}", f"deleted {claim.kind} {claim.name}") for claim in doomed]
+    if s.claims:
+        return actions, notes, ", ".join(sorted(map(_awaited, s.claims)))
+    if not s.claims_gone:
+        return actions, notes, "the list of its claims"
+    return [*actions, Release()], notes, ""
+
+
+def _awaited(claim: Claim) -> str:
+    ending = claim.ending()
+    return f"{claim.kind} {claim.name} ({ending})" if ending else f"{claim.kind} {claim.name}"
