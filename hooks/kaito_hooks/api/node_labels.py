@@ -1,4 +1,4 @@
-"""Labels of Nodes: which ones are not free to choose, and what a key and a value look like.
+"""Labels of Nodes: which ones are not free to choose, and what a key, a value and a Node's name look like.
 
 https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set
 """
@@ -23,6 +23,8 @@ REQUESTABLE_KEYS = (labels.ZONE, labels.REGION, labels.ARCHITECTURE, labels.OPER
 _NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 _KEY = re.compile(rf"([a-z0-9]([-a-z0-9.]{{0,251}}[a-z0-9])?/)?{_NAME}")
 _VALUE = re.compile(rf"({_NAME})?")
+_PART = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_NODE_NAME = re.compile(rf"(?=.{{1,253}}$){_PART}(\.{_PART})*")
 
 
 def is_reserved(key: str) -> bool:
@@ -46,3 +48,8 @@ def is_key(text: str) -> bool:
 def is_value(text: str) -> bool:
     """Whether a label may have this value."""
     return _VALUE.fullmatch(text) is not None
+
+
+def is_node_name(text: str) -> bool:
+    """Whether a Node may have this name."""
+    return _NODE_NAME.fullmatch(text) is not None

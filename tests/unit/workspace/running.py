@@ -273,12 +273,14 @@ class RunningWorld(DrivenWorld):
     def _keep_pods(self, workload: Obj) -> None:
         metadata, spec = workload["metadata"], workload["spec"]
         names = [f"{metadata['name']}-{number}" for number in range(spec["replicas"])]
+        affinity = spec["template"]["spec"]["affinity"]
         for name in names:
-            if self.cluster.find(resources.POD, name, "models") is None:
+            found = self.cluster.find(resources.POD, name, "models")
+            # Of a template that changes, Pods that run stay here, and others are replaced.
+            if found is None or (not found["spec"].get("nodeName") and found["spec"]["affinity"] != affinity):
                 owner = {"kind": workload["kind"], "name": metadata["name"], "uid": metadata["uid"], "controller": True}
                 marks = {"kaito.sh/workspace": metadata["name"]}
                 named = {"name": name, "namespace": "models", "labels": marks, "ownerReferences": [owner]}
-                affinity = spec["template"]["spec"]["affinity"]
                 pod = {"metadata": named, "spec": {"affinity": affinity}, "status": {"phase": "Pending"}}
                 self.cluster.put(resources.POD, pod)
 
@@ -339,5 +341,6 @@ def _accepts(node: Obj, pod: Obj) -> bool:
             marks.get(rule["key"]) in rule["values"] if rule["operator"] == "In" else rule["key"] not in marks
             for rule in term["matchExpressions"]
         )
+        and all(node["metadata"]["name"] in rule["values"] for rule in term.get("matchFields", ()))
         for term in terms
     )

@@ -46,6 +46,16 @@ def with_earlier_rolls(live: Obj, wanted: Obj) -> Obj:
     return {**wanted, "metadata": {**metadata, "annotations": {**earlier, **metadata["annotations"]}}}
 
 
+def placed_as(live: Obj, wanted: Obj) -> Obj:
+    """The wanted workload with the affinity of the live one: which nodes come, go or are preferred rolls nothing."""
+    affinity = (live["spec"]["template"].get("spec") or {}).get("affinity")
+    template = wanted["spec"]["template"]
+    if affinity is None or "affinity" not in template["spec"]:
+        return wanted
+    placed = {**template, "spec": {**template["spec"], "affinity": affinity}}
+    return {**wanted, "spec": {**wanted["spec"], "template": placed}}
+
+
 def frozen(live: Obj, wanted: Obj) -> Obj:
     """The wanted workload, doing all that the live one does, and nothing else."""
     made, metadata = _annotations(live), wanted["metadata"]

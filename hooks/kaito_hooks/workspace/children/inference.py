@@ -70,7 +70,16 @@ def is_of_engine(s: Snapshot, revision: int) -> bool:
 
 def _frozen_workload(s: Snapshot, revision: int) -> Obj | None:
     live = live_workload(s)
-    return live if live is not None and drift.is_frozen(s.workspace, live, revision=revision) else None
+    if live is None or _is_stranded(s, live):
+        return None
+    return live if drift.is_frozen(s.workspace, live, revision=revision) else None
+
+
+def _is_stranded(s: Snapshot, live: Obj) -> bool:
+    """Whether nothing of it runs, and it may go to none of the nodes that the Workspace has: it was made for others."""
+    mine = [node for node in s.nodes if nodes.name_of(node) in s.workspace.worker_nodes]
+    pod = live["spec"]["template"].get("spec") or {}
+    return bool(mine) and not any(map(pods.node_of, s.pods)) and not any(placement.admits(pod, node) for node in mine)
 
 
 def _annotation(s: Snapshot, name: str) -> str | None:
@@ -175,6 +184,8 @@ def _template_children(s: Snapshot, resource: ResourceSpec, *, revision: int) ->
 
 def _with_workload(s: Snapshot, wanted: Obj, others: Sequence[Obj], *, frozen: Obj | None) -> Wanted:
     """The others and the workload, or the frozen one as it is."""
+    if frozen is not None:
+        wanted = drift.placed_as(frozen, wanted)
     if (live := live_workload(s)) is not None:
         wanted = drift.with_earlier_rolls(live, children.sealed(wanted))
     if frozen is None or children.seal_of(frozen) == children.seal_of(wanted):

@@ -246,12 +246,21 @@ def types_held_to(resource: Obj, *, catalog: Catalog | None = CATALOG, node_api:
     obj = workspace_object(resource=workspace_object()["resource"] | resource)
     found = snapshot(obj, nodes=tuple(nodes), catalog=catalog, settings=Settings(node_api=node_api))
     assert found.workspace.resource is not None
-    [_, nobodys] = place(found, found.workspace.resource)["affinity"]["nodeAffinity"][
+    [_, nobodys, *_] = place(found, found.workspace.resource)["affinity"]["nodeAffinity"][
         "requiredDuringSchedulingIgnoredDuringExecution"
     ]["nodeSelectorTerms"]
     return next(
         (e["values"] for e in nobodys["matchExpressions"] if e["key"] == "node.kubernetes.io/instance-type"), None
     )
+
+
+def preferred_terms(*names: str) -> list[str]:
+    """The nodes that nobody bought to which Pods may go by name."""
+    found = snapshot(workspace_object(resource=workspace_object()["resource"] | {"preferredNodes": list(names)}))
+    assert found.workspace.resource is not None
+    rules = place(found, found.workspace.resource)["affinity"]["nodeAffinity"]
+    terms = rules["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    return [field["values"][0] for term in terms for field in term.get("matchFields", ())]
 
 
 def test_of_nodes_with_the_same_labels_only_those_of_the_chosen_type_are_used() -> None:
@@ -262,9 +271,12 @@ def test_of_nodes_with_the_same_labels_only_those_of_the_chosen_type_are_used() 
     assert types_held_to({"instanceType": spelled}) == both
     assert types_held_to({"instanceType": spelled}, catalog=None) == [spelled]
     assert types_held_to({"instanceType": spelled}, catalog=None, mine="Standard_NC6s_v3") == both
-    # A preferred node may be of any type.
+    # Another node of a preferred one's type is no preferred node.
     preferred = {"preferredNodes": ["other"]}
-    assert types_held_to(preferred, other="Standard_NV6", third="Standard_NV12") == ["Standard_NC6s_v3", "Standard_NV6"]
+    assert types_held_to(preferred, other="Standard_NV6", third="Standard_NV12") == ["Standard_NC6s_v3"]
+    assert preferred_terms("wish.example", "other") == ["other", "wish.example"]
+    # The API server refuses a Pod that may go to a node of an impossible name.
+    assert preferred_terms("", "Wish_1", "a" * 254) == []
     # Where nothing is bought, the labels say all.
     assert types_held_to({}, node_api="none", mine="Standard_NC6s_v3") is None
 

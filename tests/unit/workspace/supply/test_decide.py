@@ -225,6 +225,34 @@ def test_a_preferred_node_that_is_named_later_is_taken_and_the_claim_is_kept_who
     assert found["metadata"]["labels"]["accelerator"] == "nvidia"
 
 
+def test_a_preferred_node_without_an_instance_type_gets_the_pod() -> None:
+    world = RunningWorld(one(resource={**one()["resource"], "preferredNodes": ["wish"]}))
+    world.bring_node("wish", labels={"node.kubernetes.io/instance-type": None})
+    world.allow(START)
+    world.run(60)
+    assert (world.pods_on("wish"), world.purchases, world.told()[0]) == (["phi"], [], "True")
+
+
+@pytest.mark.parametrize("named", ["at first", "later"])
+def test_a_model_whose_node_dies_goes_to_the_preferred_node_that_came_after_it(named: str) -> None:
+    preferring = one(resource={**one()["resource"], "preferredNodes": ["wish"]})
+    world = RunningWorld(preferring if named == "at first" else one())
+    world.allow(3 * START)
+    world.run(300)
+    world.bring_node("wish", labels={"node.kubernetes.io/instance-type": "Standard_NV6"})
+    if named == "later":
+        world.apply(preferring)
+    world.run(60)
+    assert (world.worker_nodes(), world.pods_on(f"node-{slot_name(0)}")) == (["wish"], ["phi"])
+    # Which nodes are preferred is no setting of the platform, and no reason for a roll.
+    assert world.told("WorkloadUpToDate")[0] == "True"
+    world.set_ready(f"node-{slot_name(0)}", False)
+    world.run(1200)
+    assert (world.pods_on("wish"), world.claims(), len(world.purchases)) == (["phi"], [], 1)
+    assert world.told() == ("True", "workspace is ready")
+    assert world.told("WorkloadUpToDate")[0] == "True"
+
+
 def test_a_claim_that_no_slot_needs_any_more_is_given_back() -> None:
     world = served()
     world.set_ready("mine", False)
