@@ -17,7 +17,7 @@ from tests.unit.workspace.worlds import (
 from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.workspace.configuration.settings import Settings
 from kaito_hooks.workspace.decision.actions import Adopt, ApplyChild, BuyClaim, CreateChild, Delete, LabelNode, Release
-from kaito_hooks.workspace.decision.snapshot import Memory, Refusal
+from kaito_hooks.workspace.decision.snapshot import Memory, Refusal, Tenant
 from kaito_hooks.workspace.plan import plan
 from kaito_hooks.workspace.purchases.claims import claim_name
 from kaito_hooks.workspace.purchases.history import Losses, Purchases
@@ -625,3 +625,28 @@ def test_a_change_that_admission_would_refuse_is_reported_and_leaves_everything_
     world.workspace["resource"]["instanceType"] = "Standard_NC6s_v3"
     world.settle()
     assert {c["status"] for c in world.workspace["status"]["conditions"]} == {"True"}
+
+
+@pytest.mark.parametrize(
+    ("marks", "phase", "goes"),
+    [({}, "Running", True), ({}, "Failed", False), ({"deletionTimestamp": "x"}, "Running", False)],
+)
+def test_only_a_pod_that_stays_on_another_workspaces_node_takes_the_workload_away(
+    marks: dict[str, Any], phase: str, goes: bool
+) -> None:
+    nobody_buys = Settings(node_api="none")
+    world = SmallWorld(workspace_object(resource=workspace_object()["resource"] | {"count": 2}), settings=nobody_buys)
+    world.nodes = {name: node_object(name) for name in ("n1", "n2")}
+    world.settle()
+
+    def pod(name: str, phase: str, **metadata: Any) -> dict[str, Any]:
+        named = {"name": f"phi-{name}", "uid": name, **metadata}
+        return {"metadata": named, "spec": {"nodeName": name}, "status": {"phase": phase}}
+
+    found = replace(
+        world.snapshot(),
+        tenants={"n1": (Tenant("2020-01-01T00:00:00Z", "models", "older"),)},
+        pods=(pod("n1", phase, **marks), pod("n2", "Running")),
+    )
+    deleted = [action.kind for action in plan(found).actions if isinstance(action, Delete)]
+    assert deleted == (["Deployment"] if goes else [])

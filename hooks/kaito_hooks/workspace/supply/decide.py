@@ -15,6 +15,7 @@ from kaito_hooks.workspace.decision.snapshot import Snapshot
 from kaito_hooks.workspace.supply import node_facts, nodes
 from kaito_hooks.workspace.supply.slot_table import Table, fill
 from kaito_hooks.workspace.supply.slots import FAILED, Slot, State
+from kaito_hooks.workspace.status import pods
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +127,12 @@ def _progress(s: Snapshot, table: Table) -> ClaimProgress | None:
 
 
 def _lost_to(s: Snapshot, resource: ResourceSpec, table: Table) -> str:
-    """Pods that run where nobody else's node is harm nobody; those that run nowhere may go anywhere."""
+    """Pods that run where nobody else's node is harm nobody; those that run nowhere may go anywhere. One that has
+    ended, or is ending, takes nothing more."""
     if len(table.nodes) >= resource.count:
         return ""
     taken = nodes.in_others_hands(s.nodes, s.workspace, resource, tenants=s.tenants)
-    used = {name for pod in s.pods if (name := (pod.get("spec") or {}).get("nodeName"))}
+    used = {pods.node_of(pod) for pod in s.pods if not pod["metadata"].get("deletionTimestamp")} - {""}
     if used or table.nodes:
         taken = {name: tenant for name, tenant in taken.items() if name in used}
     return next((f"node {n} is used by Workspace {t.namespace}/{t.name}" for n, t in sorted(taken.items())), "")
