@@ -153,7 +153,8 @@ def _machine_spec(spec: ClaimSpec) -> Obj:
         Requirement(labels.ARCHITECTURE, "In", ("amd64",)),
         Requirement(labels.OPERATING_SYSTEM, "In", ("linux",)),
     ]
-    requirements.extend(r for r in spec.requirements if r not in requirements)
+    asked = {requirement.key for requirement in spec.requirements}
+    requirements = [*(r for r in requirements if r.key not in asked), *spec.requirements]
     return {
         "machineTemplateRef": {"name": spec.name},
         "requirements": [requirement.to_json() for requirement in requirements],

@@ -10,7 +10,7 @@ from tests.cluster.admission.rules_table import Case, creations
 from tests.unit.workspace.worlds import Obj, conditions, node_object, snapshot, workspace_object
 
 from kaito_hooks.api.workspace import Workspace
-from kaito_hooks.workspace.configuration.settings import Settings
+from kaito_hooks.workspace.configuration.settings import NodeAPISetting, Settings
 from kaito_hooks.workspace.decision.actions import BuyClaim
 from kaito_hooks.workspace.plan import Plan, plan
 
@@ -69,3 +69,12 @@ def test_a_zone_among_the_labels_is_asked_of_the_cloud() -> None:
     [claim] = claims_of(plan(snapshot(selecting(labelSelector=zone))))
     wanted = {"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["eastus-1"]}
     assert wanted in claim["spec"]["requirements"]
+
+
+@pytest.mark.parametrize("node_api", ["Machine", "NodeClaim"])
+def test_an_architecture_among_the_labels_is_the_only_one_that_is_asked_for(node_api: NodeAPISetting) -> None:
+    arm = {"matchLabels": {"kubernetes.io/arch": "arm64"}}
+    settings = Settings(node_api=node_api)
+    [claim] = claims_of(plan(snapshot(selecting(labelSelector=arm), settings=settings)))
+    asked = [r["values"] for r in claim["spec"]["requirements"] if r["key"] == "kubernetes.io/arch"]
+    assert asked == [["arm64"]]
