@@ -103,7 +103,7 @@ that is not set, is told here; settings that nobody gives may come from envFrom.
   "settings.batchIdleDuration" "claims are not batched, leave it out"
   "settings.azure.clusterEndpoint" "the cluster is found by its name, leave it out"
   "settings.azure.vmMemoryOverheadPercent" "nothing is computed from it, leave it out"
-  "settings.azure.tags" "agent pools get no tags of one's own, leave it out"
+  "settings.azure.tags" "agentPool.tags are the tags of every agent pool"
   "controller.sidecarContainer" "no further container is added, leave it out"
   "controller.sidecarVolumeMounts" "no further container is added, leave it out"
 )) }}
