@@ -148,7 +148,7 @@ class World:
                 field_selector="involvedObject.kind=Pod,reason=FailedMount",
                 indexes={BY_POD: lambda event: [str((event.get("involvedObject") or {}).get("uid", ""))]},
             ),
-            refusal_events=Informer(
+            refusal_events=follow(
                 client,
                 resources.EVENT,
                 field_selector=f"reason={pod_refusals.REASON},type=Warning",
