@@ -12,10 +12,12 @@ from kaito_hooks.api.workspace import ResourceSpec
 from kaito_hooks.runtime import Obj
 from kaito_hooks.workspace.decision.actions import Action, BuyClaim, Delete, LabelNode, Note, Outcome
 from kaito_hooks.workspace.decision.snapshot import Snapshot
-from kaito_hooks.workspace.supply import node_facts, nodes
+from kaito_hooks.workspace.supply import node_facts, nodes, placement
 from kaito_hooks.workspace.supply.slot_table import Table, fill
-from kaito_hooks.workspace.supply.slots import FAILED, Slot, State
+from kaito_hooks.workspace.supply.slots import FAILED, Slot, State, find_node
 from kaito_hooks.workspace.status import pods
+
+_MAKE_PODS = ("Deployment", "StatefulSet", "Job")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,4 +137,14 @@ def _lost_to(s: Snapshot, resource: ResourceSpec, table: Table) -> str:
     used = {pods.node_of(pod) for pod in s.pods if not pod["metadata"].get("deletionTimestamp")} - {""}
     if used or table.nodes:
         taken = {name: tenant for name, tenant in taken.items() if name in used}
+    else:
+        taken = {name: tenant for name, tenant in taken.items() if _may_take(s, name)}
     return next((f"node {n} is used by Workspace {t.namespace}/{t.name}" for n, t in sorted(taken.items())), "")
+
+
+def _may_take(s: Snapshot, node: str) -> bool:
+    """Whether a Pod of what was made for the Workspace may go to that node; also if nothing is made yet."""
+    made = [s.children.get(f"{kind}/{s.workspace.name}") for kind in _MAKE_PODS]
+    found = find_node(s, node)
+    templates = [child["spec"]["template"].get("spec") or {} for child in made if child is not None]
+    return found is None or not templates or any(placement.admits(pod, found) for pod in templates)

@@ -345,6 +345,25 @@ def test_a_workspace_that_lost_its_node_to_another_takes_its_workload_away(creat
     assert (world.told(of=holder)[0], world.told(of=loser)[0]) == ("True", "True")
 
 
+def test_a_workload_that_waits_for_its_node_is_left_alone_where_it_cannot_take_another_workspace_s() -> None:
+    other = one(name="other", resource={**one()["resource"], "preferredNodes": ["wish"]})
+    world = RunningWorld(one())
+    world.allow(2 * START)
+    world.run(300)
+    world.bring_node("wish", labels={"node.kubernetes.io/instance-type": "Standard_NV6"})
+    world.apply(other)
+    world.run(60)
+    assert world.worker_nodes("other") == ["wish"]
+    made = world.cluster.find(resources.DEPLOYMENT, "phi", "models")
+    world.allow(2 * START)
+    lose_its_node(world)
+    world.run(600)
+    left = world.cluster.find(resources.DEPLOYMENT, "phi", "models")
+    assert made is not None
+    assert left is not None
+    assert (left["metadata"]["uid"], world.told()[0]) == (made["metadata"]["uid"], "True")
+
+
 def test_a_workload_whose_node_lost_its_label_goes_on_although_another_has_a_node() -> None:
     world = RunningWorld(one(), settings=NOBODY_BUYS)
     world.bring_node("n1")
