@@ -189,7 +189,7 @@ def _train(s: Snapshot, resource: ResourceSpec, at: Situation) -> Tuning:
             found.resource = Outcome("waiting", "no node is bought before the tuning configuration is right")
         found.look_at.append(s.now + timedelta(seconds=CONFIG_PERIOD))
         found.fields["progress"] = ""
-    elif supplied.lost_to and at.phase in _WORKING:
+    elif supplied.lost_to and at.phase in _WORKING and not _has_ended(s, at):
         found.actions += withdraw(s)
         found.job = Outcome("waiting", f"{WITHDRAWN}: {supplied.lost_to}")
         found.fields["progress"] = ""
@@ -197,6 +197,13 @@ def _train(s: Snapshot, resource: ResourceSpec, at: Situation) -> Tuning:
         _take_step(s, resource, found, at)
     _explain_server(s, found)
     return found
+
+
+def _has_ended(s: Snapshot, at: Situation) -> bool:
+    """Whether the Job has an end that is not recorded yet."""
+    if at.phase is not Phase.RUNNING or at.job is None:
+        return False
+    return state.read(s, at.job, revision=at.wanted).record is not None
 
 
 def _take_step(s: Snapshot, resource: ResourceSpec, found: Tuning, at: Situation) -> None:

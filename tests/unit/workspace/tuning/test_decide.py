@@ -268,6 +268,14 @@ class TestTheStatus:
         assert status == "False"
         assert message.endswith("node mine is used by Workspace models/older")
 
+    def test_a_job_that_has_ended_is_recorded_before_its_node_is_left_to_another_workspace(self) -> None:
+        older = Tenant("2026-01-01T00:00:00Z", "models", "older")
+        ended = {"terminated": {"exitCode": 0, "message": '{"digest": "' + DIGEST + '"}'}}
+        decided, _ = running("push", state=ended, tenants={"mine": (older,)}, before={"workerNodes": ["mine"]})
+        assert decided.status is not None
+        assert decided.status["tuning"]["adapterDigest"] == DIGEST
+        assert not [a for a in decided.actions if isinstance(a, Delete)]
+
     def test_a_pod_that_does_not_answer_keeps_what_was_said_last(self) -> None:
         decided, _ = running("tune", before={"progress": "epoch 1/3, 42 %"})
         assert decided.status is not None
