@@ -69,7 +69,7 @@ BAD: tuple[tuple[str, Callable[[Obj], None], str, str], ...] = (
     ("ws000000m06", with_disk("-50Gi"), "InvalidRequest", "the requested disk is smaller than nothing"),
     ("ws000000m07", with_disk("1Gi"), "InvalidRequest", "a disk of 1 GiB is requested, the smallest is 30 GiB"),
     ("ws000000m08", with_disk("9Pi"), "InvalidRequest", "agentPoolProfile.osDiskSizeGB"),
-    ("ws000000m09", on_windows, "InvalidRequest", "operating system windows is not supported, only linux is"),
+    ("ws000000m09", on_windows, "InvalidRequest", "the requirements for kubernetes.io/os do not admit linux"),
     ("ws000000m10", with_size("Standard_NC7"), "InstanceTypeUnavailable", "Standard_NC7"),
     ("ws000000m11", with_size("phi-3"), "InstanceTypeUnavailable", "phi-3"),
 )

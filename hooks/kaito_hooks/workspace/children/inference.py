@@ -10,7 +10,7 @@ from kaito_hooks.api.catalog import ENGINES, Preset
 from kaito_hooks.api.conditions import find
 from kaito_hooks.api.workspace import Adapter, ResourceSpec
 from kaito_hooks.runtime import Obj
-from kaito_hooks.workspace.children import drift, images, network, placement, server, service, workload
+from kaito_hooks.workspace.children import drift, images, network, server, service, workload
 from kaito_hooks.workspace.children import upkeep as children
 from kaito_hooks.workspace.decision.actions import Action, Note, Outcome
 from kaito_hooks.workspace.decision.snapshot import Snapshot
@@ -19,7 +19,7 @@ from kaito_hooks.workspace.rules.engines import engine_of
 from kaito_hooks.workspace.status import conditions as status
 from kaito_hooks.workspace.status import pod_refusals, pods, server_state
 from kaito_hooks.workspace.status.conditions import Verdict
-from kaito_hooks.workspace.supply import nodes
+from kaito_hooks.workspace.supply import nodes, placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def _is_stranded(s: Snapshot, live: Obj) -> bool:
     """Whether nothing of it runs, and it may go to none of the nodes that the Workspace has: it was made for others."""
     mine = [node for node in s.nodes if nodes.name_of(node) in s.workspace.worker_nodes]
     pod = live["spec"]["template"].get("spec") or {}
-    return bool(mine) and not any(map(pods.node_of, s.pods)) and not any(placement.admits(pod, node) for node in mine)
+    return bool(mine) and not any(map(nodes.of_pod, s.pods)) and not any(placement.admits(pod, node) for node in mine)
 
 
 def _annotation(s: Snapshot, name: str) -> str | None:

@@ -67,13 +67,6 @@ def is_ready(pod: Obj) -> bool:
     return ready is not None and ready.get("status") == "True"
 
 
-def node_of(pod: Obj) -> str:
-    """The node to which the Pod is bound and on which it has not ended; "" if there is none."""
-    if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
-        return ""
-    return str((pod.get("spec") or {}).get("nodeName") or "")
-
-
 def owned_by_job(pod: Obj) -> bool:
     """Whether a Job made the Pod."""
     return any(owner.get("kind") == "Job" for owner in pod["metadata"].get("ownerReferences") or ())

@@ -15,7 +15,6 @@ from kaito_hooks.workspace.decision.snapshot import Snapshot
 from kaito_hooks.workspace.supply import node_facts, nodes, placement
 from kaito_hooks.workspace.supply.slot_table import Table, fill
 from kaito_hooks.workspace.supply.slots import FAILED, Slot, State, find_node
-from kaito_hooks.workspace.status import pods
 
 _MAKE_PODS = ("Deployment", "StatefulSet", "Job")
 
@@ -134,7 +133,7 @@ def _lost_to(s: Snapshot, resource: ResourceSpec, table: Table) -> str:
     if len(table.nodes) >= resource.count:
         return ""
     taken = nodes.in_others_hands(s.nodes, s.workspace, resource, tenants=s.tenants)
-    used = {pods.node_of(pod) for pod in s.pods if not pod["metadata"].get("deletionTimestamp")} - {""}
+    used = {nodes.of_pod(pod) for pod in s.pods if not pod["metadata"].get("deletionTimestamp")} - {""}
     if used or table.nodes:
         taken = {name: tenant for name, tenant in taken.items() if name in used}
     else:

@@ -21,6 +21,13 @@ def name_of(node: Obj) -> str:
     return str(node["metadata"]["name"])
 
 
+def of_pod(pod: Obj) -> str:
+    """The node to which the Pod is bound and on which it has not ended; "" if there is none."""
+    if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+        return ""
+    return str((pod.get("spec") or {}).get("nodeName") or "")
+
+
 def labels_of(node: Obj) -> Mapping[str, str]:
     """The Node's labels."""
     return node["metadata"].get("labels") or {}

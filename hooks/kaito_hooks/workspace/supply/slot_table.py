@@ -16,7 +16,6 @@ from kaito_hooks.workspace.decision.snapshot import Snapshot
 from kaito_hooks.workspace.purchases import claims
 from kaito_hooks.workspace.supply import node_facts, nodes
 from kaito_hooks.workspace.supply.slots import Slot, State, away_until, find_node, judge
-from kaito_hooks.workspace.status import pods
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +145,7 @@ def _may_go(s: Snapshot, claim: Claim, *, in_use: Iterable[str]) -> bool:
         return False
     if not claim.node_name:
         return True
-    if any(pods.node_of(pod) == claim.node_name for pod in s.pods):
+    if any(nodes.of_pod(pod) == claim.node_name for pod in s.pods):
         return False
     node = find_node(s, claim.node_name)
     return node is not None and nodes.is_ready(node)

@@ -15,7 +15,7 @@ from kaito_hooks.api.catalog import Preset, fits
 from kaito_hooks.api.conditions import is_true
 from kaito_hooks.api.workspace import Adapter, DataSource, ResourceSpec
 from kaito_hooks.runtime import Obj
-from kaito_hooks.workspace.children import images, inference, network, placement, service, workload
+from kaito_hooks.workspace.children import images, inference, network, service, workload
 from kaito_hooks.workspace.children import upkeep as children
 from kaito_hooks.workspace.children.deletion import WITHDRAWN, withdraw
 from kaito_hooks.workspace.decision.actions import Action, CopyConfigMap, Delete, Note, Outcome
@@ -25,6 +25,7 @@ from kaito_hooks.workspace.rules import validate
 from kaito_hooks.workspace.status import conditions as status
 from kaito_hooks.workspace.status.conditions import Verdict
 from kaito_hooks.workspace.supply import decide as supply
+from kaito_hooks.workspace.supply import placement
 from kaito_hooks.workspace.tuning import config, progress, state
 from kaito_hooks.workspace.tuning.job import job
 from kaito_hooks.workspace.tuning.phase import Phase, Situation, read

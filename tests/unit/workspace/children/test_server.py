@@ -11,11 +11,11 @@ from tests.unit.workspace.worlds import CATALOG, node_object, snapshot, workspac
 
 from kaito_hooks.api.catalog import Catalog
 from kaito_hooks.api.workspace import PresetSpec
-from kaito_hooks.workspace.children.placement import place
 from kaito_hooks.workspace.children.server import weights_mount, weights_volume
 from kaito_hooks.workspace.configuration.settings import Images, Proxy, Registries, Serving, Settings, Workloads
 from kaito_hooks.workspace.decision.actions import CreateChild
 from kaito_hooks.workspace.plan import plan
+from kaito_hooks.workspace.supply.placement import place
 
 Obj = dict[str, Any]
 
