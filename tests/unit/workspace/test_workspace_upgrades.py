@@ -339,3 +339,14 @@ def test_the_first_good_news_of_a_workload_are_no_event_of_their_own() -> None:
         world.run_workloads()
     assert told(world, "WorkloadUpToDate")["status"] == "True"
     assert "UpToDate" not in reasons
+
+
+def test_a_toleration_that_is_no_taint_is_told_of_a_workspace_that_runs() -> None:
+    world = served(workspace_object())
+    annotate(world, tolerations="team=a:Noschedule")
+    world.reconcile()
+    assert told(world, "InferenceReady")["status"] == "False"
+    assert "'team=a:Noschedule', which is no taint" in told(world, "InferenceReady")["message"]
+    annotate(world, tolerations=None)
+    world.settle()
+    assert told(world, "InferenceReady")["status"] == "True"

@@ -13,6 +13,7 @@ from kaito_hooks.runtime import Obj
 from kaito_hooks.workspace.children import drift, images, network, server, service, workload
 from kaito_hooks.workspace.children import upkeep as children
 from kaito_hooks.workspace.decision.actions import Action, Note, Outcome
+from kaito_hooks.workspace.decision.revision import workload_hash_of
 from kaito_hooks.workspace.decision.snapshot import Snapshot
 from kaito_hooks.workspace.rules import pod_template, validate
 from kaito_hooks.workspace.rules.engines import engine_of
@@ -49,8 +50,10 @@ def live_workload(s: Snapshot) -> Obj | None:
 
 
 def is_of_revision(s: Snapshot, revision: int) -> bool:
-    """Whether the existing workload is what that revision wants."""
-    return _annotation(s, labels.REVISION) == str(revision)
+    """Whether the existing workload is what that revision, and the annotations of the Workspace, want."""
+    live = live_workload(s)
+    made_for = (live["metadata"].get("labels") or {}).get(labels.WORKLOAD_HASH) if live is not None else None
+    return _annotation(s, labels.REVISION) == str(revision) and made_for in (None, workload_hash_of(s.workspace.raw))
 
 
 def is_of_engine(s: Snapshot, revision: int) -> bool:
