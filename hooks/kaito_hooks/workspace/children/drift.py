@@ -15,6 +15,7 @@ from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.runtime import Obj
 from kaito_hooks.workspace.children.upkeep import FINGERPRINT, contains
 from kaito_hooks.workspace.decision.revision import workload_hash_of
+from kaito_hooks.workspace.supply.placement import pod_of
 
 MOST_TOLD = 3
 _PARTS = (("initContainers", "init container"), ("containers", "container"))
@@ -26,7 +27,7 @@ def is_frozen(workspace: Workspace, live: Obj, *, revision: int) -> bool:
     A workload of a controller that froze nothing has no hash; the ``revision`` that it was made for says as much.
     """
     made = _annotations(live)
-    if FINGERPRINT not in made:
+    if FINGERPRINT not in made or not pod_of(live):
         return False
     if (made_for := (live["metadata"].get("labels") or {}).get(labels.WORKLOAD_HASH)) is None:
         return made.get(labels.REVISION) == str(revision)
@@ -48,7 +49,7 @@ def with_earlier_rolls(live: Obj, wanted: Obj) -> Obj:
 
 def placed_as(live: Obj, wanted: Obj) -> Obj:
     """The wanted workload with the affinity of the live one: which nodes come, go or are preferred rolls nothing."""
-    affinity = (live["spec"]["template"].get("spec") or {}).get("affinity")
+    affinity = pod_of(live).get("affinity")
     template = wanted["spec"]["template"]
     if affinity is None or "affinity" not in template["spec"]:
         return wanted
@@ -75,7 +76,8 @@ def describe(live: Obj, wanted: Obj) -> str:
 
 
 def _differences(live: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
-    pods = [spec["template"].get("spec") or {} for spec in (live, wanted)]
+    templates = [spec.get("template") or {} for spec in (live, wanted)]
+    pods = [template.get("spec") or {} for template in templates]
     for part, kind in _PARTS:
         have, want = ({str(c.get("name")): c for c in pod.get(part) or ()} for pod in pods)
         yield from (f"{kind} {name}" for name in sorted(want.keys() ^ have.keys()))
@@ -83,7 +85,7 @@ def _differences(live: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator
             if name in have:
                 yield from _of_container(f"{kind} {name}", have[name], want[name])
     yield from _keys(*pods, but=[part for part, _ in _PARTS])
-    marks = [spec["template"].get("metadata") or {} for spec in (live, wanted)]
+    marks = [template.get("metadata") or {} for template in templates]
     yield from (f"{key} of the Pods" for key in _keys(*marks, but=()))
     yield from _keys(live, wanted, but=("template", "replicas"))
 

@@ -81,7 +81,7 @@ def _frozen_workload(s: Snapshot, revision: int) -> Obj | None:
 def _is_stranded(s: Snapshot, live: Obj) -> bool:
     """Whether nothing of it runs, and it may go to none of the nodes that the Workspace has: it was made for others."""
     mine = [node for node in s.nodes if nodes.name_of(node) in s.workspace.worker_nodes]
-    pod = live["spec"]["template"].get("spec") or {}
+    pod = placement.pod_of(live)
     return bool(mine) and not any(map(nodes.of_pod, s.pods)) and not any(placement.admits(pod, node) for node in mine)
 
 

@@ -10,6 +10,7 @@ from kaito_hooks.api.workspace import ResourceSpec, Workspace
 from kaito_hooks.runtime import Obj
 from kaito_hooks.workspace.children.service import headless_name
 from kaito_hooks.workspace.decision.revision import workload_hash_of
+from kaito_hooks.workspace.supply.placement import pod_of
 
 
 def owner_reference(workspace: Workspace) -> Obj:
@@ -117,9 +118,8 @@ def gpu_request(workload: Obj | None) -> int | None:
     """GPUs that each Pod of an existing workload requests; None if there is no workload."""
     if workload is None:
         return None
-    pods = ((workload.get("spec") or {}).get("template") or {}).get("spec") or {}
     requests = [
         int((((c.get("resources") or {}).get("limits")) or {}).get(labels.GPU_RESOURCE, 0))
-        for c in pods.get("containers") or ()
+        for c in pod_of(workload).get("containers") or ()
     ]
     return max(requests, default=0)

@@ -145,5 +145,5 @@ def _may_take(s: Snapshot, node: str) -> bool:
     """Whether a Pod of what was made for the Workspace may go to that node; also if nothing is made yet."""
     made = [s.children.get(f"{kind}/{s.workspace.name}") for kind in _MAKE_PODS]
     found = find_node(s, node)
-    templates = [child["spec"]["template"].get("spec") or {} for child in made if child is not None]
-    return found is None or not templates or any(placement.admits(pod, found) for pod in templates)
+    specs = [placement.pod_of(child) for child in made if child is not None]
+    return found is None or not specs or any(placement.admits(pod, found) for pod in specs)

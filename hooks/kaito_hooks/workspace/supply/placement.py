@@ -61,6 +61,11 @@ def affinity(workspace: Workspace, resource: ResourceSpec, *, instance_types: It
     return rules
 
 
+def pod_of(workload: Obj) -> Obj:
+    """The specification of its Pods; empty if somebody emptied it."""
+    return ((workload.get("spec") or {}).get("template") or {}).get("spec") or {}
+
+
 def admits(pod: Obj, node: Obj) -> bool:
     """Whether a Pod of that specification, placed by this module, may go to that Node."""
     affinity = (pod.get("affinity") or {}).get("nodeAffinity") or {}
