@@ -227,13 +227,8 @@ class Observer:
         ]
         return {
             str(event["involvedObject"].get("uid", "")): f"{event.get('reason', '')}: {event.get('message', '')}"
-            for event in sorted(events, key=_told_at)
+            for event in sorted(events, key=pod_refusals.told_at)
         }
-
-
-def _told_at(event: Obj) -> str:
-    """Recorders of either Event API set one of the two times."""
-    return str(event.get("lastTimestamp") or event.get("eventTime") or "")
 
 
 def _uid(obj: Obj) -> str:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from kaito_hooks.api import labels
 from kaito_hooks.api.claim import Claim
-from kaito_hooks.workspace.children.upkeep import WORKLOADS, is_owned
+from kaito_hooks.workspace.children.upkeep import is_owned
 from kaito_hooks.workspace.decision.actions import Action, Delete, Note, Release
 from kaito_hooks.workspace.decision.snapshot import Snapshot
+from kaito_hooks.workspace.supply.placement import WITH_PODS
 
 WITHDRAWN = "the workload is taken away until the Workspace has its nodes"
 
@@ -18,7 +19,7 @@ def withdraw(s: Snapshot) -> list[Action]:
     """Deletes the workloads of the Workspace, and its tuning Job; nothing else."""
     return [
         Delete(kind, s.workspace.namespace, s.workspace.name, child["metadata"]["uid"])
-        for kind in (*WORKLOADS, "Job")
+        for kind in WITH_PODS
         if (child := s.children.get(f"{kind}/{s.workspace.name}")) is not None
         and is_owned(child, s.workspace.uid)
         and not child["metadata"].get("deletionTimestamp")

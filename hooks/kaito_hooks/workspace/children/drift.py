@@ -21,6 +21,11 @@ MOST_TOLD = 3
 _PARTS = (("initContainers", "init container"), ("containers", "container"))
 
 
+def made_for(live: Obj) -> str | None:
+    """The hash of what its Workspace asked for when the workload was made; None of a controller that froze nothing."""
+    return (live["metadata"].get("labels") or {}).get(labels.WORKLOAD_HASH)
+
+
 def is_frozen(workspace: Workspace, live: Obj, *, revision: int) -> bool:
     """Whether the workload stays as it is: the Workspace asks for the same Pods as before, and for no roll.
 
@@ -29,9 +34,9 @@ def is_frozen(workspace: Workspace, live: Obj, *, revision: int) -> bool:
     made = _annotations(live)
     if FINGERPRINT not in made or not pod_of(live):
         return False
-    if (made_for := (live["metadata"].get("labels") or {}).get(labels.WORKLOAD_HASH)) is None:
+    if (asked := made_for(live)) is None:
         return made.get(labels.REVISION) == str(revision)
-    return made_for == workload_hash_of(workspace.raw) and not is_roll_asked(workspace, live)
+    return asked == workload_hash_of(workspace.raw) and not is_roll_asked(workspace, live)
 
 
 def is_roll_asked(workspace: Workspace, live: Obj) -> bool:

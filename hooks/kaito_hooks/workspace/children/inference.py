@@ -44,7 +44,7 @@ class Wanted:
 
 def live_workload(s: Snapshot) -> Obj | None:
     """The workload of ours that exists, of either kind; one that stays before one that goes."""
-    named = [s.children.get(f"{kind}/{s.workspace.name}") for kind in children.WORKLOADS]
+    named = [s.children.get(f"{kind}/{s.workspace.name}") for kind in placement.WORKLOADS]
     ours = [found for found in named if found is not None and children.is_owned(found, s.workspace.uid)]
     return min(ours, key=lambda found: bool(found["metadata"].get("deletionTimestamp")), default=None)
 
@@ -52,8 +52,8 @@ def live_workload(s: Snapshot) -> Obj | None:
 def is_of_revision(s: Snapshot, revision: int) -> bool:
     """Whether the existing workload is what that revision, and the annotations of the Workspace, want."""
     live = live_workload(s)
-    made_for = (live["metadata"].get("labels") or {}).get(labels.WORKLOAD_HASH) if live is not None else None
-    return _annotation(s, labels.REVISION) == str(revision) and made_for in (None, workload_hash_of(s.workspace.raw))
+    asked = drift.made_for(live) if live is not None else None
+    return _annotation(s, labels.REVISION) == str(revision) and asked in (None, workload_hash_of(s.workspace.raw))
 
 
 def is_of_engine(s: Snapshot, revision: int) -> bool:

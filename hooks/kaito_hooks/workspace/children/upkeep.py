@@ -13,10 +13,10 @@ from kaito_hooks.runtime import Obj, parse_quantity
 from kaito_hooks.workspace.decision.actions import Action, ApplyChild, CreateChild, Delete, Note, Outcome
 from kaito_hooks.workspace.decision.snapshot import Snapshot
 from kaito_hooks.workspace.status import pods
+from kaito_hooks.workspace.supply.placement import WORKLOADS
 
 FINGERPRINT = "workspace.kaito.io/fingerprint"
 """Annotation on a child: what we wanted it to be, metadata aside. A field that we no longer want is found by it."""
-WORKLOADS = ("Deployment", "StatefulSet")
 _LIST_KEYS = ("name", "mountPath", "containerPort", "port", "key", "uid")
 """Fields by which Kubernetes merges lists of objects; others may add items to such a list."""
 

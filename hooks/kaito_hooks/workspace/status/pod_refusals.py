@@ -28,8 +28,8 @@ _ATTEMPT = re.compile(
 
 def newest(events: Iterable[Obj], *, now: datetime) -> str:
     """What the newest of these Events of one object says; "" if it is no proof any more."""
-    last = max(events, key=_told_at, default=None)
-    if last is None or not _told_at(last) or now - parse_time(_told_at(last)) > LONGEST_PAUSE:
+    last = max(events, key=told_at, default=None)
+    if last is None or not told_at(last) or now - parse_time(told_at(last)) > LONGEST_PAUSE:
         return ""
     return str(last.get("message", ""))
 
@@ -40,6 +40,6 @@ def outcome(reference: str, message: str) -> Outcome:
     return Outcome("failed", f"{reference} cannot create its Pods: {pods.short(cause)}")
 
 
-def _told_at(event: Obj) -> str:
+def told_at(event: Obj) -> str:
     """Recorders of either Event API set one of the two times."""
     return str(event.get("lastTimestamp") or event.get("eventTime") or "")

@@ -16,8 +16,6 @@ from kaito_hooks.workspace.supply import node_facts, nodes, placement
 from kaito_hooks.workspace.supply.slot_table import Table, fill
 from kaito_hooks.workspace.supply.slots import FAILED, Slot, State, find_node
 
-_MAKE_PODS = ("Deployment", "StatefulSet", "Job")
-
 
 @dataclass(frozen=True, slots=True)
 class Supply:
@@ -143,7 +141,7 @@ def _lost_to(s: Snapshot, resource: ResourceSpec, table: Table) -> str:
 
 def _may_take(s: Snapshot, node: str) -> bool:
     """Whether a Pod of what was made for the Workspace may go to that node; also if nothing is made yet."""
-    made = [s.children.get(f"{kind}/{s.workspace.name}") for kind in _MAKE_PODS]
+    made = [s.children.get(f"{kind}/{s.workspace.name}") for kind in placement.WITH_PODS]
     found = find_node(s, node)
     specs = [placement.pod_of(child) for child in made if child is not None]
     return found is None or not specs or any(placement.admits(pod, found) for pod in specs)

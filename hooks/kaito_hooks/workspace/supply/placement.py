@@ -12,6 +12,10 @@ from kaito_hooks.workspace.rules import tolerations
 from kaito_hooks.workspace.supply import nodes
 
 NODE_NAME = "metadata.name"
+WORKLOADS = ("Deployment", "StatefulSet")
+"""Kinds of which one serves a Workspace."""
+WITH_PODS = (*WORKLOADS, "Job")
+"""Kinds of children that make Pods."""
 
 
 def place(s: Snapshot, resource: ResourceSpec) -> Obj:

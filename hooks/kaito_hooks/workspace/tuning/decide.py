@@ -294,7 +294,7 @@ def _surroundings(s: Snapshot) -> list[Obj]:
 
 def _keep(s: Snapshot, found: Tuning, wanted: Sequence[Obj]) -> Outcome | None:
     """Create or repair these children; the worst that is to be said of them."""
-    kept = children.keep_all(s, wanted, beside=[f"{kind}/{s.workspace.name}" for kind in (*children.WORKLOADS, "Job")])
+    kept = children.keep_all(s, wanted, beside=[f"{kind}/{s.workspace.name}" for kind in placement.WITH_PODS])
     found.notes += kept.notes
     found.actions += kept.actions
     return kept.problem
