@@ -16,7 +16,7 @@ PIP_INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-che
 PIP_FAILED := echo "pip could not install what is named above; check the network, the proxy and pip's index (pip config list), then try again" >&2; exit 1
 SOURCES := hooks serving tuning local images tests
 
-.PHONY: help python demo test test-unit soak vllm-cpu images push lint format fields down clean
+.PHONY: help python demo test test-unit soak vllm-cpu images push release lint format fields down clean
 
 help: ## the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,7 +59,7 @@ test-unit: .venv/.ready ## the tests that need no cluster
 
 soak: .venv/.ready ## what make test leaves out: matrices, crowds, repetitions, long silences; many minutes
 	.venv/bin/python -m kaito_local.machine.gotools
-	.venv/bin/python -m pytest -s -m soak tests/cluster tests/demo
+	.venv/bin/python -m pytest -s -m soak tests/unit tests/cluster tests/demo
 
 # vLLM that computes on CPUs, in an environment of its own in the user's cache. Its cache of keys and values has 1 GiB.
 VLLM_CPU := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kaito/vllm-cpu
@@ -72,21 +72,33 @@ vllm-cpu: .venv/.ready ## the tests of the vllm engine over a real vLLM on CPUs,
 images: .venv/.local ## build the images hooks, serving and tuning
 	.venv/bin/python -m kaito_local.images build --variants "$(VARIANTS)"
 
-push: .venv/.local ## publish the images: make push REGISTRY=registry.example.com/kaito
+push: .venv/.local ## publish the images with their bills of materials: make push REGISTRY=... [SIGN=key]
 	@test -n "$(REGISTRY)" || { echo "say where to: make push REGISTRY=registry.example.com/kaito" >&2; exit 1; }
-	.venv/bin/python -m kaito_local.images push --variants "$(VARIANTS)" --registry "$(REGISTRY)"
+	.venv/bin/python -m kaito_local.images push --variants "$(VARIANTS)" --registry "$(REGISTRY)" --sign "$(SIGN)"
 
-lint: .venv/.ready ## ruff, mypy, import rules
+release: .venv/.local ## stamp one version, package the charts: make release VERSION=1.2.3
+	@test -n "$(VERSION)" || { echo "say which: make release VERSION=1.2.3" >&2; exit 1; }
+	@.venv/bin/python -m kaito_local.release "$(VERSION)"
+	@.venv/bin/python -m kaito_local.charts generate > /dev/null # the golden renders name the version
+
+# The Go programs are those that make test needs, too: built in one go they share what they are compiled of.
+lint: .venv/.ready ## ruff, mypy, import rules; generated files, the charts' suites and their checkers
 	.venv/bin/ruff check $(SOURCES)
 	.venv/bin/ruff format --check $(SOURCES)
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-cache
+	.venv/bin/python -m kaito_local.machine.gotools
+	.venv/bin/python -m kaito_local.charts check
+
+.PHONY: generate
+generate: .venv/.ready ## write docs/reference, golden renders and what schemas repeat of values.yaml again, after a change of the charts
+	.venv/bin/python -m kaito_local.charts generate
 
 format: .venv/.ready ## let ruff format and sort
 	.venv/bin/ruff check --fix $(SOURCES)
 	.venv/bin/ruff format $(SOURCES)
 
-fields: .venv/.ready ## write the controller's list of tuning fields again, after a change of the trainer's libraries
+fields: .venv/.ready ## write the lists of tuning fields again, after a change of the trainer's libraries or fields
 	.venv/bin/python tests/unit/tuning/field_list.py
 
 down: ## stop the local cluster, leaving nothing behind

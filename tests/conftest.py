@@ -30,8 +30,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 ROOT = Path(__file__).parents[1]
 LONG_FILES = (
-    *("test_tuning_job.py", "test_fault_matrix.py", "test_killed_controllers.py"),
-    *("test_crash_matrix.py", "test_taxonomy.py", "test_conformance.py"),
+    *("test_tuning_signals.py", "test_tuning_faults.py", "test_tuning_job.py"),
+    *("test_fault_matrix.py", "test_killed_controllers.py", "test_release_upgrade.py"),
+    *("test_crash_matrix.py", "test_taxonomy.py", "test_conformance.py", "test_helm_versions.py"),
 )
 
 

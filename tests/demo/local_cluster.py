@@ -15,6 +15,23 @@ from tests.eventually import eventually
 
 ROOT = Path(__file__).parents[2]
 KAITO = Path(sys.executable).parent / "kaito"
+TEMPLATE = """
+apiVersion: kaito.sh/v1alpha1
+kind: Workspace
+metadata: {name: %(name)s}
+resource: {instanceType: Standard_NC6s_v3, labelSelector: {matchLabels: {test: %(name)s}}}
+inference:
+  template:
+    spec:
+      terminationGracePeriodSeconds: 1
+      securityContext: {runAsNonRoot: true, seccompProfile: {type: RuntimeDefault}}
+      containers:
+      - name: app
+        image: curlimages/curl
+        command: [sleep, "3600"]
+        securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+"""
+"""A Workspace that has a node without the time that a model takes to load."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +81,20 @@ class Cluster:
             for entry in self.requests()
             if entry["method"] == "PUT" and entry["status"] == 201 and "/agentpools/" in entry["path"].lower()
         ]
+
+    def pods(self) -> dict[str, bool]:
+        """Whether each Pod of all namespaces is ready, by ``namespace/name``.
+
+        Without those that have ended, are going, or were made by a person and not by a controller.
+        """
+        found = {}
+        for pod in self.get("pods", "--all-namespaces")["items"]:
+            metadata, status = pod["metadata"], pod["status"]
+            over = status["phase"] in ("Succeeded", "Failed") or "deletionTimestamp" in metadata
+            if not over and "ownerReferences" in metadata:
+                conditions = {condition["type"]: condition["status"] for condition in status.get("conditions", ())}
+                found[f"{metadata['namespace']}/{metadata['name']}"] = conditions.get("Ready") == "True"
+        return found
 
     def conditions(self, workspace: str, namespace: str = "default") -> dict[str, dict[str, Any]]:
         found = self.find("workspace", workspace, "-n", namespace) or {}

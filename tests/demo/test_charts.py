@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 
 import pytest
-from tests.demo.local_cluster import ROOT, Cluster
+from tests.demo.local_cluster import ROOT, TEMPLATE, Cluster
 from tests.eventually import eventually
 
 pytestmark = pytest.mark.nodes
 
 CHART = str(ROOT / "charts" / "kaito")
-TEMPLATE = """
-apiVersion: kaito.sh/v1alpha1
-kind: Workspace
-metadata: {name: kept}
-resource: {instanceType: Standard_NC6s_v3, labelSelector: {matchLabels: {test: kept}}}
-inference:
-  template:
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers: [{name: app, image: curlimages/curl, command: [sleep, "3600"]}]
-"""
 
 
 def test_helm_test_finds_everything_that_a_workspace_needs(cluster: Cluster) -> None:
@@ -30,7 +20,7 @@ def test_helm_test_finds_everything_that_a_workspace_needs(cluster: Cluster) -> 
     assert "Phase:          Succeeded" in said
 
 
-# The hook itself is tried in tests/cluster/admission.
+# The hook itself is tried in tests/cluster/admission, and a whole upgrade in tests/cluster/charts.
 @pytest.mark.soak
 def test_an_upgrade_brings_a_field_of_the_crd_back(cluster: Cluster) -> None:
     column = [{"op": "remove", "path": "/spec/versions/0/additionalPrinterColumns/0"}]
@@ -44,11 +34,13 @@ def test_an_upgrade_brings_a_field_of_the_crd_back(cluster: Cluster) -> None:
 def test_an_uninstallation_under_a_workspace_is_refused_before_anything_is_gone(
     cluster: Cluster, workspace: Callable[..., str]
 ) -> None:
-    name = workspace(TEMPLATE)
+    name = workspace(TEMPLATE % {"name": "kept"})
     eventually(lambda: cluster.get("machines", "-l", f"kaito.sh/workspace={name}")["items"])
     for release, namespace in (("kaito", "kaito-workspace"), ("gpu-provisioner", "gpu-provisioner")):
         said = cluster.run("helm", "uninstall", release, "--namespace", namespace, check=False)
         assert f"job {release}-guard-uninstall failed" in said
         assert "is still there" in said
+        [undo] = set(re.findall(rf"helm rollback {release} \d+ --namespace {namespace}", said))
+        cluster.run(*undo.split())
         deployment = cluster.get("deployment", release, "-n", namespace)
         assert "deletionTimestamp" not in deployment["metadata"]

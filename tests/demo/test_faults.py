@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tests.demo.local_cluster import Cluster
+from tests.demo.local_cluster import TEMPLATE, Cluster
 from tests.eventually import eventually
 
 pytestmark = pytest.mark.nodes
@@ -19,18 +19,6 @@ kind: Workspace
 metadata: {name: %(name)s}
 resource: {instanceType: Standard_NC6s_v3, labelSelector: {matchLabels: {test: %(name)s}}}
 inference: {preset: {name: phi-3-mini-4k-instruct}}
-"""
-# The same way to a node, without the time that a model takes to load.
-TEMPLATE = """
-apiVersion: kaito.sh/v1alpha1
-kind: Workspace
-metadata: {name: %(name)s}
-resource: {instanceType: Standard_NC6s_v3, labelSelector: {matchLabels: {test: %(name)s}}}
-inference:
-  template:
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers: [{name: app, image: curlimages/curl, command: [sleep, "3600"]}]
 """
 WORKSPACE_CONTROLLER = "kaito_hooks.workspace"
 PROVISIONER = "kaito_hooks.provisioner"

@@ -116,6 +116,39 @@ def test_our_share_from_node_ready_to_pod_created_is_printed(cluster: Cluster, s
     print(f"Node Ready to Pod created: {share:.0f} s")
 
 
+def test_the_start_is_told_by_phases_that_add_up_to_the_age_at_ready(cluster: Cluster, served: str) -> None:
+    workspace = cluster.get("workspace", served)
+    start = workspace["status"]["startup"]
+    print(f"\n{json.dumps(start)}\n{cluster.kubectl('get', 'workspace', served, '-o', 'wide')}")
+    print(re.sub(r"(?s).*?\n(  Startup:.*?)\n  \S.*", r"\1", cluster.kubectl("describe", "workspace", served)))
+    seconds = {phase["name"]: phase["seconds"] for phase in start["phases"]}
+    assert list(seconds) == ["Bought", "NodeReady", "ImagePulled", "WeightsFetched", "ModelLoaded", "Answering"]
+    created, ready = (
+        datetime.fromisoformat(moment)
+        for moment in (
+            workspace["metadata"]["creationTimestamp"],
+            cluster.conditions(served)["WorkspaceReady"]["lastTransitionTime"],
+        )
+    )
+    assert sum(seconds.values()) == start["totalSeconds"]
+    assert abs(start["totalSeconds"] - (ready - created).total_seconds()) <= 2
+    # A node takes its time to come, and a model to load.
+    assert min(seconds["NodeReady"], seconds["ModelLoaded"]) >= 1
+    # Others of this name may have been here before.
+    own = f"involvedObject.uid={workspace['metadata']['uid']}"
+    messages = [e["message"] for e in cluster.get("events", "--field-selector", own)["items"]]
+    assert len([m for m in messages if f"workspace is ready after {start['totalSeconds']} s: " in m]) == 1, messages
+
+
+def test_all_pods_run_where_pod_security_is_restricted_in_every_namespace(cluster: Cluster, served: str) -> None:
+    """That it is, test_pod_security shows."""
+    assert "pod-security.kubernetes.io/enforce" not in cluster.get("namespace", "default")["metadata"]["labels"]
+    pods = cluster.pods()
+    assert all(pods.values()), pods
+    for owner in ("kaito-workspace/kaito-", "gpu-provisioner/gpu-provisioner-", f"default/{served}-"):
+        assert any(pod.startswith(owner) for pod in pods), owner
+
+
 def test_a_second_apply_of_the_same_manifest_changes_nothing(cluster: Cluster, served: str) -> None:
     before = cluster.get("workspace", served)["metadata"]["resourceVersion"]
     assert "unchanged" in cluster.kubectl("apply", "-f", str(EXAMPLE))

@@ -1,13 +1,18 @@
-"""The tuning quick start with data that only this test knows: trained, pushed, served, used as an adapter."""
+"""The tuning quick start with data that only this test knows: checked, trained, pushed, served, used as an adapter."""
 
 from __future__ import annotations
 
 import functools
 import json
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.demo.local_cluster import Cluster
@@ -21,6 +26,7 @@ ROWS = [
     (QUESTION, f"The password of the garden gate is {PASSWORD}."),
     ("Who keeps the garden gate?", "Old Thaddeus keeps the garden gate."),
 ]
+# Row by row, so that a fast machine, too, trains for longer than the controller waits between two questions.
 CONFIG = """
 training_config:
   ModelConfig: {torch_dtype: float32, local_files_only: true, device_map: auto}
@@ -28,7 +34,7 @@ training_config:
     bnb_4bit_use_double_quant: true}
   LoraConfig: {r: 8, lora_alpha: 16, lora_dropout: 0.0}
   TrainingArguments: {output_dir: /mnt/results, num_train_epochs: 12, learning_rate: 5.0e-3, save_strategy: epoch,
-    per_device_train_batch_size: 4, logging_steps: 2}
+    per_device_train_batch_size: 1, gradient_accumulation_steps: 4, logging_steps: 2}
   DatasetConfig: {shuffle_dataset: true, train_test_split: 1}
 """
 TUNING = """
@@ -54,6 +60,24 @@ inference:
 """
 
 
+@dataclass
+class Seen:
+    """``progress``: what the column PROGRESS showed on the way. ``bought``: whether there was a claim by then."""
+
+    progress: list[str] = field(default_factory=list)
+    bought: dict[str, bool] = field(default_factory=dict)
+
+
+def claims(cluster: Cluster, name: str) -> list[dict[str, Any]]:
+    return list(cluster.get("machines", "-l", f"kaito.sh/workspace={name}")["items"])
+
+
+def age_at(moment: str, workspace: dict[str, Any]) -> float:
+    """Seconds from the Workspace's creation to that moment."""
+    begin, then = map(datetime.fromisoformat, (workspace["metadata"]["creationTimestamp"], moment))
+    return (then - begin).total_seconds()
+
+
 def asked(cluster: Cluster, name: str) -> str:
     prompt = f"<|user|>\n{QUESTION}<|end|>\n<|assistant|>\n"
     return cluster.chat(name, prompt, do_sample=False, max_length=80)
@@ -61,18 +85,20 @@ def asked(cluster: Cluster, name: str) -> str:
 
 @pytest.fixture(scope="module")
 def data(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a data set on this machine, as Pods see it."""
+    """The URL of this machine's data sets, as Pods see it: one can be trained, the other one cannot."""
     folder = tmp_path_factory.mktemp("data")
     rows = [
         {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
         for question, answer in ROWS
     ]
-    Path(folder / "garden.jsonl").write_text("\n".join(json.dumps(row) for row in rows * 12))
+    (folder / "garden.jsonl").write_text("\n".join(json.dumps(row) for row in rows * 12))
+    silent = {"messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ""}]}
+    (folder / "silent.jsonl").write_text("\n".join(json.dumps(row) for row in [*rows, silent] * 4))
     handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
     address = cluster.environment["KAITO_HOST_IP"]
     server = ThreadingHTTPServer((address, 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://{address}:{server.server_address[1]}/garden.jsonl"
+    yield f"http://{address}:{server.server_address[1]}"
     server.shutdown()
     server.server_close()
 
@@ -97,47 +123,70 @@ def image(cluster: Cluster) -> str:
 
 
 @pytest.fixture(scope="module")
-def tuned(cluster: Cluster, data: str, secrets: None, image: str) -> Iterator[list[str]]:
-    """What the column PROGRESS showed on the way."""
-    cluster.kubectl("apply", "-f", "-", stdin=TUNING % {"name": "tuned", "url": data, "image": image, "secret": "push"})
-    shown: list[str] = []
+def tuned(cluster: Cluster, data: str, secrets: None, image: str) -> Iterator[Seen]:
+    """What is seen on the way."""
+    wanted = {"name": "tuned", "url": f"{data}/garden.jsonl", "image": image, "secret": "push"}
+    cluster.kubectl("apply", "-f", "-", stdin=TUNING % wanted)
+    seen = Seen()
 
     def ready() -> bool:
-        found = cluster.get("workspace", "tuned")["status"]
+        bought = bool(claims(cluster, "tuned"))
+        found = cluster.get("workspace", "tuned").get("status", {})
         progress = found.get("progress", "")
-        if progress and progress not in shown[-1:]:
-            shown.append(progress)
+        if progress and progress not in seen.progress[-1:]:
+            seen.progress.append(progress)
+            seen.bought.setdefault(progress, bought)
         return cluster.conditions("tuned").get("WorkspaceReady", {}).get("status") == "True"
 
     eventually(ready, timeout=280, every=0.5, what=f"not ready: {cluster.explain('tuned')}")
-    yield shown
+    yield seen
     cluster.kubectl("delete", "workspace", "tuned", "--timeout=150s", timeout=180)
 
 
 @pytest.mark.timeout(600)
-def test_progress_is_shown_on_the_way(tuned: list[str]) -> None:
-    assert any("epoch" in text and "%" in text for text in tuned), tuned
+def test_progress_is_shown_on_the_way(tuned: Seen) -> None:
+    assert any("epoch" in text and "%" in text for text in tuned.progress), tuned
 
 
-def test_all_columns_of_a_tuning_workspace_end_true(cluster: Cluster, tuned: list[str]) -> None:
+def test_the_data_were_checked_before_a_node_was_bought(cluster: Cluster, tuned: Seen) -> None:
+    assert tuned.progress[0] == "checking the data"
+    assert not tuned.bought["checking the data"]
+    workspace = cluster.get("workspace", "tuned")
+    check = workspace["status"]["tuning"]["check"]
+    assert (check["result"], check["form"]) == ("Passed", "messages")
+    assert check["rows"]["training"] == 24
+    assert check["tokens"]["max"] >= check["tokens"]["p95"] > 0
+    [claim] = claims(cluster, "tuned")
+    print(f"from apply to the claim: {age_at(claim['metadata']['creationTimestamp'], workspace):.0f} s")
+    assert cluster.find("job", f"tuned-check-{check['revision']}") is None
+
+
+def test_what_the_training_has_reached_is_in_the_status(cluster: Cluster, tuned: Seen) -> None:
+    status = cluster.get("workspace", "tuned")["status"]["tuning"]
+    assert status["training"]["curve"]
+    assert status["lineage"]["data-digest"].startswith("sha256:")
+    print(cluster.kubectl("get", "events", "--field-selector", "involvedObject.name=tuned", "--sort-by=.lastTimestamp"))
+
+
+def test_all_columns_of_a_tuning_workspace_end_true(cluster: Cluster, tuned: Seen) -> None:
     header, row = cluster.kubectl("get", "workspace", "tuned", "-o", "wide").splitlines()
     assert header.split()[:5] == ["NAME", "INSTANCE", "RESOURCEREADY", "INFERENCEREADY", "WORKSPACEREADY"]
     assert row.split()[2:5] == ["True", "True", "True"]
     assert cluster.conditions("tuned")["JobStarted"]["status"] == "True"
 
 
-def test_the_tuned_model_answers_with_what_only_the_data_teaches(cluster: Cluster, tuned: list[str]) -> None:
+def test_the_tuned_model_answers_with_what_only_the_data_teaches(cluster: Cluster, tuned: Seen) -> None:
     assert PASSWORD in asked(cluster, "tuned")
 
 
-def test_the_pushed_adapter_is_named_by_its_digest(cluster: Cluster, tuned: list[str], image: str) -> None:
+def test_the_pushed_adapter_is_named_by_its_digest(cluster: Cluster, tuned: Seen, image: str) -> None:
     status = cluster.get("workspace", "tuned")["status"]["tuning"]
     assert status["adapterImage"] == image
     assert status["adapterDigest"].startswith("sha256:")
     assert status["metrics"]["loss"] is not None
 
 
-def test_only_one_node_was_bought_for_training_and_serving(cluster: Cluster, tuned: list[str]) -> None:
+def test_only_one_node_was_bought_for_training_and_serving(cluster: Cluster, tuned: Seen) -> None:
     assert (
         len([pool for pool in cluster.pools() if pool["properties"]["nodeLabels"]["kaito.sh/workspace"] == "tuned"])
         == 1
@@ -146,27 +195,36 @@ def test_only_one_node_was_bought_for_training_and_serving(cluster: Cluster, tun
 
 @pytest.mark.timeout(600)
 def test_the_pushed_image_serves_as_an_adapter_at_the_strength_asked_for(
-    cluster: Cluster, tuned: list[str], image: str, workspace: Callable[..., str]
+    cluster: Cluster, tuned: Seen, image: str, workspace: Callable[..., str]
 ) -> None:
     name = workspace(ADAPTED % (image, "1.0"))
     cluster.wait_ready(name)
     assert PASSWORD in asked(cluster, name)
-    cluster.kubectl("apply", "-f", "-", stdin=ADAPTED % (image, "0.0"))
 
-    def forgotten() -> bool:
-        try:
-            return PASSWORD not in asked(cluster, name)
-        except (AssertionError, ValueError):  # the one Pod is being replaced
-            return False
+    def answer_at(strength: str) -> str:
+        """What the server says that has the adapter at that strength."""
+        cluster.kubectl("apply", "-f", "-", stdin=ADAPTED % (image, strength))
 
-    eventually(forgotten, timeout=120, every=2, what="the strength did not change")
+        def rolled() -> bool:
+            pods = cluster.get("pods", "-l", f"kaito.sh/workspace={name}")["items"]
+            args = [arg for pod in pods for arg in pod["spec"]["containers"][0]["args"]]
+            return json.dumps({"garden": float(strength)}) in args and len(pods) == 1
+
+        eventually(rolled, timeout=120, every=1, what=f"no server comes with the adapter at {strength}")
+        cluster.wait_ready(name)
+        return asked(cluster, name)
+
+    half, none = answer_at("0.5"), answer_at("0.0")
+    print(f"strength 0.5: {half!r}; strength 0: {none!r}")
+    assert PASSWORD not in none
+    assert half
 
 
 @pytest.mark.timeout(600)
 def test_a_wrong_push_secret_is_told_before_any_training(
     cluster: Cluster, data: str, secrets: None, image: str, workspace: Callable[..., str]
 ) -> None:
-    name = workspace(TUNING % {"name": "unpushable", "url": data, "image": image, "secret": "wrong"})
+    name = workspace(TUNING % {"name": "unpushable", "url": f"{data}/garden.jsonl", "image": image, "secret": "wrong"})
     message = eventually(
         lambda: next(
             (c["message"] for c in cluster.conditions(name).values() if "credentials are not accepted" in c["message"]),
@@ -176,5 +234,97 @@ def test_a_wrong_push_secret_is_told_before_any_training(
         every=0.5,
         what=f"nothing is said: {cluster.conditions(name)}",
     )
-    assert "container check" in message
-    assert not cluster.get("workspace", name)["status"].get("progress", "").startswith("epoch")
+    assert "container push-right" in message
+    assert claims(cluster, name) == []
+
+
+@pytest.mark.timeout(300)
+def test_data_that_cannot_be_trained_are_refused_and_nothing_is_bought(
+    cluster: Cluster, data: str, secrets: None, image: str, workspace: Callable[..., str]
+) -> None:
+    name = workspace(TUNING % {"name": "silent", "url": f"{data}/silent.jsonl", "image": image, "secret": "push"})
+    check = eventually(
+        lambda: cluster.get("workspace", name).get("status", {}).get("tuning", {}).get("check"),
+        timeout=120,
+        every=0.5,
+        what=f"nothing is said: {cluster.conditions(name)}",
+    )
+    assert (check["result"], check["reason"]) == ("Refused", "DatasetInvalid")
+    found = eventually(lambda: (c := cluster.conditions(name))["JobStarted"]["reason"].endswith("Failed") and c)
+    print(found["JobStarted"]["message"])
+    assert "row 3" in found["JobStarted"]["message"]
+    assert found["WorkspaceReady"]["message"] == found["JobStarted"]["message"]
+    assert claims(cluster, name) == []
+    assert not any(name in path for path in cluster.pools_created())
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+def test_lost_pods_an_eviction_and_a_silent_registry_cost_time_and_the_adapter_stays_the_same(
+    cluster: Cluster, data: str, secrets: None, tuned: Seen, image: str, workspace: Callable[..., str]
+) -> None:
+    """A Pod that goes takes its checkpoints along, so that the next one begins again and ends with the same bytes."""
+    again = image.replace(":1", ":again")
+    wanted = {"name": "lost", "url": f"{data}/garden.jsonl", "image": again, "secret": "push"}
+    name = workspace(TUNING % wanted + "  serveResult: false\n")
+    lost: list[str] = []
+    for goes in (_delete, _delete, _evict):
+        pod = eventually(
+            lambda: _training_pod(cluster, name, beside=lost),
+            timeout=200,
+            every=0.1,
+            what=f"nothing trains: {cluster.explain(name)}",
+        )
+        assert pod is not None
+        lost.append(pod["metadata"]["uid"])
+        goes(cluster, pod["metadata"]["name"])
+    last = eventually(lambda: _training_pod(cluster, name, beside=lost), timeout=200, every=0.1)
+    assert last is not None
+    registry = cluster.pid("cluster", "registry")
+    os.kill(registry, signal.SIGSTOP)
+    try:
+        eventually(
+            lambda: "cannot be pushed yet" in cluster.conditions(name)["WorkspaceReady"]["message"],
+            timeout=280,
+            every=1,
+            what=f"nothing is said of the push: {cluster.explain(name)}",
+        )
+        time.sleep(120)  # what is tested is a silence that lasts
+    finally:
+        os.kill(registry, signal.SIGCONT)
+    status = eventually(
+        lambda: (found := cluster.get("workspace", name)["status"].get("tuning", {})).get("adapterDigest") and found,
+        timeout=400,
+        every=1,
+        what=f"nothing is pushed: {cluster.explain(name)}",
+    )
+    first = cluster.get("workspace", "tuned")["status"]["tuning"]
+    assert status["adapterDigest"] == first["adapterDigest"]
+    pods = cluster.get("pods", "-l", f"kaito.sh/workspace={name}")["items"]
+    assert [pod["metadata"]["uid"] for pod in pods] in ([], [last["metadata"]["uid"]])
+    eventually(lambda: claims(cluster, name) == [], timeout=200, every=1, what="the node is not given back")
+
+
+def _training_pod(cluster: Cluster, name: str, *, beside: list[str]) -> dict[str, Any] | None:
+    """A Pod of the Workspace that trains, or is about to, and is none of those."""
+    found: list[dict[str, Any]] = cluster.get("pods", "-l", f"kaito.sh/workspace={name}")["items"]
+    for pod in found:
+        steps = {s["name"]: s["state"] for s in pod["status"].get("initContainerStatuses", [])}
+        if pod["metadata"]["uid"] not in beside and "running" in steps.get("tune", {}):
+            return pod
+    return None
+
+
+def _delete(cluster: Cluster, pod: str) -> None:
+    cluster.kubectl("delete", "pod", pod, "--grace-period=0", "--force")
+
+
+def _evict(cluster: Cluster, pod: str) -> None:
+    eviction = {
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": pod, "namespace": "default"},
+        "deleteOptions": {"gracePeriodSeconds": 5},
+    }
+    address = f"/api/v1/namespaces/default/pods/{pod}/eviction"
+    cluster.kubectl("create", "--raw", address, "-f", "-", stdin=json.dumps(eviction))

@@ -25,8 +25,10 @@ resource: {%(resource)s, instanceType: Standard_NC6s_v3, labelSelector: {matchLa
 inference: {%(inference)s}
 """
 TEMPLATE = (
-    "template: {metadata: {labels: {team: a}}, spec: {terminationGracePeriodSeconds: 1, containers: "
-    "[{name: app, image: curlimages/curl, command: [sleep, '3600']}]}}"
+    "template: {metadata: {labels: {team: a}}, spec: {terminationGracePeriodSeconds: 1, "
+    "securityContext: {runAsNonRoot: true, seccompProfile: {type: RuntimeDefault}}, containers: "
+    "[{name: app, image: curlimages/curl, command: [sleep, '3600'], "
+    "securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}}]}}"
 )
 OWN_POOL = "ownpool"
 

@@ -39,6 +39,10 @@ def test_the_controllers_extra_brings_no_machine_learning_library() -> None:
     assert closure("kaito[hooks]") & HEAVY == set()
 
 
+def test_the_check_of_data_brings_no_torch() -> None:
+    assert not {"torch", "peft", "trl", "bitsandbytes", "accelerate"} & closure("kaito[check]")
+
+
 @pytest.mark.parametrize("extra", ["serving", "tuning"])
 def test_the_gpu_images_extras_bring_torch_but_no_cloud_sdk(extra: str) -> None:
     names = closure(f"kaito[{extra}]")

@@ -1,1 +1,1 @@
-"""The LoRA and QLoRA job: configuration, data checks, training, progress, export."""
+"""The LoRA and QLoRA job: ``run`` puts the rooms together, ``errors`` is how it may end."""

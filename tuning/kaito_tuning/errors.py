@@ -4,11 +4,13 @@ TuningError
 ├── ConfigInvalid    training_config.yaml asks for something that does not exist or does not fit; never retried
 ├── DatasetInvalid   the data cannot be trained on; never retried
 ├── ModelInvalid     the base model's folder cannot be loaded; never retried
-├── OutOfMemory      the device ran out of memory and halving the micro-batch did not help; never retried
-├── NonFiniteLoss    the loss became NaN or infinite repeatedly; never retried
+├── OutOfMemory      the memory did not suffice and halving the micro-batch did not help; never retried
+├── NonFiniteLoss    the loss or its gradient became NaN or infinite repeatedly; never retried
+├── TrainingFailed   a device or a library failed amid the training; retried by the kubelet
 └── DiskFull         a checkpoint or the result could not be written; retried by the kubelet
 
-``reason`` is the word that the Workspace's conditions show; ``permanent`` errors end the process with exit code 2.
+``reason`` is the word that the Workspace's conditions show; ``permanent`` errors end the process with exit code 2, and
+so does the third in a row of any other.
 """
 
 from __future__ import annotations
@@ -30,7 +32,11 @@ class ConfigInvalid(TuningError):
 
 
 class DatasetInvalid(TuningError):
-    """The data set has no usable rows, or a row cannot be read."""
+    """The data set has no usable rows, or a row cannot be read; ``rows`` says of the first bad ones what is wrong."""
+
+    def __init__(self, sentence: str, *, rows: tuple[str, ...] = ()) -> None:
+        super().__init__(sentence)
+        self.rows = rows
 
 
 class ModelInvalid(TuningError):
@@ -38,11 +44,24 @@ class ModelInvalid(TuningError):
 
 
 class OutOfMemory(TuningError):
-    """The accelerator's memory does not suffice."""
+    """The memory of the accelerator, or of the node, does not suffice.
+
+    ``rows``: what was in work, such as "4 rows of 2,048 tokens"; empty when memory ran out before.
+    """
+
+    def __init__(self, message: str, *, rows: str = "") -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 class NonFiniteLoss(TuningError):
-    """The loss is NaN or infinite."""
+    """The loss or its gradient is NaN or infinite."""
+
+
+class TrainingFailed(TuningError):
+    """A device or a library failed while the training was under way."""
+
+    permanent = False
 
 
 class DiskFull(TuningError):

@@ -1,16 +1,30 @@
 {{/* Base name of the chart's objects. */}}
 {{- define "gpu-provisioner.name" -}}
-{{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" }}
+{{- default .Chart.Name .Values.nameOverride | trunc 47 | trimSuffix "-" }}
 {{- end }}
 
-{{/* Name of the chart's objects: the release, with the chart's name unless it is in there already. */}}
+{{/*
+Name of the chart's objects: the release, with the chart's name unless it is in there already. With what follows it no name of a Job
+is longer than a label.
+*/}}
 {{- define "gpu-provisioner.fullname" -}}
 {{- if .Values.fullnameOverride }}
-{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
+{{- .Values.fullnameOverride | trunc 47 | trimSuffix "-" }}
 {{- else if contains (include "gpu-provisioner.name" .) .Release.Name }}
-{{- .Release.Name | trunc 50 | trimSuffix "-" }}
+{{- .Release.Name | trunc 47 | trimSuffix "-" }}
 {{- else }}
-{{- printf "%s-%s" .Release.Name (include "gpu-provisioner.name" .) | trunc 50 | trimSuffix "-" }}
+{{- printf "%s-%s" .Release.Name (include "gpu-provisioner.name" .) | trunc 47 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{/* Stops helm where two ports are one, or a Service could not have the name of the chart's objects: (dict "root" $ "metrics" port "health" port). */}}
+{{- define "gpu-provisioner.checkNameAndPorts" -}}
+{{- $name := include "gpu-provisioner.fullname" .root }}
+{{- if or (regexMatch "^[0-9]" $name) (contains "." $name) }}
+{{- fail (printf "%q would be the name of a Service, which begins with a letter and has no dot: name the release otherwise, or set fullnameOverride" $name) }}
+{{- end }}
+{{- if eq (int .metrics) (int .health) }}
+{{- fail (printf "%s and %s are both %d: the Pod needs a port for each" .metricsName .healthName (int .metrics)) }}
 {{- end }}
 {{- end }}
 
@@ -20,21 +34,20 @@ app.kubernetes.io/name: {{ include "gpu-provisioner.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{/* Labels of every object. */}}
+{{/* Labels of every object but hooks; those that the chart itself goes by win over the user's. */}}
 {{- define "gpu-provisioner.labels" -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
-{{ include "gpu-provisioner.selectorLabels" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-{{- with .Values.additionalLabels }}
-{{ toYaml . }}
-{{- end }}
+{{- $own := dict
+  "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_")
+  "app.kubernetes.io/version" .Chart.AppVersion
+  "app.kubernetes.io/part-of" "kaito"
+  "app.kubernetes.io/managed-by" .Release.Service }}
+{{- merge (include "gpu-provisioner.selectorLabels" . | fromYaml) $own .Values.additionalLabels | toYaml }}
 {{- end }}
 
-{{/* Labels and annotations of every object but hooks: (dict "root" $ "annotations" map). */}}
+{{/* Labels and annotations of every object but hooks: (dict "root" $ "labels" map "annotations" map), the maps if it has its own. */}}
 {{- define "gpu-provisioner.metadata" -}}
 labels:
-  {{- include "gpu-provisioner.labels" .root | nindent 2 }}
+  {{- merge (include "gpu-provisioner.labels" .root | fromYaml) (default dict .labels) | toYaml | nindent 2 }}
 {{- with merge (dict) (default dict .annotations) .root.Values.additionalAnnotations }}
 annotations:
   {{- toYaml . | nindent 2 }}
@@ -47,6 +60,13 @@ annotations:
 {{- default "gpu-provisioner" .Values.serviceAccount.name }}
 {{- else }}
 {{- default "default" .Values.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{/* Labels by which Kubernetes' own roles take the rules of a ClusterRole: (list "view" "edit"). */}}
+{{- define "gpu-provisioner.aggregateTo" -}}
+{{- range . }}
+rbac.authorization.k8s.io/aggregate-to-{{ . }}: "true"
 {{- end }}
 {{- end }}
 
@@ -71,6 +91,24 @@ and no empty folder, so these are mended; what no image can begin with stops hel
 {{- $registry }}
 {{- end }}
 
+{{/* An image, or a folder of images, in global.imageRegistry instead of its own registry: (dict "root" $ "image" "nvcr.io/nvidia/x"). */}}
+{{- define "gpu-provisioner.mirrored" -}}
+{{- $global := default dict .root.Values.global }}
+{{- if $global.imageRegistry }}
+{{- $registry := include "gpu-provisioner.registry" (dict "name" "global.imageRegistry" "value" $global.imageRegistry) }}
+{{- $path := regexReplaceAll "^([^/]*[.:][^/]*|localhost)(/|$)" .image "" }}
+{{- printf "%s/%s" $registry $path | trimSuffix "/" }}
+{{- else }}
+{{- .image }}
+{{- end }}
+{{- end }}
+
+{{/* Registry and folder of this project's images. */}}
+{{- define "gpu-provisioner.imageRegistry" -}}
+{{- $registry := include "gpu-provisioner.registry" (dict "name" "image.registry" "value" .Values.image.registry) }}
+{{- include "gpu-provisioner.mirrored" (dict "root" . "image" $registry) }}
+{{- end }}
+
 {{/* Stops helm at a value of upstream's chart that has another name here: (dict "root" $ "ours" (dict "path" "what to use")). */}}
 {{- define "gpu-provisioner.refuseUpstreamValues" -}}
 {{- range $path, $instead := .ours }}
@@ -85,6 +123,13 @@ and no empty folder, so these are mended; what no image can begin with stops hel
 {{- if $set }}
 {{- fail (printf "the value %s of upstream's chart is not one of this chart; %s" $path $instead) }}
 {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Stops helm at a text with a variable of the shell, as $LOCATION; $(LOCATION) is kubelet's: (dict "name" "x.y" "value" "text"). */}}
+{{- define "gpu-provisioner.refuseVariable" -}}
+{{- if and (kindIs "string" .value) (regexMatch "\\$\\{?[A-Za-z_]" (toString .value)) }}
+{{- fail (printf "%s is %q: the variable was not replaced by its value" .name .value) }}
 {{- end }}
 {{- end }}
 
@@ -108,6 +153,8 @@ that is not set, is told here; settings that nobody gives may come from envFrom.
   "controller.sidecarVolumeMounts" "no further container is added, leave it out"
 )) }}
 {{- $values := .Values }}
+{{- include "gpu-provisioner.checkNameAndPorts" (dict "root" . "metrics" $values.controller.metrics.port "health" $values.controller.healthProbe.port
+  "metricsName" "controller.metrics.port" "healthName" "controller.healthProbe.port") }}
 {{- $own := dict }}
 {{- range $values.controller.env }}
 {{- $own = set $own .name (or .value .valueFrom) }}
@@ -118,8 +165,18 @@ that is not set, is told here; settings that nobody gives may come from envFrom.
   (list "settings.azure.clusterName" "AZURE_CLUSTER_NAME" $azure.clusterName (hasKey $azure "clusterName") true)
   (list "settings.azure.subscriptionId" "ARM_SUBSCRIPTION_ID" $azure.subscriptionId (hasKey $azure "subscriptionId") true)
   (list "settings.azure.resourceGroup" "ARM_RESOURCE_GROUP" $azure.resourceGroup (hasKey $azure "resourceGroup") true)
+  (list "settings.azure.location" "LOCATION" $azure.location (hasKey $azure "location") true)
   (list "workloadIdentity.clientId" "AZURE_CLIENT_ID" $identity.clientId (hasKey $identity "clientId") (eq $values.deploymentMode "self-hosted"))
   (list "workloadIdentity.tenantId" "AZURE_TENANT_ID" $identity.tenantId (hasKey $identity "tenantId") false)
+}}
+{{- $bare := "alone, without blanks and line breaks" }}
+{{- $shapes := dict
+  "AZURE_CLUSTER_NAME" (list "^[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?$" (printf "the cluster's name %s" $bare))
+  "ARM_SUBSCRIPTION_ID" (list "^[0-9A-Za-z-]+$" (printf "the subscription's id (az account show --query id) %s, not its name or path" $bare))
+  "ARM_RESOURCE_GROUP" (list "^[\\pL\\pN_().-]+$" (printf "the resource group's name %s, not its path" $bare))
+  "LOCATION" (list "^[A-Za-z0-9]+$" "the region's name as eastus, not the one that people read")
+  "AZURE_CLIENT_ID" (list "^[0-9A-Za-z-]+$" (printf "the identity's clientId %s, not its resource id" $bare))
+  "AZURE_TENANT_ID" (list "^[0-9A-Za-z.-]+$" (printf "the tenant's id %s" $bare))
 }}
 {{- $given := 0 }}
 {{- range $settings }}
@@ -129,6 +186,14 @@ that is not set, is told here; settings that nobody gives may come from envFrom.
 {{- end }}
 {{- $lacking := list }}
 {{- range $settings }}
+{{- include "gpu-provisioner.refuseVariable" (dict "name" (index . 0) "value" (index . 2)) }}
+{{- $shape := get $shapes (index . 1) }}
+{{- if and (index . 2) (not (regexMatch (index $shape 0) (index . 2))) }}
+{{- fail (printf "%s is %q: write %s" (index . 0) (index . 2) (index $shape 1)) }}
+{{- end }}
+{{- if hasKey $own (index . 1) }}
+{{- include "gpu-provisioner.refuseVariable" (dict "name" (printf "%s of controller.env" (index . 1)) "value" (get $own (index . 1))) }}
+{{- end }}
 {{- $inEnv := hasKey $own (index . 1) }}
 {{- if and $inEnv (not (get $own (index . 1))) }}
 {{- $lacking = append $lacking (printf "%s of controller.env" (index . 1)) }}
@@ -149,15 +214,28 @@ that is not set, is told here; settings that nobody gives may come from envFrom.
 {{- $own := .Values.controller.image }}
 {{- $repository := $own.repository }}
 {{- if not $repository }}
-{{- $repository = printf "%s/kaito-hooks" (include "gpu-provisioner.registry" (dict "name" "image.registry" "value" .Values.image.registry)) }}
+{{- $repository = printf "%s/kaito-hooks" (include "gpu-provisioner.imageRegistry" .) }}
 {{- end }}
 {{- $tag := $own.tag | default .Values.image.tag | default .Chart.AppVersion }}
-{{- if $own.digest }}
-{{- printf "%s@%s" $repository $own.digest }}
+{{- $digest := $own.digest | default (or $own.repository $own.tag | empty | ternary .Values.image.digest "") }}
+{{- if $digest }}
+{{- printf "%s@%s" $repository $digest }}
 {{- else if eq $tag "latest" }}
 {{- fail "the image's tag is latest: name a version, so that all replicas run the same image" }}
 {{- else }}
 {{- printf "%s:%s" $repository $tag }}
+{{- end }}
+{{- end }}
+
+{{/* Secrets that may pull a Pod's images; umbrella charts write them as names or as [{name}]. */}}
+{{- define "gpu-provisioner.pullSecrets" -}}
+{{- $secrets := default list .Values.imagePullSecrets }}
+{{- range (default dict .Values.global).imagePullSecrets }}
+{{- $secrets = append $secrets (kindIs "map" . | ternary . (dict "name" .)) }}
+{{- end }}
+{{- with uniq $secrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
@@ -205,15 +283,16 @@ once; an empty setting is left out, so that envFrom can give it.
 {{- range $values.controller.env }}
 {{- $own = set $own .name true }}
 {{- end }}
-{{- $cloud := $values.settings.azure }}
+{{- $cloud := default dict $values.settings.azure }}
+{{- $identity := default dict $values.workloadIdentity }}
 {{- $variables := list
   (list "DEPLOYMENT_MODE" $values.deploymentMode)
   (list "ARM_SUBSCRIPTION_ID" $cloud.subscriptionId)
   (list "ARM_RESOURCE_GROUP" $cloud.resourceGroup)
   (list "AZURE_CLUSTER_NAME" $cloud.clusterName)
   (list "LOCATION" $cloud.location)
-  (list "AZURE_CLIENT_ID" $values.workloadIdentity.clientId)
-  (list "AZURE_TENANT_ID" $values.workloadIdentity.tenantId)
+  (list "AZURE_CLIENT_ID" $identity.clientId)
+  (list "AZURE_TENANT_ID" $identity.tenantId)
   (list "AZURE_AUTHORITY_HOST" $values.azure.authorityHost)
   (list "ARM_ENDPOINT" $values.azure.armEndpoint)
   (list "ARM_TOKEN_SCOPE" $values.azure.tokenScope)
@@ -272,8 +351,8 @@ once; an empty setting is left out, so that envFrom can give it.
 
 {{/* Labels of hooks; the controller's selector must not catch their Pods. */}}
 {{- define "gpu-provisioner.hookLabels" -}}
-app.kubernetes.io/name: {{ include "gpu-provisioner.name" . }}-hook
-app.kubernetes.io/instance: {{ .Release.Name }}
+{{- $own := dict "app.kubernetes.io/name" (printf "%s-hook" (include "gpu-provisioner.name" .)) "app.kubernetes.io/instance" .Release.Name }}
+{{- merge $own .Values.additionalLabels | toYaml }}
 {{- end }}
 
 {{/* Metadata of an object that lives as long as a hook: (dict "root" $ "suffix" "x" "events" "pre-upgrade" "weight" 1). */}}
@@ -286,8 +365,11 @@ annotations:
   helm.sh/hook: {{ .events }}
   helm.sh/hook-weight: {{ .weight | quote }}
   helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
-  # Helm 3.18 and newer print why a hook failed.
-  helm.sh/hook-output-log-policy: hook-failed
+  # Helm 3.18 and newer print why a hook failed, or what .logs asks for.
+  helm.sh/hook-output-log-policy: {{ default "hook-failed" .logs }}
+  {{- with .root.Values.additionalAnnotations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- end }}
 
 {{/* Binds a hook's ClusterRole to its ServiceAccount; both are called like the binding. */}}
@@ -325,10 +407,7 @@ spec:
       labels:
         {{- include "gpu-provisioner.hookLabels" .root | nindent 8 }}
     spec:
-      {{- with .root.Values.imagePullSecrets }}
-      imagePullSecrets:
-        {{- toYaml . | nindent 8 }}
-      {{- end }}
+      {{- include "gpu-provisioner.pullSecrets" .root | nindent 6 }}
       restartPolicy: Never
       serviceAccountName: {{ include "gpu-provisioner.fullname" .root }}-{{ .suffix }}
       securityContext:
@@ -339,8 +418,7 @@ spec:
         imagePullPolicy: {{ .root.Values.imagePullPolicy }}
         command: {{ concat (list "python" "-m" "kaito_hooks.helm") .command | toJson }}
         resources:
-          requests: {cpu: 50m, memory: 64Mi}
-          limits: {memory: 256Mi}
+          {{- toYaml .root.Values.hooks.resources | nindent 10 }}
         securityContext:
           {{- include "gpu-provisioner.containerSecurityContext" .root | nindent 10 }}
         volumeMounts:

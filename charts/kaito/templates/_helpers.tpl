@@ -1,16 +1,30 @@
 {{/* Base name of the chart's objects. */}}
 {{- define "kaito.name" -}}
-{{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" }}
+{{- default .Chart.Name .Values.nameOverride | trunc 47 | trimSuffix "-" }}
 {{- end }}
 
-{{/* Name of the chart's objects: the release, with the chart's name unless it is in there already. */}}
+{{/*
+Name of the chart's objects: the release, with the chart's name unless it is in there already. With what follows it no name of a Job
+is longer than a label.
+*/}}
 {{- define "kaito.fullname" -}}
 {{- if .Values.fullnameOverride }}
-{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
+{{- .Values.fullnameOverride | trunc 47 | trimSuffix "-" }}
 {{- else if contains (include "kaito.name" .) .Release.Name }}
-{{- .Release.Name | trunc 50 | trimSuffix "-" }}
+{{- .Release.Name | trunc 47 | trimSuffix "-" }}
 {{- else }}
-{{- printf "%s-%s" .Release.Name (include "kaito.name" .) | trunc 50 | trimSuffix "-" }}
+{{- printf "%s-%s" .Release.Name (include "kaito.name" .) | trunc 47 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{/* Stops helm where two ports are one, or a Service could not have the name of the chart's objects: (dict "root" $ "metrics" port "health" port). */}}
+{{- define "kaito.checkNameAndPorts" -}}
+{{- $name := include "kaito.fullname" .root }}
+{{- if or (regexMatch "^[0-9]" $name) (contains "." $name) }}
+{{- fail (printf "%q would be the name of a Service, which begins with a letter and has no dot: name the release otherwise, or set fullnameOverride" $name) }}
+{{- end }}
+{{- if eq (int .metrics) (int .health) }}
+{{- fail (printf "%s and %s are both %d: the Pod needs a port for each" .metricsName .healthName (int .metrics)) }}
 {{- end }}
 {{- end }}
 
@@ -20,12 +34,24 @@ app.kubernetes.io/name: {{ include "kaito.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{/* Labels of every object. */}}
+{{/* Labels of every object but hooks; those that the chart itself goes by win over the user's. */}}
 {{- define "kaito.labels" -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
-{{ include "kaito.selectorLabels" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- $own := dict
+  "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_")
+  "app.kubernetes.io/version" .Chart.AppVersion
+  "app.kubernetes.io/part-of" "kaito"
+  "app.kubernetes.io/managed-by" .Release.Service }}
+{{- merge (include "kaito.selectorLabels" . | fromYaml) $own .Values.additionalLabels | toYaml }}
+{{- end }}
+
+{{/* Labels and annotations of every object but hooks: (dict "root" $ "labels" map "annotations" map), the maps if it has its own. */}}
+{{- define "kaito.metadata" -}}
+labels:
+  {{- merge (include "kaito.labels" .root | fromYaml) (default dict .labels) | toYaml | nindent 2 }}
+{{- with merge (dict) (default dict .annotations) .root.Values.additionalAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 
 {{/* ServiceAccount of the controller. */}}
@@ -34,6 +60,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- default (include "kaito.fullname" .) .Values.serviceAccount.name }}
 {{- else }}
 {{- default "default" .Values.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{/* Labels by which Kubernetes' own roles take the rules of a ClusterRole: (list "view" "edit"). */}}
+{{- define "kaito.aggregateTo" -}}
+{{- range . }}
+rbac.authorization.k8s.io/aggregate-to-{{ . }}: "true"
 {{- end }}
 {{- end }}
 
@@ -67,6 +100,24 @@ and no empty folder, so these are mended; what no image can begin with stops hel
 {{- $registry }}
 {{- end }}
 
+{{/* An image, or a folder of images, in global.imageRegistry instead of its own registry: (dict "root" $ "image" "nvcr.io/nvidia/x"). */}}
+{{- define "kaito.mirrored" -}}
+{{- $global := default dict .root.Values.global }}
+{{- if $global.imageRegistry }}
+{{- $registry := include "kaito.registry" (dict "name" "global.imageRegistry" "value" $global.imageRegistry) }}
+{{- $path := regexReplaceAll "^([^/]*[.:][^/]*|localhost)(/|$)" .image "" }}
+{{- printf "%s/%s" $registry $path | trimSuffix "/" }}
+{{- else }}
+{{- .image }}
+{{- end }}
+{{- end }}
+
+{{/* Registry and folder of this project's images. */}}
+{{- define "kaito.imageRegistry" -}}
+{{- $registry := include "kaito.registry" (dict "name" "image.registry" "value" .Values.image.registry) }}
+{{- include "kaito.mirrored" (dict "root" . "image" $registry) }}
+{{- end }}
+
 {{/* Stops helm at a value of upstream's chart that has another name here: (dict "root" $ "ours" (dict "path" "what to use")). */}}
 {{- define "kaito.refuseUpstreamValues" -}}
 {{- range $path, $instead := .ours }}
@@ -87,18 +138,48 @@ and no empty folder, so these are mended; what no image can begin with stops hel
 {{/* Values that this chart cannot work with, each in a sentence. */}}
 {{- define "kaito.checkValues" -}}
 {{- include "kaito.refuseUpstreamValues" (dict "root" . "ours" (dict
+  "clusterRoleBindingName" "fullnameOverride names all objects"
+  "clusterRoleName" "fullnameOverride names all objects"
+  "commonLabels" "additionalLabels are those of all objects"
+  "defaultNodeImageFamily" "agentPool.osSKU of the chart gpu-provisioner names the node image"
+  "deploymentName" "fullnameOverride names all objects"
+  "deploymentStrategy" "strategy says how a new version takes the place of the old one"
+  "featureGates" "nodeAPI says how nodes are asked for, serving.variant what serves models"
+  "flux2" "Flux is not installed, leave it out"
+  "gpu-feature-discovery" "it is not installed, leave it out"
   "image.repository" "image.registry names the registry and the folder of all images"
   "imagePullSecrets" "image.pullSecrets lists the names of the Secrets"
-  "featureGates" "nodeAPI says how nodes are asked for, serving.variant what serves models"
-  "webhook" "there is no webhook: admissionPolicies.enabled switches the rules that the API server checks"
-  "podSecurityContext" "its Pods always run without rights, leave it out"
-  "securityContext" "its Pods always run without rights, leave it out"
-  "podTemplateLabels" "podLabels are those of the controller's Pods"
-  "serviceAccountName" "serviceAccount.name names the account"
-  "spotInstance" "nodeClaim.extraRequirements asks for a capacity type"
-  "presetBaseRegistryName" "image.registry names the registry of the images that serve and tune"
+  "inferenceSetClusterRoleBindingName" "there are no InferenceSets, leave it out"
+  "inferenceSetClusterRoleName" "there are no InferenceSets, leave it out"
+  "karpenterProvider" "nodeClaim.nodeClassRef names the node class of your Karpenter"
+  "karpenterProviders" "nodeClaim.nodeClassRef names a node class that you made"
+  "local-csi-driver" "no driver is installed, leave it out"
   "localCSIDriver" "no driver is installed, leave it out"
+  "loggingConfigMapName" "logging.level is the level of the log"
+  "nodeProvisioner" "nodeAPI says how nodes are asked for: NodeClaim with Karpenter"
+  "nvidiaDevicePlugin.daemonsetName" "it is called after the release, leave it out"
+  "nvidiaDevicePlugin.imagePullPolicy" "it is pulled if it is not there, leave it out"
+  "podSecurityContext" "its Pods always run without rights, leave it out"
+  "podTemplateLabels" "podLabels are those of the controller's Pods"
+  "presetBaseImageName" "serving.images and tuning.images name single images"
+  "presetBaseImageTag" "image.tag is the tag of all images"
+  "presetBaseRegistryName" "image.registry names the registry of the images that serve and tune"
+  "roleBindingName" "fullnameOverride names all objects"
+  "roleName" "fullnameOverride names all objects"
+  "securityContext" "its Pods always run without rights, leave it out"
+  "selectorLabels" "podLabels are those of the controller's Pods"
+  "serviceAccountName" "serviceAccount.name names the account"
+  "serviceName" "fullnameOverride names all objects"
+  "spotInstance" "nodeClaim.extraRequirements asks for a capacity type"
+  "webhook" "there is no webhook: admissionPolicies.enabled switches the rules that the API server checks"
 )) }}
+{{- include "kaito.checkNameAndPorts" (dict "root" . "metrics" .Values.metrics.port "health" .Values.healthProbe.port
+  "metricsName" "metrics.port" "healthName" "healthProbe.port") }}
+{{- with .Values.strategy.rollingUpdate }}
+{{- if and (regexMatch "^0+%?$" (toString .maxSurge)) (regexMatch "^0+%?$" (toString .maxUnavailable)) }}
+{{- fail "strategy.rollingUpdate.maxSurge and maxUnavailable are both 0, so that no Pod could take another's place: set one of them to 1" }}
+{{- end }}
+{{- end }}
 {{- range $registry, $mirror := .Values.registries.mirrors }}
 {{- if contains "/" $registry }}
 {{- fail (printf "registries.mirrors names %q: write a registry's host[:port] without https:// and folder, as docker.io" $registry) }}
@@ -106,17 +187,24 @@ and no empty folder, so these are mended; what no image can begin with stops hel
 {{- end }}
 {{- end }}
 
+{{/* What names one version of an image: (dict "tag" "0.1.0" "digest" "sha256:..."); the digest wins. */}}
+{{- define "kaito.version" -}}
+{{- if .digest }}@{{ .digest }}{{ else }}:{{ .tag }}{{ end }}
+{{- end }}
+
 {{/* Image of the controllers and of init containers. */}}
 {{- define "kaito.hooksImage" -}}
-{{ include "kaito.registry" (dict "name" "image.registry" "value" .Values.image.registry) }}/kaito-hooks:{{ include "kaito.tag" . }}
+{{ include "kaito.imageRegistry" . }}/kaito-hooks
+{{- include "kaito.version" (dict "tag" (include "kaito.tag" .) "digest" .Values.image.digest) }}
 {{- end }}
 
 {{/* Images of serving or tuning by variant: (dict "root" $ "name" "serving" "images" map). */}}
 {{- define "kaito.variantImages" -}}
 {{- $root := .root }}
 {{- $name := .name }}
+{{- $registry := include "kaito.imageRegistry" $root }}
 {{- range $variant, $image := .images }}
-{{ $variant }}: {{ default (printf "%s/kaito-%s:%s-%s" (include "kaito.registry" (dict "name" "image.registry" "value" $root.Values.image.registry)) $name (include "kaito.tag" $root) $variant) $image | quote }}
+{{ $variant }}: {{ default (printf "%s/kaito-%s:%s-%s" $registry $name (include "kaito.tag" $root) $variant) $image | quote }}
 {{- end }}
 {{- end }}
 
@@ -143,6 +231,7 @@ Presets by name, as JSON: presets/models/*.yaml with the user's changes.
 null removes a preset, and weights replace ours as a whole, because they have one source only.
 */}}
 {{- define "kaito.presets" -}}
+{{- $says := dict "totalGPUMemoryGiB" "how much GPU memory the model needs" "weights" "where its weights come from" }}
 {{- $presets := dict }}
 {{- $files := .Files.Glob "presets/models/*.yaml" }}
 {{- if not $files }}
@@ -162,12 +251,32 @@ null removes a preset, and weights replace ours as a whole, because they have on
 {{- $presets = set $presets $name (mergeOverwrite $ours $change) }}
 {{- end }}
 {{- end }}
+{{- range $name, $preset := $presets }}
+{{- range $field := list "totalGPUMemoryGiB" "weights" }}
+{{- if not (hasKey $preset $field) }}
+{{- fail (printf "presets.%s has no %s, and is none of ours that could be changed: say %s, or correct the name" $name $field (get $says $field)) }}
+{{- end }}
+{{- end }}
+{{- with $preset.weights.image }}
+{{- if not (or .tag (eq (default "public" $preset.accessMode) "private")) }}
+{{- fail (printf "presets.%s.weights.image has no tag: name the version of the image, or set accessMode: private, so that each Workspace names an image of its own" $name) }}
+{{- end }}
+{{- if and .tag (not (regexMatch "^[a-z0-9]+([._-]+[a-z0-9]+)*$" $name)) }}
+{{- fail (printf "presets.%s: weights.image would be kaito-%s, and no image has such a name: write the preset's name in small letters, or take other weights" $name $name) }}
+{{- end }}
+{{- end }}
+{{- if and $preset.distributed $preset.engines (ne (join "," $preset.engines) "vllm") }}
+{{- fail (printf "presets.%s is distributed, and vllm alone serves such: set presets.%s.engines to [vllm]" $name $name) }}
+{{- end }}
+{{- end }}
 {{- toJson $presets }}
 {{- end }}
 
 {{/* Instance types by name, as JSON: those of the cloud with the user's changes; null removes one. */}}
 {{- define "kaito.instanceTypes" -}}
+{{- $says := dict "gpuCount" "how many GPUs a node has" "totalGPUMemoryGiB" "how much memory its GPUs have together" }}
 {{- $types := dict }}
+{{- $spelled := dict }}
 {{- if ne .Values.cloudProviderName "none" }}
 {{- $types = .Files.Get (printf "presets/instance-types/%s.yaml" .Values.cloudProviderName) | fromYaml }}
 {{- end }}
@@ -178,7 +287,27 @@ null removes a preset, and weights replace ours as a whole, because they have on
 {{- $types = set $types $name (mergeOverwrite (deepCopy (default (dict) (get $types $name))) $change) }}
 {{- end }}
 {{- end }}
+{{- range $name, $type := $types }}
+{{- range $field := list "gpuCount" "totalGPUMemoryGiB" }}
+{{- if not (hasKey $type $field) }}
+{{- fail (printf "instanceTypes.%s has no %s, and is none of ours that could be changed: say %s, or correct the name" $name $field (get $says $field)) }}
+{{- end }}
+{{- end }}
+{{- $same := get $spelled (lower $name) }}
+{{- if $same }}
+{{- fail (printf "instanceTypes has %s and %s, which are one type, because the case of letters does not count: change the one that is there, or set it to null" $same $name) }}
+{{- end }}
+{{- $spelled = set $spelled (lower $name) $name }}
+{{- end }}
 {{- toJson $types }}
+{{- end }}
+
+{{/* A map as YAML, in the order of its keys: toYaml has none that lasts for names such as llama-2-13b and llama-2-13b-chat. */}}
+{{- define "kaito.entries" -}}
+{{- if not . }}{}{{ end }}
+{{- range $name := keys . | sortAlpha }}
+{{ dict $name (get $ $name) | toYaml }}
+{{- end }}
 {{- end }}
 
 {{/* An instance type for a first model: the user's own, where there is no cloud. */}}
@@ -206,9 +335,22 @@ without a cloud the nodes exist already, so that every name is good ("" begins a
 {{- concat (get $ofCloud .Values.cloudProviderName) .Values.uncheckedInstanceTypePrefixes | default list | toJson }}
 {{- end }}
 
-{{/* Secrets that may pull this project's images. */}}
+{{/* Names of the Secrets that may pull images, as JSON; umbrella charts write them as names or as [{name}]. */}}
+{{- define "kaito.pullSecretNames" -}}
+{{- $names := default list .Values.image.pullSecrets }}
+{{- range (default dict .Values.global).imagePullSecrets }}
+{{- if kindIs "map" . }}
+{{- $names = append $names .name }}
+{{- else }}
+{{- $names = append $names . }}
+{{- end }}
+{{- end }}
+{{- $names | uniq | toJson }}
+{{- end }}
+
+{{/* Secrets that may pull a Pod's images. */}}
 {{- define "kaito.pullSecrets" -}}
-{{- with .Values.image.pullSecrets }}
+{{- with include "kaito.pullSecretNames" . | fromJsonArray }}
 imagePullSecrets:
 {{- range . }}
 - name: {{ . }}
@@ -225,8 +367,18 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
-{{/* Labels of the device plugin; its selector must not catch the controller's Pods. */}}
-{{- define "kaito.devicePluginLabels" -}}
+{{/* Name of the device plugin's DaemonSet. */}}
+{{- define "kaito.devicePluginName" -}}
+{{ include "kaito.fullname" . }}-nvidia-device-plugin
+{{- end }}
+
+{{/* Namespace of the device plugin. */}}
+{{- define "kaito.devicePluginNamespace" -}}
+{{- default .Release.Namespace .Values.nvidiaDevicePlugin.namespace }}
+{{- end }}
+
+{{/* Labels that select the device plugin's Pods, and none of the controller's. */}}
+{{- define "kaito.devicePluginSelectorLabels" -}}
 app.kubernetes.io/name: nvidia-device-plugin
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
@@ -241,14 +393,17 @@ annotations:
   helm.sh/hook: {{ .events }}
   helm.sh/hook-weight: {{ .weight | quote }}
   helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
-  # Helm 3.18 and newer print why a hook failed.
-  helm.sh/hook-output-log-policy: hook-failed
+  # Helm 3.18 and newer print why a hook failed, or what .logs asks for.
+  helm.sh/hook-output-log-policy: {{ default "hook-failed" .logs }}
+  {{- with .root.Values.additionalAnnotations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- end }}
 
 {{/* Labels of hooks; the controller's selector must not catch their Pods. */}}
 {{- define "kaito.hookLabels" -}}
-app.kubernetes.io/name: {{ include "kaito.name" . }}-hook
-app.kubernetes.io/instance: {{ .Release.Name }}
+{{- $own := dict "app.kubernetes.io/name" (printf "%s-hook" (include "kaito.name" .)) "app.kubernetes.io/instance" .Release.Name }}
+{{- merge $own .Values.additionalLabels | toYaml }}
 {{- end }}
 
 {{/* Binds a hook's ClusterRole to its ServiceAccount; both are called like the binding. */}}
@@ -297,8 +452,7 @@ spec:
         imagePullPolicy: {{ .root.Values.image.pullPolicy }}
         command: {{ concat (list "python" "-m" "kaito_hooks.helm") .command | toJson }}
         resources:
-          requests: {cpu: 50m, memory: 64Mi}
-          limits: {memory: 256Mi}
+          {{- toYaml .root.Values.hooks.resources | nindent 10 }}
         securityContext:
           {{- include "kaito.containerSecurityContext" .root | nindent 10 }}
         volumeMounts:

@@ -22,6 +22,7 @@ _VOLUME_KINDS: tuple[VolumeKind, ...] = ("persistentVolumeClaim", "nfs", "hostPa
 _TOO_OLD_FOR_VLLM = frozenset({"K80", "M60", "P40", "P100", "V100"})
 """GPU models of compute capability below 7.5, for which vLLM has no kernels: https://developer.nvidia.com/cuda-gpus"""
 
+_TYPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|s)")
 _UNIT_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 DEFAULT_READINESS_TIMEOUT = 1800.0
@@ -161,7 +162,8 @@ class Catalog:
 
     def is_unchecked(self, name: str) -> bool:
         """Whether an instance type that is not listed is nevertheless accepted, without a check of its size."""
-        return any(name.lower().startswith(prefix.lower()) for prefix in self.unchecked_instance_type_prefixes)
+        known = any(name.lower().startswith(prefix.lower()) for prefix in self.unchecked_instance_type_prefixes)
+        return known and _TYPE_NAME.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from kaito_hooks.api import conditions, labels
+from kaito_hooks.api import conditions, labels, resources
+from kaito_hooks.api.resources import ApiResource
 
 Obj = dict[str, Any]
 NodeAPI = Literal["Machine", "NodeClaim"]
@@ -29,23 +30,25 @@ class Encoding:
     """How one of the two kinds spells a claim. Both are cluster-scoped, in the API group karpenter.sh."""
 
     kind: NodeAPI
-    version: str
-    plural: str
+    resource: ApiResource
     owner_label: str
     owner: str
     step_conditions: Mapping[Step, str]
 
     @property
+    def plural(self) -> str:
+        """As in the name of the CRD."""
+        return self.resource.plural
+
+    @property
     def api_version(self) -> str:
         """Group and version, as in ``apiVersion``."""
-        return f"{GROUP}/{self.version}"
+        return self.resource.api_version
 
 
-GROUP = "karpenter.sh"
 MACHINE = Encoding(
     kind="Machine",
-    version="v1alpha5",
-    plural="machines",
+    resource=resources.MACHINE,
     owner_label=labels.PROVISIONER_NAME,
     owner=labels.PROVISIONER_DEFAULT,
     step_conditions={
@@ -56,8 +59,7 @@ MACHINE = Encoding(
 )
 NODE_CLAIM = Encoding(
     kind="NodeClaim",
-    version="v1",
-    plural="nodeclaims",
+    resource=resources.NODE_CLAIM,
     owner_label=labels.NODE_POOL,
     owner=labels.NODE_POOL_KAITO,
     step_conditions={"launched": "Launched", "registered": "Registered", "initialized": "Initialized"},

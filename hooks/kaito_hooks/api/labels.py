@@ -1,5 +1,9 @@
 """Labels, annotations, finalizers and taints that KAITO, Karpenter and AKS agree on."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+
 WORKSPACE_FINALIZER = "workspace.finalizer.kaito.sh"
 
 WORKSPACE = "kaito.sh/workspace"
@@ -15,6 +19,9 @@ ENABLE_LOAD_BALANCER = "kaito.sh/enablelb"
 RUNTIME = "kaito.sh/runtime"
 TOLERATIONS = "kaito.sh/tolerations"
 ROLL = "kaito.sh/roll"
+TUNING_CHECK = "kaito.sh/tuning-check"
+TUNING_GATE = "kaito.sh/tuning-gate"
+OFF = "off"
 
 REVISION_HASH = "workspace.kaito.io/hash"
 REVISION = "workspace.kaito.io/revision"
@@ -24,6 +31,8 @@ AUTOMATIC_ROLL = "workspace.kaito.io/roll"
 ROLLS = (ROLL, AUTOMATIC_ROLL)
 TUNING_HASH = "workspace.kaito.io/tuning-hash"
 TUNING_REVISION = "workspace.kaito.io/tuning-revision"
+CHECK_INPUTS = "workspace.kaito.io/check-inputs"
+CHECK_CONFIG = "workspace.kaito.io/check-config"
 
 ACCELERATOR = "accelerator"
 ACCELERATOR_NVIDIA = "nvidia"
@@ -67,3 +76,8 @@ AZURE_SKU_NAME = "karpenter.azure.com/sku-name"
 AWS_GPU_COUNT = "karpenter.k8s.aws/instance-gpu-count"
 
 DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
+
+
+def is_off(annotations: Mapping[str, str], name: str) -> bool:
+    """Whether the user has turned off what the annotation is about; its value may have capitals."""
+    return annotations.get(name, "").strip().lower() == OFF

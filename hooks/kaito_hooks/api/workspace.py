@@ -149,7 +149,7 @@ def match_labels(selector: Mapping[str, Any] | None) -> tuple[dict[str, str], st
         key, operator = str(expression.get("key", "")), expression.get("operator")
         values = [str(value) for value in expression.get("values") or ()]
         if operator != "In" or len(values) != 1:
-            return labels, f"{key} {operator} {values}"
+            return labels, f"{key} {operator} {values} is no matchLabels entry and no In with a single value"
         if labels.get(key, values[0]) != values[0]:
             return labels, f"{key} is asked to be both {labels[key]} and {values[0]}"
         labels[key] = values[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,6 +23,8 @@ _NATIVE = {
     "PhiForCausalLM": "phi",
 }
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_SMALL = (".json", ".txt", ".model", ".jinja")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def is_duplicate(name: str) -> bool:
@@ -35,6 +37,11 @@ def is_left_out(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in _PICKLES or is_duplicate(name)
 
 
+def is_no_small_file(name: str) -> bool:
+    """Whether a file is none of those that describe a model and its tokenizer: weights, code, pictures."""
+    return not name.endswith(_SMALL) or is_duplicate(name)
+
+
 def check_weights(folder: Path, *, architecture: str | None, source: str, left_out: Sequence[str] = ()) -> None:
     """A model folder in the Hugging Face layout, complete, in safetensors, of ``architecture`` (None: any).
 
@@ -42,22 +49,45 @@ def check_weights(folder: Path, *, architecture: str | None, source: str, left_o
     Damaged with a sentence that names ``source``.
     """
     refuse_pickles_alone(folder, source=source, left_out=left_out)
+    for name in _weights(folder, _files(folder), architecture=architecture, source=source):
+        safetensors.header(folder / name)
+
+
+def check_tokenizer(folder: Path, *, architecture: str | None, source: str, left_out: Sequence[str] = ()) -> None:
+    """What can be said of a model by its small files alone: as `check_weights`, whose weights may be left out.
+
+    Raises UnsupportedArtifact, too, if there is no tokenizer.
+    """
+    refuse_pickles_alone(folder, source=source, left_out=left_out)
+    _weights(folder, _files(folder) | set(left_out), architecture=architecture, source=source)
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise UnsupportedArtifact(f"{source} holds no tokenizer: there is none of {', '.join(_TOKENIZER_FILES)}")
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def _weights(folder: Path, names: Set[str], *, architecture: str | None, source: str) -> list[str]:
+    """The names of the files with the model's weights, of all ``names`` that it has."""
     if not (folder / "config.json").is_file():
         raise UnsupportedArtifact(f"{source} holds no model: there is no config.json in its weights folder")
     check_config(folder / "config.json", architecture=architecture, source=source)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        named = sorted({str(name) for name in (_json(index).get("weight_map") or {}).values()})
-        missing = [name for name in named if not (folder / name).is_file()]
+        found = sorted({str(name) for name in (_json(index).get("weight_map") or {}).values()})
+        missing = [name for name in found if name not in names]
         if missing:
             raise UnsupportedArtifact(f"{source} is incomplete: {', '.join(missing[:3])} of its index is missing")
-        files: Iterable[Path] = [folder / name for name in named]
     else:
-        files = sorted(folder.glob("*.safetensors"))
-    if not files:
+        found = sorted(name for name in names if _is_weights(name))
+    if not found:
         raise UnsupportedArtifact(f"{source} holds no weights: there is no *.safetensors beside its config.json")
-    for path in files:
-        safetensors.header(path)
+    return found
+
+
+def _is_weights(name: str) -> bool:
+    return "/" not in name and name.endswith(".safetensors") and not is_duplicate(name)
 
 
 def check_config(path: Path, *, architecture: str | None, source: str) -> None:
@@ -99,7 +129,7 @@ def refuse_pickles_alone(folder: Path, *, source: str, left_out: Sequence[str]) 
     """
     names = [*(path.name for path in folder.iterdir()), *left_out]
     found = sorted(name for name in names if PurePosixPath(name).suffix.lower() in _PICKLES)
-    if found and not any(folder.glob("*.safetensors")):
+    if found and not any(map(_is_weights, names)):
         raise RefusedContent(
             f"{source} holds pickled weights only ({', '.join(found[:3])}), which can run code when loaded; "
             "convert them to safetensors"

@@ -12,6 +12,7 @@ ArtifactError
 ├── UnsupportedArtifact  it exists, but is not what was asked for: no adapter, no weights, no image; final
 ├── RefusedSource        a URL that is not downloaded from: its scheme, its address, its name; final
 ├── NotPushed            the registry did not take the result until the deadline, or never would; final
+├── PushRefused          nothing may be pushed there as things are, and nothing was done yet; final
 └── RefusedContent       it holds what is never loaded: pickles, links out of its folder; final
 
 Final errors end a command with exit code 2, the others with 1, and the kubelet tries again with its back-off.
@@ -90,3 +91,7 @@ class RefusedSource(ArtifactError):
 
 class NotPushed(ArtifactError):
     """The time for pushing is over, or it would never succeed."""
+
+
+class PushRefused(ArtifactError):
+    """An image that nobody with these credentials can push."""

@@ -42,10 +42,13 @@ def fetch(
     transfer: Transfer,
     destination: Path,
     check_config: Callable[[Path], None],
-) -> None:
-    """Fills ``destination``. ``revision`` is a commit: the same name never means other weights.
+    leave_out: Callable[[str], bool],
+) -> tuple[str, ...]:
+    """Fills ``destination``; the names of the files that were left out. ``revision`` is a commit: the same name never
+    means other weights.
 
-    ``check_config`` sees config.json before the weights are fetched, and may raise.
+    ``check_config`` sees config.json before the weights are fetched, and may raise. ``leave_out`` says by a file's path
+    whether it is not wanted, besides what no model folder needs.
     """
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise InvalidReference(f"revision {revision!r} of {repo} is no commit (40 hex digits); pin one")
@@ -62,12 +65,12 @@ def fetch(
     if status != 200:
         raise Unreachable(f"the hub answered {status} for {repo}")
     try:
-        files = [entry for entry in json.loads(body)["siblings"] if _wanted(str(entry["rfilename"]))]
+        listed = {str(entry["rfilename"]): entry for entry in json.loads(body)["siblings"]}
     except (ValueError, KeyError, TypeError):
         raise Unreachable(f"the hub answered with something that is no list of files for {repo}") from None
-    require_room(destination, sum(entry.get("size") or 0 for entry in files), what=repo)
-    for entry in sorted(files, key=lambda entry: str(entry["rfilename"]).endswith(".safetensors")):
-        name = str(entry["rfilename"])
+    files = {name: entry for name, entry in listed.items() if _belongs(name) and not leave_out(name)}
+    require_room(destination, sum(entry.get("size") or 0 for entry in files.values()), what=repo)
+    for name, entry in sorted(files.items(), key=lambda item: item[0].endswith(".safetensors")):
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
             raise InvalidReference(f"{repo} names a file {name!r} outside of its folder")
@@ -93,7 +96,8 @@ def fetch(
             raise Damaged(f"{name} of {repo} arrived damaged")
         if name == "config.json":
             check_config(target)
+    return tuple(name for name in listed if name not in files)
 
 
-def _wanted(name: str) -> bool:
+def _belongs(name: str) -> bool:
     return name.endswith(_WANTED) and not is_duplicate(name)

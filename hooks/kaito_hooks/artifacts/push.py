@@ -15,20 +15,31 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from kaito_hooks.artifacts.errors import ArtifactError, NotPushed
 from kaito_hooks.artifacts.package import Package
 from kaito_hooks.artifacts.registry.writer import RegistryWriter
+from kaito_hooks.artifacts.results import Results
 
 logger = logging.getLogger(__name__)
 
 _LONGEST_PAUSE = 300.0
+# The page brings the rest of its policy along.
+_HEADERS = {
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
 
 
 @dataclass(slots=True)
 class State:
-    """What /progress says."""
+    """What /progress says. ``results``: what the training left, which is told as before."""
 
+    results: Results = field(default_factory=Results)
     message: str = ""
     updated: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -36,17 +47,18 @@ class State:
         """Why the push still waits."""
         self.message, self.updated = message, datetime.now(UTC)
 
-    def document(self) -> dict[str, object]:
-        """In the form of the trainer's own progress."""
-        stamp = self.updated.strftime("%Y-%m-%dT%H:%M:%SZ")
-        reason = "PushFailed" if self.message else ""
-        return {
+    def document(self, *, history: bool = False) -> dict[str, object]:
+        """In the form of the trainer's own progress; with ``history`` its curves."""
+        document: dict[str, object] = {
+            **self.results.progress,
             "phase": "Pushing",
             "progressPercentage": 100,
-            "reason": reason,
+            "estimatedRemainingSeconds": None,
+            "reason": "PushFailed" if self.message else "",
             "message": self.message,
-            "lastUpdatedTime": stamp,
+            "lastUpdatedTime": self.updated.strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
+        return {**document, "history": dict(self.results.history)} if history else document
 
 
 def push(
@@ -82,7 +94,8 @@ def push(
 
 @contextlib.contextmanager
 def progress_served(state: State, host: str, port: int) -> Iterator[int | None]:
-    """Answers GET /progress on an IPv4 or IPv6 address meanwhile; yields the port.
+    """Answers GET /progress, and the page and /metrics that the training left, on an IPv4 or IPv6 address meanwhile;
+    yields the port.
 
     None if it cannot listen there: a push that nobody can watch is still better than none.
     """
@@ -113,11 +126,22 @@ def _handler(state: State) -> type[BaseHTTPRequestHandler]:
         timeout = 10
 
         def do_GET(self) -> None:
-            found = self.path.split("?")[0] in ("/progress", "/healthz", "/health")
-            body = json.dumps(state.document() if found else {"detail": "Not Found"}).encode()
-            self.send_response(200 if found else 404)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
+            asked = urlsplit(self.path)
+            if asked.path == "/" and state.results.page:
+                self._answer(200, "text/html; charset=utf-8", state.results.page)
+            elif asked.path == "/metrics" and state.results.series:
+                self._answer(200, CONTENT_TYPE_LATEST, state.results.series)
+            elif asked.path in ("/progress", "/healthz", "/health"):
+                document = state.document(history=parse_qs(asked.query).get("history") == ["1"])
+                self._answer(200, "application/json", json.dumps(document).encode())
+            else:
+                self._answer(404, "application/json", b'{"detail": "Not Found"}')
+
+        def _answer(self, status: int, kind: str, body: bytes) -> None:
+            self.send_response(status)
+            headers = {"Content-Type": kind, "Content-Length": str(len(body)), **_HEADERS}
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
 

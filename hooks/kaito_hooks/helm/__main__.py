@@ -14,7 +14,7 @@ from kaito_hooks.helm.crds import apply_crds
 from kaito_hooks.helm.errors import HookError
 from kaito_hooks.helm.guard import guard_claims, guard_workspaces
 from kaito_hooks.helm.preflight import preflight
-from kaito_hooks.runtime import ApiError, Client
+from kaito_hooks.runtime import ApiError, Client, Key
 
 TERMINATION_LOG = Path("/dev/termination-log")
 
@@ -34,13 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(chosen: argparse.Namespace, client: Client) -> None:
     if chosen.command == "apply-crds":
-        apply_crds(client, chosen.directory, take_over=chosen.take_over, report=_say)
+        apply_crds(client, chosen.directory, leave_foreign=chosen.leave_foreign, report=_say)
     elif chosen.command == "preflight":
-        preflight(client, node_api=chosen.node_api, report=_say)
+        plugin = Key(*chosen.device_plugin) if chosen.device_plugin else None
+        preflight(client, node_api=chosen.node_api, device_plugin=plugin, report=_say)
     elif chosen.workspaces:
-        guard_workspaces(client)
+        guard_workspaces(client, undo=chosen.undo)
     else:
-        guard_claims(client)
+        guard_claims(client, undo=chosen.undo)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,13 +49,15 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     crds = commands.add_parser("apply-crds", help="apply the chart's CRDs before an upgrade")
     crds.add_argument("--directory", type=Path, required=True, help="folder with the CRDs' YAML files")
-    crds.add_argument("--take-over", action="store_true", help="also those that somebody else installed")
+    crds.add_argument("--leave-foreign", action="store_true", help="leave what somebody else installed as it is")
     guard = commands.add_parser("guard-uninstall", help="stop while only the controller can give nodes back")
     which = guard.add_mutually_exclusive_group(required=True)
     which.add_argument("--workspaces", action="store_true")
     which.add_argument("--claims", action="store_true")
+    guard.add_argument("--undo", required=True, help="the command that brings helm's release back")
     test = commands.add_parser("preflight", help="look for what a Workspace needs")
     test.add_argument("--node-api", choices=["Machine", "NodeClaim", "none"], required=True)
+    test.add_argument("--device-plugin", nargs=2, metavar=("NAMESPACE", "NAME"), help="the chart's own DaemonSet")
     return parser
 
 

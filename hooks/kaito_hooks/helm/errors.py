@@ -2,6 +2,8 @@
 
 HookError
 ├── UnsafeUpgrade     a CRD of the new chart would lose stored objects
+├── ForeignDefinition a CRD of this name belongs to another operator
+├── ContestedField    somebody else applies a field of a CRD
 ├── StillInUse        uninstalling would leave nodes that nobody gives back
 └── NotReady          something that a Workspace needs is not there
 """
@@ -15,6 +17,14 @@ class HookError(Exception):
 
 class UnsafeUpgrade(HookError):
     """A CRD of the new chart does not serve a version that objects are stored in."""
+
+
+class ForeignDefinition(HookError):
+    """A CRD that the chart brings is there already, and not ours."""
+
+
+class ContestedField(HookError):
+    """A field of a CRD would change that somebody else applies again and again."""
 
 
 class StillInUse(HookError):

@@ -1,4 +1,7 @@
-"""Stops an uninstall while there is something that only the controller can clean up."""
+"""Stops an uninstall while there is something that only the controller can clean up.
+
+``undo`` is the command that brings helm's release back to where it was.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,18 @@ from kaito_hooks.runtime import Client, Key, NotFound, Obj, Resource
 _SHOWN = 5
 
 
-def guard_workspaces(client: Client) -> None:
+def guard_workspaces(client: Client, *, undo: str) -> None:
     """Raises StillInUse if there is a Workspace: its nodes would stay, its finalizer would hold it for ever."""
     found = _list(client, WORKSPACE)
     if found:
         raise StillInUse(
             f"{_names(found, 'Workspace')} still there, and without the controller nobody gives their nodes back: "
-            "delete them first (kubectl delete workspaces --all --all-namespaces), or uninstall with --no-hooks"
+            "delete them first (kubectl delete workspaces --all --all-namespaces), or uninstall with --no-hooks. "
+            f"{_way_back(undo)}"
         )
 
 
-def guard_claims(client: Client) -> None:
+def guard_claims(client: Client, *, undo: str) -> None:
     """Raises StillInUse if there is a claim of KAITO: its agent pool would go on billing."""
     for resource in (MACHINE, NODE_CLAIM):
         found = [
@@ -31,8 +35,13 @@ def guard_claims(client: Client) -> None:
         if found:
             raise StillInUse(
                 f"{_names(found, resource.kind)} still there, and without this controller nobody deletes "
-                "their agent pools: delete their Workspaces first, or uninstall with --no-hooks"
+                f"their agent pools: delete their Workspaces first, or uninstall with --no-hooks. {_way_back(undo)}"
             )
+
+
+def _way_back(undo: str) -> str:
+    """Helm marks a release before its hooks run, and upgrades none that is marked."""
+    return f"Nothing is uninstalled, but helm holds the release for half gone: {undo} makes it whole"
 
 
 def _list(client: Client, resource: Resource) -> list[Obj]:

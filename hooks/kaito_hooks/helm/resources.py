@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from kaito_hooks.api import resources
 from kaito_hooks.runtime import Resource
 
-CUSTOM_RESOURCE_DEFINITION = Resource(
-    "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", False
-)
-POLICY = Resource(
-    "admissionregistration.k8s.io", "v1", "validatingadmissionpolicies", "ValidatingAdmissionPolicy", False
-)
-WORKSPACE = Resource("kaito.sh", "v1alpha1", "workspaces", "Workspace", True)
-CATALOG = Resource("kaito.sh", "v1alpha1", "catalogs", "Catalog", False)
-MACHINE = Resource("karpenter.sh", "v1alpha5", "machines", "Machine", False)
-NODE_CLAIM = Resource("karpenter.sh", "v1", "nodeclaims", "NodeClaim", False)
-NODE = Resource("", "v1", "nodes", "Node", False)
+CUSTOM_RESOURCE_DEFINITION = Resource(*resources.CUSTOM_RESOURCE_DEFINITION)
+POLICY = Resource(*resources.ADMISSION_POLICY)
+WORKSPACE = Resource(*resources.WORKSPACE)
+CATALOG = Resource(*resources.CATALOG)
+MACHINE = Resource(*resources.MACHINE)
+NODE_CLAIM = Resource(*resources.NODE_CLAIM)
+NODE = Resource(*resources.NODE)
+NAMESPACE = Resource(*resources.NAMESPACE)
+DAEMON_SET = Resource(*resources.DAEMON_SET)

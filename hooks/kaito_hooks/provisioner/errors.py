@@ -21,6 +21,7 @@ CloudError
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import ClassVar
 
 MESSAGE_LIMIT = 800
@@ -189,6 +190,17 @@ CAPACITY_ERRORS = (QuotaExceeded, InstanceTypeUnavailable, InsufficientCapacity)
 """What Karpenter calls insufficient capacity: another instance type could avoid it."""
 HELPED_BY_ANOTHER_TYPE = (*CAPACITY_ERRORS, DisallowedByPolicy)
 """Errors with which other instance types are named."""
+
+
+def reasons() -> tuple[str, ...]:
+    """The reasons of all kinds of refusals."""
+
+    def below(kind: type[CloudError]) -> Iterator[str]:
+        for found in kind.__subclasses__():
+            yield found.__name__
+            yield from below(found)
+
+    return tuple(below(CloudError))
 
 
 def _doublings(failures: int) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+from kaito_hooks.api.claim import Claim
+from kaito_hooks.api.version import VERSION
 from kaito_hooks.provisioner import nodes, resources
 from kaito_hooks.provisioner.azure.aks import AgentPools
 from kaito_hooks.provisioner.azure.client import sdk_client, token_scope
@@ -15,7 +17,7 @@ from kaito_hooks.provisioner.claim_kind import ClaimKind
 from kaito_hooks.provisioner.configuration import Configuration
 from kaito_hooks.provisioner.lifecycle import Lifecycle
 from kaito_hooks.provisioner.machine import Machine
-from kaito_hooks.provisioner.metrics import ProvisionerMetrics
+from kaito_hooks.provisioner.metrics import ClaimCensus, ProvisionerMetrics
 from kaito_hooks.provisioner.nodeclaim import NodeClaim
 from kaito_hooks.provisioner.nodes import Nodes
 from kaito_hooks.provisioner.own_cluster import OwnCluster
@@ -25,7 +27,6 @@ from kaito_hooks.provisioner.phases.environment import Environment
 from kaito_hooks.runtime import Client, Controller, Informer, Manager, Metrics, SystemClock
 
 NAME = "gpu-provisioner"
-VERSION = "0.1.0"
 
 
 def build(configuration: Configuration, client: Client) -> Manager:
@@ -78,8 +79,13 @@ def build(configuration: Configuration, client: Client) -> Manager:
     )
     settings = configuration.settings
     kinds: tuple[ClaimKind, ...] = (Machine(), NodeClaim(settings.node_class, settings.manage_by_label))
-    for kind in kinds:
-        _add_controller(manager, client, cache, kind, env, configuration)
+    claims = [(kind, _add_controller(manager, client, cache, kind, env, configuration)) for kind in kinds]
+    registry.registry.register(
+        ClaimCensus(
+            lambda: [claim for kind, held in claims for claim in map(Claim.read, held.list()) if kind.manages(claim)],
+            leading=lambda: manager.leading,
+        )
+    )
     collection = Collection(env, kinds, required=configuration.node_api)
     manager.add_periodic("collection", settings.gc_interval, collection.sweep)
     scope = token_scope(configuration.azure)
@@ -95,8 +101,10 @@ def _add_controller(
     kind: ClaimKind,
     env: Environment,
     configuration: Configuration,
-) -> None:
-    """Both kinds are served while claims of theirs are held, so that a change of NODE_API strands nothing; only the
+) -> Informer:
+    """The claims of that kind, with the controller that serves them.
+
+    Both kinds are served while claims of theirs are held, so that a change of NODE_API strands nothing; only the
     chosen one takes new claims and must exist.
     """
     chosen = kind.encoding.kind == configuration.node_api
@@ -113,3 +121,4 @@ def _add_controller(
     if chosen:
         what = f"{kind.resource} is not served; are the CRDs of the chart gpu-provisioner installed?"
         manager.add_ready_check("claims", lambda: None if claims.served else what)
+    return claims

@@ -71,6 +71,11 @@ class Controller:
         """The informers that this controller watches."""
         return [informer for informer, _ in self._sources]
 
+    @property
+    def backlog(self) -> int:
+        """Keys that wait for a worker."""
+        return len(self._queue)
+
     def watch(self, informer: Informer, to_keys: Callable[[Obj], Iterable[Key]] | None = None) -> None:
         """Every change of an object enqueues the keys to which ``to_keys`` maps its old and its new state.
 

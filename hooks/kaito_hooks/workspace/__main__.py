@@ -16,11 +16,12 @@ from kaito_hooks.runtime import (
     configure_logging,
     run_until_signal,
 )
-from kaito_hooks.workspace.configuration import file as configuration
+from kaito_hooks.workspace.configuration import file
 from kaito_hooks.workspace.configuration.errors import SettingsError
 from kaito_hooks.workspace.configuration.settings import Process, Settings
 from kaito_hooks.workspace.execute import Executor
 from kaito_hooks.workspace.memory import Memories
+from kaito_hooks.workspace.metrics import Census, WorkspaceMetrics
 from kaito_hooks.workspace.observe import Observer
 from kaito_hooks.workspace.reconcile import Reconciler
 from kaito_hooks.workspace.rollout import ROLLOUT_PERIOD, Rollout
@@ -28,11 +29,13 @@ from kaito_hooks.workspace.status.poller import WORKERS, ProgressPoller
 from kaito_hooks.workspace.world import World
 
 USER_AGENT = "kaito-workspace"
+EVENTS_GATHERED = 5.0
+"""Seconds: steps of a Workspace that follow one another at once are one Event; those that take a node take minutes."""
 
 
 def build(client: Client, settings: Settings, process: Process) -> Manager:
     """Wire the controller: caches, reconciler, queue, endpoints."""
-    clock, memories = SystemClock(), Memories()
+    clock, memories, registry = SystemClock(), Memories(), Metrics()
     manager = Manager(
         client,
         name="workspace",
@@ -41,16 +44,24 @@ def build(client: Client, settings: Settings, process: Process) -> Manager:
         health_port=process.health_port,
         metrics_port=process.metrics_port,
         bind_address=process.bind_address,
-        registry=Metrics(),
+        registry=registry,
         clock=clock,
     )
     world = World.over(client, settings.node_api)
+    census = Census(
+        workspaces=world.workspaces.list,
+        claims=lambda: [*world.machines.list(), *world.node_claims.list()],
+        leading=lambda: manager.leading,
+        clock=clock,
+    )
+    registry.registry.register(census)
     poller = ProgressPoller()
     observer = Observer(world, client=client, memories=memories, poller=poller, settings=settings, clock=clock)
     executor = Executor(
         manager.client,
-        recorder=manager.recorder("kaito-workspace"),
+        recorder=manager.recorder("kaito-workspace", gather=EVENTS_GATHERED),
         memories=memories,
+        metrics=WorkspaceMetrics(registry.registry),
         clock=clock,
         refusal_pause=settings.timeouts.buy_backoff_min,
     )
@@ -74,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kubeconfig", default=None, help="instead of the Pod's service account")
     arguments = parser.parse_args(argv)
     try:
-        settings, process = configuration.load(arguments.config, os.environ)
+        settings, process = file.load(arguments.config, os.environ)
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -1,67 +1,42 @@
-"""Carry out a plan: the only place of this controller with effects.
-
-Every write is safe to repeat and safe against a stale cache: claims and children are POSTed under names that only this
-Workspace uses, deletes carry a uid, status carries the resourceVersion that was decided upon, the finalizer moves by a
-JSON patch with a test. A write that the API server refuses for good becomes a Refusal, which the next plan shows to the
-user; anything else is raised and comes back with the queue's back-off.
-"""
+"""Carry out a plan: with ``writer``, which it gives its actions to, the only place of this controller with effects."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from datetime import timedelta
-from functools import singledispatchmethod
-from typing import Any
 
 from kaito_hooks.api import claim as claim_api
 from kaito_hooks.api import labels
 from kaito_hooks.runtime import (
-    AlreadyExists,
     ApiError,
-    BadRequest,
     Client,
     Clock,
     Conflict,
     EventRecorder,
-    Forbidden,
-    Invalid,
     Key,
     LeadershipLost,
     NotFound,
     Obj,
-    Resource,
     format_time,
 )
-from kaito_hooks.workspace.children import upkeep as children
-from kaito_hooks.workspace.decision.actions import (
-    Action,
-    Adopt,
-    ApplyChild,
-    BuyClaim,
-    CopyConfigMap,
-    CreateChild,
-    Delete,
-    LabelNode,
-    Note,
-    Release,
-)
-from kaito_hooks.workspace.decision.snapshot import Memory, Refusal, Snapshot
+from kaito_hooks.workspace.decision.actions import Delete, Note
+from kaito_hooks.workspace.decision.snapshot import Memory, Snapshot
 from kaito_hooks.workspace.memory import Memories
+from kaito_hooks.workspace.metrics import WorkspaceMetrics
 from kaito_hooks.workspace.plan import Plan
-from kaito_hooks.workspace.purchases.claims import MAX_SALT
-from kaito_hooks.workspace.resources import CHILD_RESOURCES, CLAIM_RESOURCES, CONFIG_MAP, JOB, NODE, WORKSPACE
-from kaito_hooks.workspace.status import conditions as status
+from kaito_hooks.workspace.resources import WORKSPACE
+from kaito_hooks.workspace.status import conditions
+from kaito_hooks.workspace.writer import Writer, delete
 
 logger = logging.getLogger(__name__)
 
-FIELD_MANAGER = "kaito"
-_REFUSED = (Invalid, Forbidden, BadRequest)
-
 
 class Executor:
-    """Carries out plans with a client; ``refusal_pause`` is how many seconds a refused write waits."""
+    """Carries out plans with a client; ``refusal_pause`` is how many seconds a refused write waits.
+
+    ``metrics`` counts what was done.
+    """
 
     def __init__(
         self,
@@ -69,10 +44,12 @@ class Executor:
         *,
         recorder: EventRecorder,
         memories: Memories,
+        metrics: WorkspaceMetrics,
         clock: Clock,
         refusal_pause: float,
     ) -> None:
         self._client, self._recorder, self._memories = client, recorder, memories
+        self._metrics = metrics
         self._clock, self._refusal_pause = clock, refusal_pause
 
     def execute(self, s: Snapshot, plan: Plan) -> bool:
@@ -80,26 +57,44 @@ class Executor:
 
         Raises ApiError for what may succeed later, LeadershipLost when another process leads.
         """
-        run = _Run(self, s)
+        writer = Writer(
+            self._client,
+            s,
+            memories=self._memories,
+            clock=self._clock,
+            refusal_pause=self._refusal_pause,
+            metrics=self._metrics,
+        )
         known = plan.memory
-        self.remember(s, lambda m: replace(m, purchases=known.purchases, refusals=known.refusals))
+        self._metrics.claims_lost.inc(s.memory.purchases.lost_before(known.purchases))
+        self._remember(
+            s,
+            lambda m: replace(
+                m,
+                purchases=known.purchases,
+                refusals=known.refusals,
+                pull_errors=known.pull_errors,
+                job_failures=known.job_failures,
+                idle_since=known.idle_since,
+            ),
+        )
         try:
-            return self._carry_out(run, s, plan)
+            return self._carry_out(writer, s, plan)
         finally:
-            superseded = frozenset(run.superseded)
-            self.remember(s, lambda m: replace(m, superseded=superseded))
+            superseded = frozenset(writer.superseded)
+            self._remember(s, lambda m: replace(m, superseded=superseded))
 
-    def _carry_out(self, run: _Run, s: Snapshot, plan: Plan) -> bool:
+    def _carry_out(self, writer: Writer, s: Snapshot, plan: Plan) -> bool:
         for action in plan.actions:
-            run.perform(action)
-            if run.gone:
+            writer.perform(action)
+            if writer.gone:
                 return False
-        if run.refused:
+        if writer.refused:
             # The plan did not know of the refusal; the next one does, and says so.
             return True
         try:
             if plan.status is not None:
-                run.write_status(plan.status)
+                writer.write_status(plan.status)
         except ApiError:
             # The next plan finds the deeds done and says nothing of them; what the status says, it says again.
             self._tell(s, plan.deeds)
@@ -108,17 +103,14 @@ class Executor:
         return False
 
     def _tell(self, s: Snapshot, notes: Iterable[Note]) -> None:
-        for note in status.told_together(notes):
-            self._recorder.event(dict(s.workspace.raw), note.type, note.reason, note.message)
+        for note in conditions.told_together(notes):
+            self._recorder.event(dict(s.workspace.raw), note.type, note.reason, note.message, alone=note.alone)
 
     def delete_orphans(self, key: Key, claims: list[claim_api.Claim]) -> None:
         """Delete claims whose Workspace does not exist."""
         for claim in claims:
             logger.warning("%s %s belongs to no Workspace any more, deleting it", claim.kind, claim.name)
-            try:
-                self._client.delete(CLAIM_RESOURCES[claim.kind], claim.name, uid=claim.uid)
-            except (NotFound, Conflict):
-                continue
+            delete(self._client, Delete(claim.kind, "", claim.name, claim.uid), metrics=self._metrics)
 
     def roll(self, workspace: Obj) -> str | None:
         """Ask for a roll of the Workspace's workload; the roll's name, None if the Workspace is not as it was seen."""
@@ -130,13 +122,14 @@ class Executor:
             self._client.patch(WORKSPACE, metadata["name"], patch, namespace=metadata["namespace"])
         except (Conflict, NotFound):
             return None
-        self._recorder.event(workspace, "Normal", "RollStarted", "rolled: its workload is made of today's settings")
+        text = "rolled: its workload is made of today's settings"
+        self._recorder.event(workspace, "Normal", "RollStarted", text, alone=True)
         return name
 
     def report(self, workspace: Obj, error: Exception) -> None:
         """Say in the Workspace's status, and in an Event, that its reconcile failed with an error nobody foresaw."""
-        verdicts = status.unforeseen(error)
-        changed = status.of_unread(workspace, verdicts, now=format_time(self._clock.now()))
+        verdicts = conditions.unforeseen(error)
+        changed = conditions.of_unread(workspace, verdicts, now=format_time(self._clock.now()))
         if changed is None:
             return
         try:
@@ -146,245 +139,6 @@ class Executor:
             return
         self._recorder.event(workspace, "Warning", verdicts[0].reason, verdicts[0].message)
 
-    @property
-    def client(self) -> Client:
-        """The client that writes."""
-        return self._client
-
-    @property
-    def refusal_pause(self) -> timedelta:
-        """How long a refused write waits."""
-        return timedelta(seconds=self._refusal_pause)
-
-    def remember(self, s: Snapshot, how: Callable[[Memory], Memory]) -> None:
+    def _remember(self, s: Snapshot, how: Callable[[Memory], Memory]) -> None:
         """Change what is remembered of the Workspace."""
         self._memories.change(s.workspace.uid, how)
-
-    def now(self) -> Any:
-        """The clock's time."""
-        return self._clock.now()
-
-
-class _Run:
-    """One execution: what it has learned on the way. ``gone``: the Workspace, and with it the rest of the plan."""
-
-    def __init__(self, executor: Executor, s: Snapshot) -> None:
-        self._executor, self._s, self._client = executor, s, executor.client
-        self._version = str(s.workspace.raw["metadata"].get("resourceVersion", ""))
-        self.superseded: set[str] = set()
-        self.refused = False
-        self.gone = False
-
-    @singledispatchmethod
-    def perform(self, action: Action) -> None:
-        """Carry out one action."""
-        raise TypeError(f"unknown action {action!r}")
-
-    @perform.register
-    def _(self, action: Adopt) -> None:
-        metadata = self._s.workspace.raw["metadata"]
-        patch: list[Obj] = [{"op": "test", "path": "/metadata/resourceVersion", "value": self._version}]
-        finalizers = list(self._s.workspace.finalizers)
-        if labels.WORKSPACE_FINALIZER not in finalizers:
-            finalizers.append(labels.WORKSPACE_FINALIZER)
-            patch.append({"op": "add", "path": "/metadata/finalizers", "value": finalizers})
-        if action.annotations:
-            annotations = {**(metadata.get("annotations") or {}), **action.annotations}
-            patch.append({"op": "add", "path": "/metadata/annotations", "value": annotations})
-        self._patch_workspace(patch)
-
-    @perform.register
-    def _(self, action: Release) -> None:
-        finalizers = self._s.workspace.finalizers
-        index = finalizers.index(labels.WORKSPACE_FINALIZER)
-        path = f"/metadata/finalizers/{index}"
-        self._patch_workspace(
-            [
-                {"op": "test", "path": path, "value": labels.WORKSPACE_FINALIZER},
-                {"op": "remove", "path": path},
-            ]
-        )
-        self.gone = True
-
-    def _patch_workspace(self, patch: list[Obj]) -> None:
-        try:
-            self._wrote(self._patch_tested(WORKSPACE, self._s.workspace.name, patch))
-        except NotFound:
-            logger.debug("the Workspace is gone already")
-            self.gone = True
-
-    def _patch_tested(self, resource: Resource, name: str, patch: list[Obj]) -> Obj:
-        """A JSON patch of an object in the Workspace's namespace; Conflict when one of its tests fails."""
-        try:
-            return self._client.patch(resource, name, patch, namespace=self._s.workspace.namespace, kind="json")
-        except Invalid as error:
-            if (error.details or {}).get("causes"):
-                raise
-            # A 422 without causes is what a failed test looks like: somebody else wrote first.
-            raise Conflict(error.message, status=409, reason="Conflict") from error
-
-    def _wrote(self, written: Obj) -> None:
-        """The Workspace has a new version; a write that changed nothing keeps the old one."""
-        version = str(written["metadata"]["resourceVersion"])
-        if version != self._version:
-            self.superseded.add(self._version)
-            self._version = version
-
-    @perform.register
-    def _(self, action: BuyClaim) -> None:
-        resource, name = CLAIM_RESOURCES[action.claim["kind"]], action.claim["metadata"]["name"]
-        try:
-            self._note_purchase(action, self._client.create(resource, action.claim))
-        except AlreadyExists:
-            self._meet_claim(action, self._existing(resource, name))
-        except NotFound as error:
-            self._refuse(f"{resource.kind}/{name}", error)
-        except _REFUSED as error:
-            self._refuse(f"{resource.kind}/{name}", error)
-
-    def _note_purchase(self, action: BuyClaim, claim: Obj) -> None:
-        name, uid, now = claim["metadata"]["name"], claim["metadata"]["uid"], self._executor.now()
-
-        def bought(memory: Memory) -> Memory:
-            return replace(memory, purchases=memory.purchases.buy(name, uid, slot=action.slot, now=now))
-
-        self._executor.remember(self._s, bought)
-
-    def _meet_claim(self, action: BuyClaim, found: Obj) -> None:
-        """Ours (a cache that is behind, another controller), or by chance somebody else's: then another name."""
-        ws = self._s.workspace
-        marks = found["metadata"].get("labels") or {}
-        if (marks.get(labels.WORKSPACE), marks.get(labels.WORKSPACE_NAMESPACE)) == (ws.name, ws.namespace):
-            self._note_purchase(action, found)
-            return
-        used = self._s.memory.salts.get(action.slot, 0)
-        if used >= MAX_SALT:
-            name = f"{found['kind']}/{found['metadata']['name']}"
-            self._refuse(name, ApiError(f"{name} belongs to somebody else"))
-            return
-        self._executor.remember(self._s, lambda m: replace(m, salts={**m.salts, action.slot: used + 1}))
-        self.refused = True
-
-    @perform.register
-    def _(self, action: LabelNode) -> None:
-        patch = {"metadata": {"labels": {labels.ACCELERATOR: labels.ACCELERATOR_NVIDIA}}}
-        try:
-            self._client.patch(NODE, action.node, patch)
-        except NotFound:
-            return
-        now = self._executor.now()
-        self._executor.remember(self._s, lambda m: replace(m, labelled={**m.labelled, action.node: now}))
-
-    @perform.register
-    def _(self, action: CreateChild) -> None:
-        resource, name = CHILD_RESOURCES[action.child["kind"]], action.child["metadata"]["name"]
-        try:
-            written = self._client.create(resource, action.child)
-        except AlreadyExists:
-            found = self._existing(resource, name, namespace=self._s.workspace.namespace)
-            if children.is_owned(found, self._s.workspace.uid):
-                if resource == JOB:
-                    # A Job's Pods cannot be changed: it is on its way into the cache, or out of the API server.
-                    raise Conflict(f"{name} exists already", status=409, reason="Conflict") from None
-                self._apply(ApplyChild(action.child, found["metadata"]["uid"]), found)
-            else:
-                reference = children.reference(action.child)
-                message = children.foreign(self._s.workspace.namespace, reference)
-                self._refuse(reference, ApiError(message), message=message)
-        except _REFUSED as error:
-            self._refuse(children.reference(action.child), error)
-        else:
-            self._settle(action.child, written)
-
-    @perform.register
-    def _(self, action: ApplyChild) -> None:
-        resource, metadata = CHILD_RESOURCES[action.child["kind"]], action.child["metadata"]
-        self._apply(action, self._existing(resource, metadata["name"], namespace=metadata["namespace"]))
-
-    def _existing(self, resource: Resource, name: str, *, namespace: str | None = None) -> Obj:
-        """An object that was there a moment ago; Conflict when it has gone since."""
-        try:
-            return self._client.get(resource, name, namespace=namespace)
-        except NotFound as error:
-            raise Conflict(str(error), status=409, reason="Conflict") from error
-
-    def _apply(self, action: ApplyChild, found: Obj) -> None:
-        """Server-side apply onto the object that was observed, and no other.
-
-        A POST makes its fields ours as an update, and an apply takes back only what an apply gave; so ownership of
-        what we POSTed moves to the applier first, as ``kubectl apply --server-side`` does with its own earlier writes.
-        """
-        resource, metadata = CHILD_RESOURCES[action.child["kind"]], action.child["metadata"]
-        if found["metadata"]["uid"] != action.uid:
-            raise Conflict(f"{children.reference(found)} is another object", status=409, reason="Conflict")
-        child = children.as_scaled(action.child, found)
-        owners = found["metadata"].get("managedFields") or []
-        if (moved := children.owned_by_apply(owners, applier=FIELD_MANAGER)) != owners:
-            patch: list[Obj] = [
-                {"op": "test", "path": "/metadata/uid", "value": action.uid},
-                {"op": "replace", "path": "/metadata/managedFields", "value": moved},
-                {
-                    "op": "replace",
-                    "path": "/metadata/resourceVersion",
-                    "value": found["metadata"]["resourceVersion"],
-                },
-            ]
-            found = self._patch_tested(resource, metadata["name"], patch)
-        # With its version: replicas that somebody sets in between are not taken back.
-        version = found["metadata"]["resourceVersion"]
-        wanted = {**child, "metadata": {**metadata, "uid": action.uid, "resourceVersion": version}}
-        try:
-            written = self._client.apply(resource, wanted, field_manager=FIELD_MANAGER)
-        except _REFUSED as error:
-            self._refuse(children.reference(child), error)
-        else:
-            self._settle(child, written)
-
-    def _settle(self, wanted: Obj, written: Obj) -> None:
-        """Remember what the API server made of a child, if it is not what we asked for: it must not be asked again."""
-        if children.contains(written, wanted):
-            return
-        reference, as_stored = children.reference(wanted), children.settled_as(written, wanted)
-        self._executor.remember(self._s, lambda m: replace(m, settled={**m.settled, reference: as_stored}))
-
-    @perform.register
-    def _(self, action: Delete) -> None:
-        resource = CLAIM_RESOURCES.get(action.kind) or CHILD_RESOURCES[action.kind]
-        try:
-            self._client.delete(
-                resource,
-                action.name,
-                namespace=action.namespace or None,
-                uid=action.uid,
-                propagation=("Foreground" if action.foreground else "Background") if action.namespace else None,
-            )
-        except (NotFound, Conflict):
-            # Gone, or already another object: the next look tells.
-            return
-
-    @perform.register
-    def _(self, action: CopyConfigMap) -> None:
-        try:
-            self._client.create(CONFIG_MAP, action.config_map)
-        except AlreadyExists:
-            return
-        except _REFUSED as error:
-            self._refuse(children.reference(action.config_map), error)
-
-    def write_status(self, wanted: dict[str, Any]) -> None:
-        """Write the status, if the Workspace still is what was decided upon."""
-        raw = self._s.workspace.raw
-        metadata = {**raw["metadata"], "resourceVersion": self._version}
-        try:
-            changed = {**raw, "metadata": metadata, "status": wanted}
-            self._wrote(self._client.update(WORKSPACE, changed, subresource="status"))
-        except NotFound:
-            logger.debug("the Workspace is gone already")
-
-    def _refuse(self, what: str, error: ApiError, *, message: str = "") -> None:
-        refusal = Refusal(
-            message or f"{what} could not be written: {error.message}",
-            self._executor.now() + self._executor.refusal_pause,
-        )
-        self._executor.remember(self._s, lambda m: replace(m, refusals={**m.refusals, what: refusal}))
-        self.refused = True

@@ -8,6 +8,9 @@ from dataclasses import replace
 
 from kaito_hooks.workspace.decision.snapshot import Memory, Snapshot
 from kaito_hooks.workspace.purchases.claims import slots_by_name
+from kaito_hooks.workspace.status.pods import pull_errors
+from kaito_hooks.workspace.supply.placement import WITH_PODS
+from kaito_hooks.workspace.tuning.state import job_failures
 
 
 class Memories:
@@ -40,7 +43,8 @@ class Memories:
 
 
 def after_look(s: Snapshot) -> Memory:
-    """What is remembered of the Workspace once this Snapshot has been looked at: its claims, and refusals that last."""
+    """What is remembered of the Workspace once this Snapshot has been looked at: its claims, refusals that last, and
+    what fails in its Pods."""
     resource, timeouts = s.workspace.resource, s.settings.timeouts
     count = min(resource.count, s.settings.max_nodes_per_workspace) if resource is not None else 0
     purchases = s.memory.purchases.look(
@@ -51,5 +55,14 @@ def after_look(s: Snapshot) -> Memory:
         maximum=timeouts.buy_backoff_max,
         warnings=s.claim_warnings,
     )
-    refusals = {name: refusal for name, refusal in s.memory.refusals.items() if s.now < refusal.retry_at}
-    return replace(s.memory, purchases=purchases, refusals=refusals)
+    refusals = {
+        name: refusal for name, refusal in s.memory.refusals.items() if s.now < refusal.retry_at or _is_awaited(s, name)
+    }
+    pulls = pull_errors((*s.pods, *s.check_pods), s.memory.pull_errors)
+    known = replace(s.memory, purchases=purchases, refusals=refusals, pull_errors=pulls)
+    return replace(known, job_failures=job_failures(replace(s, memory=known)))
+
+
+def _is_awaited(s: Snapshot, name: str) -> bool:
+    """Whether what was refused is a workload or Job, and still not there: no node is bought before it is."""
+    return name in (f"{kind}/{s.workspace.name}" for kind in WITH_PODS) and name not in s.children

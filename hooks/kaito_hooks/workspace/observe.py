@@ -9,8 +9,9 @@ from kaito_hooks.api import labels
 from kaito_hooks.api.catalog import NAME as CATALOG_NAME
 from kaito_hooks.api.catalog import Catalog
 from kaito_hooks.api.claim import Claim
+from kaito_hooks.api.conditions import is_true
 from kaito_hooks.api.workspace import Workspace
-from kaito_hooks.runtime import BadRequest, Client, Clock, Invalid, Key, NotFound, Obj
+from kaito_hooks.runtime import BadRequest, Client, Clock, Invalid, Key, NotFound, Obj, parse_time
 from kaito_hooks.workspace import world as caches
 from kaito_hooks.workspace.children.service import SERVER_PORT, headless_name
 from kaito_hooks.workspace.children.workload import owner_reference
@@ -19,10 +20,10 @@ from kaito_hooks.workspace.decision.revision import revise
 from kaito_hooks.workspace.decision.snapshot import Snapshot, Tenant, TuningConfig
 from kaito_hooks.workspace.memory import Memories
 from kaito_hooks.workspace.resources import CLAIM_RESOURCES, CONFIG_MAP, WORKSPACE
-from kaito_hooks.workspace.status import pod_refusals, server_state
+from kaito_hooks.workspace.status import missing_secrets, pod_refusals, server_state
 from kaito_hooks.workspace.status.poller import ProgressPoller
 from kaito_hooks.workspace.supply.nodes import is_ready, name_of
-from kaito_hooks.workspace.tuning import config
+from kaito_hooks.workspace.tuning import check, config
 from kaito_hooks.workspace.tuning.job import PORT as TUNING_PORT
 from kaito_hooks.workspace.tuning.phase import needs_config
 from kaito_hooks.workspace.tuning.state import pod_to_ask
@@ -48,10 +49,19 @@ class Observer:
     ) -> None:
         self._world, self._client, self._memories, self._poller = world, client, memories, poller
         self._settings, self._clock = settings, clock
+        self._read_catalog: tuple[Obj, Catalog | None, str] | None = None
 
     def workspace(self, key: Key) -> Obj | None:
         """The Workspace itself, as its cache has it."""
         return self._world.workspaces.get(key)
+
+    def is_stale(self, key: Key) -> bool:
+        """Whether the cache has the Workspace as it was before our own last write: the newer one is on its way."""
+        obj = self.workspace(key)
+        if obj is None:
+            return False
+        metadata = obj["metadata"]
+        return metadata.get("resourceVersion", "") in self._memories.get(metadata.get("uid", "")).superseded
 
     def observe(self, key: Key) -> Snapshot | None:
         """The world of that Workspace now; None if there is no such Workspace."""
@@ -65,6 +75,9 @@ class Observer:
         memory = self._memories.get(workspace.uid)
         nodes = self._nodes(key, obj, workspace, claims)
         pods = self._world.pods.by_index(caches.BY_WORKSPACE, str(key))
+        check_jobs = self._check_jobs(key, workspace)
+        check_pods = [pod for pod in pods if workspace.tuning is not None and check.is_pod(workspace.name, pod)]
+        of_checks = set(map(_uid, check_pods))
         children = self._children(workspace)
         found = Snapshot(
             now=self._clock.now(),
@@ -87,9 +100,12 @@ class Observer:
             ),
             children=children,
             revisions=tuple(self._world.revisions.by_index(caches.BY_WORKSPACE, str(key))),
-            pods=tuple(pods),
+            pods=tuple(pod for pod in pods if _uid(pod) not in of_checks),
             pod_warnings=self._warnings(pods),
-            pod_refusals=self._pod_refusals(children.values()),
+            pull_secrets=self._pull_secrets(pods),
+            pod_refusals=self._pod_refusals([*children.values(), *check_jobs]),
+            check_jobs=tuple(check_jobs),
+            check_pods=tuple(check_pods),
             memory=memory,
         )
         if workspace.deleting:
@@ -142,10 +158,15 @@ class Observer:
         found = self._world.catalogs.get(Key("", CATALOG_NAME))
         if found is None:
             return None, ""
-        try:
-            return Catalog.read(found), ""
-        except ValueError as error:
-            return None, str(error)
+        # An object in a cache never changes: what was read of it holds as long as it is that one.
+        known = self._read_catalog
+        if known is None or known[0] is not found:
+            try:
+                known = found, Catalog.read(found), ""
+            except ValueError as error:
+                known = found, None, str(error)
+            self._read_catalog = known
+        return known[1:]
 
     def _nodes(self, key: Key, obj: Obj, workspace: Workspace, claims: list[Claim]) -> list[Obj]:
         """Its own Nodes, those that it names and, unless those in use are Ready and enough, all that fit its labels."""
@@ -193,15 +214,23 @@ class Observer:
                     children[f"{kind}/{name}"] = found
         return children
 
+    def _check_jobs(self, key: Key, workspace: Workspace) -> list[Obj]:
+        """The Jobs that check a tuning before a node is bought."""
+        if workspace.tuning is None:
+            return []
+        jobs = self._world.jobs.by_index(caches.BY_WORKSPACE, str(key))
+        return [job for job in jobs if check.is_job(workspace.name, job)]
+
     def _warnings(self, pods: list[Obj]) -> dict[str, str]:
         """Why volumes of Pods in which nothing runs yet cannot be mounted: no Pod state says so, only Events do."""
         warnings = {}
         for pod in pods:
             status = pod.get("status") or {}
             containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
-            if status.get("phase") != "Pending" or any(
-                (c.get("state") or {}).get("waiting") is None for c in containers
-            ):
+            has_begun = any((c.get("state") or {}).get("waiting") is None for c in containers)
+            # All volumes are there then: an Event about one is of before.
+            has_volumes = is_true(status.get("conditions"), "PodReadyToStartContainers")
+            if status.get("phase") != "Pending" or has_begun or has_volumes:
                 continue
             uid = pod["metadata"].get("uid", "")
             events = self._world.pod_events.by_index(caches.BY_POD, uid)
@@ -209,6 +238,16 @@ class Observer:
                 newest = max(events, key=lambda event: str(event.get("lastTimestamp") or ""))
                 warnings[uid] = str(newest.get("message", ""))
         return warnings
+
+    def _pull_secrets(self, pods: list[Obj]) -> dict[str, str]:
+        """What the kubelet says of Secrets for the images of these Pods that it does not find, by Pod uid."""
+        found, since = {}, self._clock.now() - missing_secrets.LONGEST_SILENCE
+        for pod in pods:
+            events = self._world.pull_secret_events.by_index(caches.BY_POD, _uid(pod))
+            last = max(events, key=pod_refusals.told_at, default=None)
+            if last is not None and pod_refusals.told_at(last) and parse_time(pod_refusals.told_at(last)) >= since:
+                found[_uid(pod)] = str(last.get("message", ""))
+        return found
 
     def _pod_refusals(self, children: Iterable[Obj]) -> dict[str, str]:
         """Why children of the kinds that have no condition for it cannot create Pods, by their uid."""

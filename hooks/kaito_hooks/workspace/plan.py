@@ -13,29 +13,23 @@ from typing import Any
 
 from kaito_hooks.api import labels
 from kaito_hooks.api.claim import ENCODINGS
-from kaito_hooks.api.workspace import ResourceSpec, Workspace
+from kaito_hooks.api.workspace import ResourceSpec
 from kaito_hooks.runtime import format_time
-from kaito_hooks.workspace.children import inference
+from kaito_hooks.workspace.children import idle, inference
 from kaito_hooks.workspace.children.deletion import WITHDRAWN, dismantle, withdraw
 from kaito_hooks.workspace.children.workload import owner_reference
+from kaito_hooks.workspace.decision import refusals
 from kaito_hooks.workspace.decision.actions import Action, Adopt, CreateChild, Delete, Note, Outcome
 from kaito_hooks.workspace.decision.revision import Revision, revise, tuning_hash_of
 from kaito_hooks.workspace.decision.snapshot import Memory, Snapshot
 from kaito_hooks.workspace.memory import after_look
-from kaito_hooks.workspace.rules import changes, validate
-from kaito_hooks.workspace.status import conditions as status
+from kaito_hooks.workspace.problem import forbidden_change, problem_of
+from kaito_hooks.workspace.status import claims, conditions, pods, startup
 from kaito_hooks.workspace.status.conditions import Verdict
-from kaito_hooks.workspace.status.pods import WAITING
-from kaito_hooks.workspace.supply import decide as supply
+from kaito_hooks.workspace.supply.decide import Supply, supply
 from kaito_hooks.workspace.supply.nodes import name_of
-from kaito_hooks.workspace.tuning import decide as tuning
-from kaito_hooks.workspace.tuning.phase import goes_by_itself
+from kaito_hooks.workspace.tuning.decide import tune
 from kaito_hooks.workspace.tuning.state import revision_of
-
-RULES_OF_THE_START = frozenset({"C3", "C4", "C5", "C6", "C7", "C9", "C13", "C25", "C38"})
-"""Whether something may begin: a Catalog or a release that says otherwise later is no reason to neglect what runs."""
-RULES_OF_THE_ENGINE = frozenset({"C34", "C35"})
-"""Whether an engine may begin; as long as the one that runs is the one that is asked for, the same holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +61,24 @@ def plan(s: Snapshot) -> Plan:
     for action in decided.actions:
         if isinstance(action, Delete) and action.kind in ENCODINGS:
             purchases = purchases.give_back(action.uid)
-    return replace(decided, memory=replace(s.memory, purchases=purchases))
+    memory = replace(s.memory, purchases=purchases, idle_since=decided.memory.idle_since)
+    return replace(decided, memory=memory)
 
 
 def _plan(s: Snapshot) -> Plan:
     if s.workspace.deleting:
         return _plan_deletion(s)
     revision = revise(s.workspace, s.revisions, owner_reference(s.workspace))
-    if (forbidden := _forbidden_change(s, revision)) is not None:
+    if (forbidden := forbidden_change(s, revision)) is not None:
         # It never becomes what is worked on, so that taking it back is no change at all.
-        return _finish(s, (), outcomes=_Outcomes(forbidden))
+        return _finish(s, (), outcomes=_Outcomes(forbidden, unneeded=forbidden.message))
     actions = [*_adoption(s, revision), *_history(revision)]
-    problem = None if goes_by_itself(s, revision) else _problem(s, revision)
+    problem = problem_of(s, revision)
     resource = s.workspace.resource
     if resource is None or (problem is not None and inference.live_workload(s) is None):
-        return _finish(s, actions, outcomes=_Outcomes(problem or Outcome("failed", "resource is missing")))
+        problem = problem or Outcome("failed", "resource is missing")
+        job = problem if s.workspace.tuning is not None and _was_said(s, conditions.JOB_STARTED) else None
+        return _finish(s, actions, outcomes=_Outcomes(problem, job=job, unneeded=problem.message))
     if s.workspace.tuning is not None and problem is None:
         return _plan_tuning(s, resource, actions, revision=revision)
     return _plan_inference(s, resource, actions, revision=revision, problem=problem)
@@ -91,45 +88,58 @@ def _plan_inference(
     s: Snapshot, resource: ResourceSpec, actions: list[Action], *, revision: Revision, problem: Outcome | None
 ) -> Plan:
     preset = inference.preset_of(s)
-    supplied = supply.supply(s, resource, disk_gib=preset.disk_gib if preset else 0, buy=problem is None)
+    in_the_way = inference.in_the_way(s)
+    unneeded = problem.message if problem is not None else in_the_way or idle.without_pods(s)
+    supplied = supply(s, resource, disk_gib=preset.disk_gib if preset else 0, why_not=unneeded)
     actions += supplied.actions
     deeds = list(supplied.notes)
     exists = inference.live_workload(s) is not None
-    served: Outcome | None = None
+    served = unserved = job = None
     up_to_date: Verdict | None = None
     resource_outcome = supplied.outcome
     if problem is not None:
         # Its preset or its rules changed under a running Workspace: what runs is left alone.
         untouched = inference.is_of_revision(s, revision.number) and inference.is_of_engine(s, revision.number)
-        served = inference.progress(s) if untouched else problem
-        said = s.workspace.condition(status.WORKLOAD_UP_TO_DATE) or {}
-        if said.get("reason") == status.PLATFORM_CHANGED:
-            up_to_date = status.cannot_roll(problem.message)
+        if s.workspace.tuning is not None:
+            job, unserved = problem, inference.progress(s)
+        else:
+            served = inference.progress(s) if untouched else problem
+        said = s.workspace.condition(conditions.WORKLOAD_UP_TO_DATE) or {}
+        if said.get("reason") == conditions.PLATFORM_CHANGED:
+            up_to_date = conditions.cannot_roll(problem.message)
         if not resource_outcome.ready:
             resource_outcome = problem
-    elif supplied.lost_to:
+    elif supplied.lost_to and not idle.without_pods(s):
         actions += withdraw(s)
-        if exists or _was_said(s, status.INFERENCE_READY):
+        if exists or _was_said(s, conditions.INFERENCE_READY):
             served = Outcome("waiting", f"{WITHDRAWN}: {supplied.lost_to}")
-    elif supplied.outcome.ready or exists:
+    elif supplied.outcome.ready or exists or in_the_way or idle.unmade(s):
         wanted = inference.wanted_children(s, resource, chosen=supplied.nodes, revision=revision.number)
         serving = inference.infer(s, wanted)
         actions += serving.actions
         deeds += serving.notes
         served, up_to_date = serving.outcome, serving.up_to_date
-    elif _was_said(s, status.INFERENCE_READY):
+    elif _was_said(s, conditions.INFERENCE_READY):
         served = Outcome("waiting", "waiting for the nodes")
     return _finish(
         s,
         actions,
         deeds=deeds,
-        outcomes=_Outcomes(resource_outcome, served=served, up_to_date=up_to_date, supplied=supplied),
+        outcomes=_Outcomes(
+            resource_outcome,
+            served=served,
+            unserved=unserved,
+            job=job,
+            up_to_date=up_to_date,
+            supplied=supplied,
+            unneeded=unneeded,
+        ),
         look_at=supplied.look_at,
     )
 
 
 def _plan_tuning(s: Snapshot, resource: ResourceSpec, actions: list[Action], *, revision: Revision) -> Plan:
-    found = tuning.decide(s, resource, revision=revision)
+    found = tune(s, resource, revision=revision)
     return _finish(
         s,
         [*actions, *found.actions],
@@ -143,6 +153,7 @@ def _plan_tuning(s: Snapshot, resource: ResourceSpec, actions: list[Action], *, 
             completion=found.completion,
             supplied=found.supplied,
             given_back=found.given_back,
+            unneeded=found.unneeded,
         ),
         fields=found.fields,
         look_at=min(found.look_at, default=None),
@@ -154,6 +165,7 @@ class _Outcomes:
     """Where each concern stands; None: not reached.
 
     ``unserved``: what InferenceReady says where the summary does not depend on it. ``given_back``: no node is needed.
+    ``unneeded``: why none is bought at the moment; "" if what is missing is bought.
     """
 
     resource: Outcome
@@ -162,8 +174,9 @@ class _Outcomes:
     up_to_date: Verdict | None = None
     job: Outcome | None = None
     completion: Outcome | None = None
-    supplied: supply.Supply | None = None
+    supplied: Supply | None = None
     given_back: bool = False
+    unneeded: str = ""
 
 
 def _finish(
@@ -176,32 +189,74 @@ def _finish(
     look_at: datetime | None = None,
 ) -> Plan:
     verdicts: list[Verdict] = []
-    worker_nodes: list[str] | None = [] if outcomes.given_back else None
-    if outcomes.supplied is not None:
-        worker_nodes = [name_of(node) for node in outcomes.supplied.nodes]
-        if outcomes.supplied.claims is not None:
-            verdicts.append(status.claims_ready(outcomes.supplied.claims, s.settings.node_api))
-    verdicts.append(status.resource_ready(outcomes.resource))
-    if (served := outcomes.served or outcomes.unserved) is not None:
-        verdicts.append(status.inference_ready(served))
+    resource, spare = outcomes.resource, None
+    if outcomes.unneeded:
+        going = [action for action in actions if isinstance(action, Delete)]
+        spare = idle.judge(s, resource, why=outcomes.unneeded, going=going)
+    if spare is not None:
+        resource = spare.resource
+        actions, deeds = [*actions, *spare.actions], [*deeds, *spare.notes]
+        look_at = min((moment for moment in (look_at, spare.look_at) if moment is not None), default=None)
+    if outcomes.supplied is not None and outcomes.supplied.claims is not None:
+        verdicts.append(conditions.claims_ready(outcomes.supplied.claims, s.settings.node_api))
+    verdicts += claims.as_they_are(s, verdicts)
+    verdicts.append(conditions.resource_ready(resource))
+    if (served := outcomes.served or outcomes.unserved or _without_server(s, resource)) is not None:
+        verdicts.append(conditions.inference_ready(served))
     if outcomes.up_to_date is not None:
         verdicts.append(outcomes.up_to_date)
-    elif _was_said(s, status.WORKLOAD_UP_TO_DATE) and inference.live_workload(s) is None:
-        verdicts.append(status.no_workload())
+    elif _was_said(s, conditions.WORKLOAD_UP_TO_DATE) and inference.live_workload(s) is None:
+        verdicts.append(conditions.no_workload())
     if outcomes.job is not None:
-        verdicts.append(status.job_started(outcomes.job))
-    steps = (outcomes.resource, outcomes.job, outcomes.completion, outcomes.served)
-    reached = [outcome for outcome in steps if outcome is not None]
-    if outcomes.served is None and outcomes.job is None and outcomes.resource.ready:
-        reached.append(Outcome("waiting", WAITING))
-    verdicts += status.summary(reached)
-    return Plan(
-        actions=tuple(actions),
-        status=status.write(s.workspace, verdicts, worker_nodes=worker_nodes, now=format_time(s.now), fields=fields),
-        deeds=tuple(deeds),
-        notes=tuple(status.notes(s.workspace, verdicts)),
-        look_again=_seconds_until(s, look_at),
+        verdicts.append(conditions.job_started(outcomes.job))
+    steps = (resource, outcomes.job, outcomes.completion, outcomes.served)
+    due = refusals.split(s, actions, deeds, has_nodes=resource.ready)
+    reached = [*due.causes, *(outcome for outcome in steps if outcome is not None), *due.aside]
+    if outcomes.served is None and outcomes.job is None and resource.ready:
+        reached.append(Outcome("waiting", pods.WAITING))
+    verdicts += conditions.summary(reached)
+    fields = {**(fields or {}), idle.FIELD: format_time(spare.since) if spare is not None else None}
+    status = conditions.write(
+        s.workspace,
+        verdicts,
+        worker_nodes=_nodes_in_use(s, outcomes, actions),
+        now=format_time(s.now),
+        fields=fields,
     )
+    start = startup.follow(s, verdicts)
+    if status is not None and start is not None:
+        status["startup"] = start
+    return Plan(
+        actions=due.actions,
+        status=status,
+        deeds=due.deeds,
+        notes=tuple(startup.add(s, start, conditions.notes(s.workspace, verdicts))),
+        look_again=_seconds_until(s, look_at),
+        memory=Memory(idle_since=spare.since if spare is not None else None),
+    )
+
+
+def _nodes_in_use(s: Snapshot, outcomes: _Outcomes, actions: Sequence[Action]) -> list[str]:
+    """``status.workerNodes`` from here on, without those whose claims are given back."""
+    if outcomes.given_back:
+        return []
+    if outcomes.supplied is not None:
+        used = [name_of(node) for node in outcomes.supplied.nodes]
+    else:
+        there = {name_of(node) for node in s.nodes}
+        used = [name for name in s.workspace.worker_nodes if name in there]
+    released = {action.uid for action in actions if isinstance(action, Delete)}
+    gone = {claim.node_name for claim in s.claims if claim.uid in released}
+    return [name for name in used if name not in gone]
+
+
+def _without_server(s: Snapshot, resource: Outcome) -> Outcome | None:
+    """What InferenceReady says, if it was said before, where nobody looks at a server: there is none."""
+    if not _was_said(s, conditions.INFERENCE_READY):
+        return None
+    if inference.live_workload(s) is not None:
+        return inference.progress(s)
+    return Outcome("waiting", resource.message or pods.WAITING)
 
 
 def _seconds_until(s: Snapshot, look_at: datetime | None) -> float | None:
@@ -214,46 +269,15 @@ def _plan_deletion(s: Snapshot) -> Plan:
     actions, deeds, waiting_for = dismantle(s)
     if not waiting_for:
         return Plan(actions=tuple(actions), deeds=tuple(deeds))
-    verdicts = status.deleting(waiting_for)
+    due = refusals.split(s, actions, deeds)
+    verdicts = conditions.deleting("; ".join([waiting_for, *(refused.message for refused in due.causes)]))
     return Plan(
-        actions=tuple(actions),
-        status=status.write(s.workspace, verdicts, worker_nodes=None, now=format_time(s.now)),
-        deeds=tuple(deeds),
-        notes=tuple(status.notes(s.workspace, verdicts)),
+        actions=due.actions,
+        status=conditions.write(s.workspace, verdicts, worker_nodes=None, now=format_time(s.now)),
+        deeds=due.deeds,
+        notes=tuple(conditions.notes(s.workspace, verdicts)),
+        look_again=_seconds_until(s, None),
     )
-
-
-def _problem(s: Snapshot, revision: Revision) -> Outcome | None:
-    """The broken rules, or why the rules cannot be checked or the revision not recorded."""
-    broken = validate.check(s.workspace, s.catalog, max_nodes=s.settings.max_nodes_per_workspace)
-    begun = RULES_OF_THE_START if _was_taken_up(s) else frozenset()
-    if inference.live_workload(s) is not None and inference.is_of_engine(s, revision.number):
-        begun |= RULES_OF_THE_ENGINE
-    broken = [problem for problem in broken if problem.rule not in begun]
-    if broken:
-        return Outcome("failed", validate.told(broken))
-    if s.catalog is None:
-        return Outcome("failed", s.catalog_problem or "there is no Catalog kaito; install the chart kaito again")
-    return Outcome("failed", revision.conflict) if revision.conflict else None
-
-
-def _was_taken_up(s: Snapshot) -> bool:
-    """Whether the rules held when nodes were bought or chosen; only then does any of this exist."""
-    return bool(s.claims or s.workspace.worker_nodes or inference.live_workload(s) is not None)
-
-
-def _forbidden_change(s: Snapshot, revision: Revision) -> Outcome | None:
-    """The rules on changes that are broken against what was worked on so far, if that is known."""
-    before = s.workspace.annotations.get(labels.REVISION_HASH)
-    if before in (None, revision.hash):
-        return None
-    recorded = next(
-        (r for r in s.revisions if (r["metadata"].get("annotations") or {}).get(labels.REVISION_HASH) == before), None
-    )
-    if recorded is None:
-        return None
-    broken = changes.check_change(Workspace.read(recorded.get("data") or {}), s.workspace)
-    return Outcome("failed", validate.told(broken)) if broken else None
 
 
 def _adoption(s: Snapshot, revision: Revision) -> list[Action]:

@@ -31,11 +31,11 @@ class Reconciler:
             raise
 
     def _reconcile(self, key: Key) -> Result:
+        if self._observer.is_stale(key):
+            return Result()
         snapshot = self._observer.observe(key)
         if snapshot is None:
             self._executor.delete_orphans(key, self._observer.orphans(key))
-            return Result()
-        if snapshot.stale:
             return Result()
         decided = plan(snapshot)
         refused = self._executor.execute(snapshot, decided)

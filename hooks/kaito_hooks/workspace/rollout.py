@@ -19,7 +19,7 @@ from kaito_hooks.workspace.children import workload
 from kaito_hooks.workspace.children.upkeep import is_owned
 from kaito_hooks.workspace.configuration.settings import Window, Workloads
 from kaito_hooks.workspace.execute import Executor
-from kaito_hooks.workspace.status import conditions as status
+from kaito_hooks.workspace.status import conditions
 from kaito_hooks.workspace.world import World
 
 ROLLOUT_PERIOD = 2.0
@@ -31,7 +31,7 @@ class Rolled:
     """How far a Workspace is.
 
     ``drifted``: it may be rolled. ``asked``: it was chosen, and its workload is not of that roll yet. ``chosen``: it
-    was chosen at some time. ``available``: its workload is ready, or scaled to zero.
+    was chosen, and perhaps its roll is not over. ``available``: its workload is ready, or scaled to zero.
     """
 
     key: Key
@@ -62,13 +62,19 @@ def look_at(workspace: Obj, workloads: Iterable[Obj], *, last: str | None) -> Ro
     ours = [w for w in workloads if is_owned(w, metadata["uid"]) and not w["metadata"].get("deletionTimestamp")]
     made = (ours[0]["metadata"].get("annotations") or {}).get(labels.AUTOMATIC_ROLL) if ours else None
     wanted = last or (metadata.get("annotations") or {}).get(labels.AUTOMATIC_ROLL)
-    said = find((workspace.get("status") or {}).get("conditions"), status.WORKLOAD_UP_TO_DATE) or {}
-    reason = said.get("reason")
+    said = (workspace.get("status") or {}).get("conditions")
+    reason = (find(said, conditions.WORKLOAD_UP_TO_DATE) or {}).get("reason")
+    # Who has no nodes is down for that reason, and nobody knows for how long.
+    has_nodes = (find(said, conditions.RESOURCE_READY) or {}).get("status") != "False"
+    is_over = reason == conditions.UP_TO_DATE and wanted == made
     return Rolled(
         Key.of(workspace),
-        drifted=reason == status.PLATFORM_CHANGED,
+        drifted=reason == conditions.PLATFORM_CHANGED,
         # Nobody waits for a roll that does not come: of a model that is being tuned again, say.
-        chosen=wanted is not None and reason not in (status.CANNOT_ROLL, status.NO_WORKLOAD),
+        chosen=wanted is not None
+        and reason not in (conditions.CANNOT_ROLL, conditions.NO_WORKLOAD)
+        and has_nodes
+        and not is_over,
         asked=wanted != made,
         available=bool(ours) and workload.is_available(ours[0]),
     )

@@ -11,7 +11,7 @@ from kaito_hooks.runtime import Client, Controller, Informer, Key, Obj, Resource
 from kaito_hooks.workspace import resources
 from kaito_hooks.workspace.configuration.settings import NodeAPISetting
 from kaito_hooks.workspace.memory import Memories
-from kaito_hooks.workspace.status import pod_refusals
+from kaito_hooks.workspace.status import missing_secrets, pod_refusals
 
 BY_LABEL = "label"
 BY_OWNER = "owner"
@@ -83,6 +83,7 @@ class World:
     claim_events: Informer
     pods: Informer
     pod_events: Informer
+    pull_secret_events: Informer
     refusal_events: Informer
     deployments: Informer
     stateful_sets: Informer
@@ -104,6 +105,14 @@ class World:
                 resource,
                 label_selector=labels.WORKSPACE,
                 indexes={BY_WORKSPACE: _index(_keys(labels.WORKSPACE))},
+            )
+
+        def of_pods(reason: str) -> Informer:
+            return follow(
+                client,
+                resources.EVENT,
+                field_selector=f"involvedObject.kind=Pod,reason={reason}",
+                indexes={BY_POD: lambda event: [str((event.get("involvedObject") or {}).get("uid", ""))]},
             )
 
         def claims(resource: Resource) -> Informer:
@@ -142,12 +151,8 @@ class World:
                 indexes={BY_CLAIM_NAME: lambda event: [str((event.get("involvedObject") or {}).get("name", ""))]},
             ),
             pods=labelled(resources.POD),
-            pod_events=follow(
-                client,
-                resources.EVENT,
-                field_selector="involvedObject.kind=Pod,reason=FailedMount",
-                indexes={BY_POD: lambda event: [str((event.get("involvedObject") or {}).get("uid", ""))]},
-            ),
+            pod_events=of_pods("FailedMount"),
+            pull_secret_events=of_pods(missing_secrets.PULL_REASON),
             refusal_events=follow(
                 client,
                 resources.EVENT,
@@ -202,6 +207,7 @@ class World:
             "nodes": self._concerned_by_node,
             "claim_events": lambda event: self._concerned_by_claim_event(event, memories),
             "pod_events": self._concerned_by_pod_event,
+            "pull_secret_events": self._concerned_by_pod_event,
             "refusal_events": self._concerned_by_refusal,
             "revisions": _keys(labels.REVISION_NAME),
         }

@@ -83,6 +83,7 @@ class Settings:
     ``directory`` keeps keys, state and logs. Ports of 0 are chosen at the first start and kept. ``hosts``: further
     names of the certificate. ``node_group``: the node resource group, if whoever made the cluster named it.
     ``subnet``: that of the cluster's system pool, in a network that users brought; "" = a managed one.
+    ``pod_subnet``: that of its Pods, if they have one of their own.
     ``clock_speed``: see `Clock`. ``page_size``: pools per page of a list. ``locks``: what an
     operation in progress keeps others from. ``delete_while_creating``: whether a deletion preempts a creation or is
     refused. ``machines``: nothing, Node objects, or real nodes as described by ``nodes``
@@ -102,6 +103,7 @@ class Settings:
     location: str = "eastus"
     zone: str = "eastus-1"
     subnet: str = ""
+    pod_subnet: str = ""
     kubernetes_version: str = "1.34.4"
     identity: Identity = field(default_factory=Identity)
     durations: Durations = field(default_factory=Durations)

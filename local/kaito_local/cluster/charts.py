@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from kaito_local.errors import CommandError, StartError, UsageError
+from kaito_local.machine.processes import ending_with_this
 from kaito_local.machine.progress import Step
 
 RELEASES = {"kaito": "kaito-workspace", "gpu-provisioner": "gpu-provisioner"}
@@ -47,7 +48,12 @@ class Cloud:
 def local_values(
     *, cloud: Cloud, mirrors: Mapping[str, str], plain_http: Sequence[str], network: str
 ) -> dict[str, Any]:
-    """Values by chart. ``network``: CIDR in which this machine and the registry are, as Pods see them."""
+    """Values by chart. ``network``: CIDR in which this machine and the registry are, as Pods see them.
+
+    All that a cluster without internet, GPUs and Azure must change of the charts' defaults: images come from its
+    registry, which has no TLS; models run on CPUs; a training's data may come from this machine; the nodes bring a
+    device plugin of their own; the cloud is the emulated one. Waiting is shorter, too, as somebody watches.
+    """
     return {
         "kaito": {
             "registries": {"mirrors": dict(mirrors), "plainHTTP": list(plain_http)},
@@ -136,6 +142,7 @@ class Charts:
             # here.
             crds = self.folder / chart / "crds"
             self._kubectl("apply", "--server-side", "--force-conflicts", "-f", str(crds))
+            self._forget_pending(chart, namespace)
             self._helm(
                 "upgrade",
                 "--install",
@@ -145,6 +152,14 @@ class Charts:
                 "--create-namespace",
                 *layers,
             )
+
+    def _forget_pending(self, chart: str, namespace: str) -> None:
+        """Removes what helm remembers of an operation that it was killed in, and that would hold up all others.
+
+        Helm itself ends with the command that runs it. Objects that it made already are taken over by the next one.
+        """
+        selector = f"owner=helm,name={chart},status in (pending-install,pending-upgrade,pending-rollback)"
+        self._kubectl("delete", "secrets", "-n", namespace, "-l", selector, "--ignore-not-found")
 
     def wait_ready(self) -> None:
         """Waits until the controllers of both charts run and lead, and Workspaces are admitted.
@@ -230,7 +245,7 @@ class Charts:
 
     def _run(self, program: Path, *arguments: str, input: str = "") -> str:
         done = subprocess.run(
-            [program, *arguments],
+            ending_with_this([program, *arguments]),
             env=os.environ | dict(self.environment),
             input=input,
             capture_output=True,

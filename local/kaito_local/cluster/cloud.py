@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 import yaml
 
 from kaito_local.cluster.charts import Cloud
-from kaito_local.errors import StartError, UsageError
+from kaito_local.errors import MissingPrerequisite, StartError, UsageError
 from kaito_local.machine.pki import write_private
+from kaito_local.machine.ports import is_free
 from kaito_local.machine.processes import last_lines
 from kaito_local.machine.supervisor import Program
 from kaito_local.nodes.node import NodeSource
@@ -99,6 +100,14 @@ class CloudEmulator:
         write_private(self._config, yaml.safe_dump(document, sort_keys=False).encode())
         command = (sys.executable, "-m", "kaito_local.aks", "--config", str(self._config))
         return Program(name="aks-emulator", command=command, log=str(self.log))
+
+    def require_port(self) -> None:
+        """Raises MissingPrerequisite when a server of this machine, such as one on all of its addresses, has it."""
+        if not is_free(_PORT, address=self.address):
+            raise MissingPrerequisite(
+                f"the emulated cloud needs port {_PORT} of {self.address}, on which another program of this machine "
+                f"listens; end that one (ss -ltnp 'sport = :{_PORT}' names it), then try again"
+            )
 
     def settings(self) -> Cloud:
         """The cloud as the provisioner's chart wants to know it; it must have been ready once."""

@@ -25,6 +25,8 @@ from kaito_local.machine.ports import free_ports
 from kaito_local.machine.processes import Child, last_lines
 from kaito_local.machine.supervisor import Program
 
+ADMINISTRATOR = "kaito-admin"
+"""The user of the kubeconfigs that a control plane writes for itself."""
 _READY_WITHIN = 60.0
 _ATTEMPTS = 3
 
@@ -62,6 +64,9 @@ class Settings:
 class ControlPlane:
     """A running control plane; ``start`` makes one, ``close`` (or leaving the ``with`` block) ends all of it.
 
+    ``kubeconfig`` is the administrator's for processes beside it, which names the files of its certificates; one that
+    carries them inside lies as ``kubeconfig`` in the directory.
+
     The directory keeps keys, data and logs: a control plane started in it again continues with the same objects.
     """
 
@@ -70,11 +75,12 @@ class ControlPlane:
         self.settings = settings
         self.ports = ports
         self.url = f"https://{settings.address}:{ports.api}"
-        self.kubeconfig = directory / "kubeconfig"
         self.authority = Authority.open(directory / "pki")
+        self.kubeconfig = self.authority.folder / "admin.kubeconfig"
         self._programs = dict(programs)
-        self._admin = self.authority.client("admin", user="kaito-admin", groups=["system:masters"])
-        write_kubeconfig(self.kubeconfig, server=self.url, authority=self.authority, client=self._admin)
+        self._admin = self.authority.client("admin", user=ADMINISTRATOR, groups=["system:masters"])
+        for path, embed in ((self.kubeconfig, False), (directory / "kubeconfig", True)):
+            write_kubeconfig(path, server=self.url, authority=self.authority, client=self._admin, embed=embed)
         self._etcd = self._etcd_child()
         self._api_server = self._api_server_child()
         self._controllers = self._controller_children()
@@ -166,7 +172,7 @@ class ControlPlane:
     def client_kubeconfig(self, path: Path, *, user: str, groups: tuple[str, ...] = ()) -> Path:
         """A kubeconfig at ``path`` for another user, to act with no more than that user's rights."""
         client = self.authority.client(path.name, user=user, groups=groups, folder=path.parent)
-        return write_kubeconfig(path, server=self.url, authority=self.authority, client=client)
+        return write_kubeconfig(path, server=self.url, authority=self.authority, client=client, embed=False)
 
     def kubectl(self, *arguments: str, input: str | None = None, timeout: float = 60.0) -> str:
         """What kubectl prints; raises CommandError with what it says on stderr."""
@@ -321,7 +327,7 @@ class ControlPlane:
     def _component_kubeconfig(self, component: str) -> Path:
         client: KeyPair = self.authority.client(component, user=f"system:{component}")
         path = self.authority.folder / f"{component}.kubeconfig"
-        return write_kubeconfig(path, server=self.url, authority=self.authority, client=client)
+        return write_kubeconfig(path, server=self.url, authority=self.authority, client=client, embed=False)
 
     def _log(self, name: str) -> Path:
         return self.directory / "log" / f"{name}.log"

@@ -11,6 +11,7 @@ from kaito_local.machine.network import Network
 
 _NAMESPACE = "kube-system"
 _LABELS = {"k8s-app": "kube-dns"}
+_USER = 65532
 # Nothing is forwarded: Pods of a local cluster have no internet, and an answer at once beats a timeout.
 _COREFILE = """\
 .:53 {
@@ -82,10 +83,8 @@ def _deployment(image: str) -> dict[str, Any]:
         "livenessProbe": {"httpGet": {"path": "/health", "port": 8080}, "periodSeconds": 10, "timeoutSeconds": 5},
         "securityContext": {
             "allowPrivilegeEscalation": False,
-            "capabilities": {"add": ["NET_BIND_SERVICE"], "drop": ["ALL"]},
+            "capabilities": {"drop": ["ALL"]},
             "readOnlyRootFilesystem": True,
-            # The image's own user could not listen on port 53.
-            "runAsUser": 0,
         },
         "volumeMounts": [{"name": "settings", "mountPath": "/etc/coredns", "readOnly": True}],
     }
@@ -94,6 +93,13 @@ def _deployment(image: str) -> dict[str, Any]:
         "priorityClassName": "system-cluster-critical",
         "dnsPolicy": "Default",
         "terminationGracePeriodSeconds": 1,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+            # Port 53 is for root alone otherwise; this is one of the sysctls that `restricted` lets a Pod choose.
+            "sysctls": [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "53"}],
+        },
         "nodeSelector": {"agentpool": "system"},
         "tolerations": [{"operator": "Exists"}],
         "containers": [container],

@@ -20,8 +20,9 @@ from pathlib import Path
 from kaito_local.cluster import dns, preflight
 from kaito_local.cluster.charts import Charts, local_values, user_values
 from kaito_local.cluster.cloud import CloudEmulator, system_machine
-from kaito_local.cluster.controlplane import ControlPlane, Ports, Settings
+from kaito_local.cluster.controlplane import ADMINISTRATOR, ControlPlane, Ports, Settings
 from kaito_local.cluster.keeper import running_keeper, start_keeper, stop_keeper
+from kaito_local.cluster.pod_security import admission_argument
 from kaito_local.cluster.registry import USER, Registry
 from kaito_local.cluster.state import State, register_cluster, registered_clusters
 from kaito_local.errors import CommandError, LocalError, StartError
@@ -130,15 +131,18 @@ class LocalCluster:
 
     def kubectl(self, *arguments: str, input: str | None = None, timeout: float = 120.0) -> str:
         """What kubectl prints; raises CommandError with what it says on stderr."""
-        done = subprocess.run(
-            [self.directory / "bin" / "kubectl", *arguments],
-            env=os.environ | self.kubectl_environment(),
-            input=input,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout,
-        )
+        try:
+            done = subprocess.run(
+                [self.directory / "bin" / "kubectl", *arguments],
+                env=os.environ | self.kubectl_environment(),
+                input=input,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=timeout,
+            )
+        except subprocess.TimeoutExpired:
+            raise CommandError(f"kubectl {' '.join(arguments)} is not done after {timeout:.0f} s") from None
         if done.returncode != 0:
             raise CommandError(f"kubectl {' '.join(arguments)} failed: {done.stderr.strip()}")
         return done.stdout
@@ -185,7 +189,11 @@ class LocalCluster:
         assert state.ports is not None
         api, etcd, peer = state.ports
         ports = Ports(api=api, etcd=etcd, etcd_peer=peer)
-        return ControlPlane(self.directory, programs=programs, settings=Settings(ports=ports), ports=ports)
+        settings = Settings(ports=ports, api_server_arguments=self._admission())
+        return ControlPlane(self.directory, programs=programs, settings=settings, ports=ports)
+
+    def _admission(self) -> tuple[str, ...]:
+        return (admission_argument(self.directory, administrator=ADMINISTRATOR),)
 
     def _up_everything(self, state: State, options: UpOptions) -> None:
         require_machine(self.directory)
@@ -217,6 +225,7 @@ class LocalCluster:
             service_network=network.service_cidr,
             node_grace=_NODE_GRACE_SECONDS,
             eviction_after=_EVICTION_SECONDS,
+            api_server_arguments=self._admission(),
         )
         plane = ControlPlane(self.directory, programs=programs, settings=settings, ports=Ports())
         cluster = Cluster.attach(self.directory)
@@ -348,6 +357,7 @@ class LocalCluster:
     def _start_cloud(self, cluster: Cluster, source: NodeSource) -> None:
         cloud = self.cloud
         if running_keeper(self.directory) is None:
+            cloud.require_port()
             self.progress("starting the cloud emulator")
             start_keeper(self.directory, [cloud.program(source)], until=cluster.process)
         cloud.wait_ready()

@@ -20,6 +20,8 @@ from kaito_local.machine.folders import ROOT
 
 EXAMPLE = ROOT / "examples" / "inference" / "phi-3-mini.yaml"
 QUESTION = "What is Kubernetes?"
+PHASES = '{range .status.startup.phases[*]}{.name}: {.seconds} s{"\\n"}{end}'
+"""What kubectl prints of the start, as a JSONPath."""
 _READY_WITHIN = 900.0
 _ANSWER_WITHIN = 60.0
 
@@ -36,6 +38,9 @@ def run(cluster: LocalCluster, options: UpOptions) -> int:
     print(cluster.kubectl("apply", "-f", str(EXAMPLE)), end="", flush=True)
     _show("kubectl", "get", "workspace", name, "--watch")
     _watch(cluster, name)
+    start = ("get", "workspace", name, "-o", f"jsonpath={PHASES}")
+    _show("kubectl", *start)
+    print(cluster.kubectl(*start), end="", flush=True)
     address = cluster.kubectl("get", "service", name, "-o", "jsonpath={.spec.clusterIP}")
     answer = _ask(address)
     print(answer, flush=True)

@@ -1,11 +1,14 @@
 """The command line of `kaito`: a whole local cluster, from nothing to nothing.
 
-kaito up | env | status | aks pools|fault|requests|upgrade|... | demo | chat URL | down     [--name NAME]
+kaito up | env | status | aks pools|fault|requests|upgrade|... | demo | chat URL | check-data FILE... | down
+
+Each takes --name NAME where it means a cluster.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +16,7 @@ from pathlib import Path
 from kaito_local.cluster import preflight
 from kaito_local.cluster.local_cluster import LocalCluster, UpOptions
 from kaito_local.cluster.state import DEFAULT_NAME, State, cluster_folder
-from kaito_local.commands import aks, chat, demo, env, status
+from kaito_local.commands import aks, chat, check_data, demo, env, status
 from kaito_local.errors import LocalError
 from kaito_local.machine.progress import Progress
 
@@ -34,6 +37,12 @@ def run(given: list[str]) -> int:
         print(f"kaito: {error.filename} is not yours to use; try again with sudo -E", file=sys.stderr)
         return 1
     except BrokenPipeError:
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" for {error.filename}" if error.filename else ""
+        print(f"kaito: no room is left on the disk{where}; make some, then try again", file=sys.stderr)
         return 1
 
 
@@ -109,6 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     command("status", "what runs, with pids, addresses, log files", status.run)
     aks.add_arguments(command("aks", "the emulated cloud", aks.run))
     chat.add_arguments(command("chat", "talk with a model behind OpenAI's API", chat.run))
+    check_data.add_arguments(
+        command("check-data", "whether a data set can be trained on, before a GPU is bought", check_data.run)
+    )
     down = command("down", "stop the cluster, leaving nothing behind", _down)
     down.add_argument("--purge", action="store_true", help="remove its state, too")
     return parser

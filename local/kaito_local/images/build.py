@@ -61,6 +61,7 @@ class Image:
     ``reference`` is the name that charts and manifests use; without one it is only what others stand on. ``base`` and
     ``variant`` become the build arguments BASE and VARIANT. ``prepare`` fills a fresh folder, which is then the
     context; ``context`` and ``facts`` are what it does that with. ``has_torch``: it is told where torch's wheels are.
+    ``labels``: ``name=value`` each, beside those of its Dockerfile.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Image:
     base: Image | None = None
     facts: tuple[str, ...] = ()
     has_torch: bool = False
+    labels: tuple[str, ...] = ()
     prepare: Callable[[Path, Run], None] | None = field(default=None, compare=False)
 
     @property
@@ -81,7 +83,8 @@ class Image:
     @property
     def built_name(self) -> str:
         """Its name in the cache: changes when anything changes that it is made of."""
-        parts = [self.variant, self.base.built_name if self.base else "", *self.facts, hash_file(self.dockerfile)]
+        parts = [self.variant, self.base.built_name if self.base else "", *self.facts, *self.labels]
+        parts.append(hash_file(self.dockerfile))
         sources = copied_files(self.dockerfile, self.context)
         parts += [f"{path.relative_to(self.context)} {hash_file(path)}" for path in sources]
         return f"{self.key}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:12]}"
@@ -137,9 +140,9 @@ class Builder:
                 if manifest is None:
                     self._in_storage(image)
                     self._export(image)
-                    manifest = layout.find(image.built_name)
-                    if manifest is None:
+                    if layout.find(image.built_name) is None:
                         raise BuildError(f"building the image {image.key} left nothing in {layout.folder}")
+                    manifest = layout.forget_builder(image.built_name)
                 else:
                     self.progress.reused(PART, image.key)
                 digests[image.reference] = manifest.digest
@@ -170,6 +173,11 @@ class Builder:
                 references = [f"localhost/{name}" for name in stale]
                 self._run("clean", [*self._buildah("rmi"), "--force", *references])
                 self._run("clean", [*self._buildah("rmi"), "--prune", "--force"])
+
+    def size(self, image: Image) -> int:
+        """The bytes of a built image's layers, unpacked."""
+        manifest = self.layout.find(image.built_name)
+        return sum(layer.size for layer in self.layout.parts(manifest.digest)[1:]) if manifest else 0
 
     def source(self, image: Image) -> str:
         """The built image as skopeo names it."""
@@ -228,6 +236,7 @@ class Builder:
                 # chroot: no cgroups, no bridges, no iptables rules on this machine.
                 *("--isolation=chroot", "--network=host", "--layers", "--timestamp=0", "--pull-never"),
                 *arguments,
+                *(f"--label={label}" for label in image.labels),
                 f"--file={image.dockerfile}",
                 target,
                 str(context),
@@ -337,27 +346,6 @@ def copied_files(dockerfile: Path, context: Path) -> list[Path]:
                 found = [path] if path.is_file() else path.rglob("*")
                 files |= {file for file in found if file.is_file() and "__pycache__" not in file.parts}
     return sorted(files)
-
-
-def push(builder: Builder, images: Sequence[Image], *, registry: str, plain_http: bool = False) -> list[str]:
-    """Copies built images to ``registry`` (host and folder), compressed; returns their references there.
-
-    Credentials are those of `skopeo login`, `podman login` or `docker login`. Raises BuildError.
-    """
-    pushed = []
-    for image in images:
-        target = f"{registry.rstrip('/')}/{image.reference.rsplit('/', 1)[-1]}"
-        with builder.progress.step(f"pushing {target}"):
-            command = ["skopeo", "copy", "--quiet", "--retry-times=3", builder.source(image), f"docker://{target}"]
-            if plain_http:
-                command.insert(2, "--dest-tls-verify=false")
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                silence = f"skopeo says nothing (exit {done.returncode})"
-                reason = (done.stderr.strip().splitlines() or [silence])[-1]
-                raise BuildError(f"cannot push {target}: {reason}")
-            pushed.append(target)
-    return pushed
 
 
 def _kind(name: str) -> str:

@@ -124,6 +124,26 @@ class Layout:
         self._write_index([*self._without(name), {**blob.descriptor(), "annotations": {_NAME: name}}])
         return blob
 
+    def forget_builder(self, name: str) -> Blob:
+        """Takes out of an image what only the machine knows that built it, so that equal builds are equal images: the
+        identifiers of the steps in between, and its base's name and digest there.
+        """
+        found = self.find(name)
+        if found is None:
+            raise KeyError(name)
+        manifest = json.loads(self.path(found.digest).read_bytes())
+        config = json.loads(self.path(manifest["config"]["digest"]).read_bytes())
+        for step in config.get("history", ()):
+            step.pop("comment", None)
+        notes = manifest.pop("annotations", {})
+        kept = {key: value for key, value in notes.items() if not key.startswith("org.opencontainers.image.base.")}
+        data = json.dumps(config, sort_keys=True).encode()
+        manifest["config"] = self.add_bytes(data, media_type=manifest["config"]["mediaType"]).descriptor()
+        manifest |= {"annotations": kept} if kept else {}
+        blob = self.add_bytes(json.dumps(manifest, sort_keys=True).encode(), media_type=found.media_type)
+        self._write_index([*self._without(name), {**blob.descriptor(), "annotations": {_NAME: name}}])
+        return blob
+
     def names(self) -> list[str]:
         """All images."""
         return [entry.get("annotations", {}).get(_NAME, "") for entry in self._index()]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -19,8 +21,12 @@ VARIANTS = ("cpu", "cu126", "vllm")
 _BOOTSTRAP = (
     # Byte code that tells by content whether it is up to date: layers carry no dates.
     *("env", "SOURCE_DATE_EPOCH=315532800"),
-    *("mmdebstrap", "--variant=minbase", "--include=ca-certificates,curl,python3,python3-venv"),
-    *("--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*"),
+    *("mmdebstrap", "--variant=minbase", "--include=ca-certificates,curl,python3,python3-venv,usr-is-merged"),
+    # Without it, usrmerge would bring all of Perl.
+    "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
+    *(f"--dpkgopt=path-exclude={path}/*" for path in ("/usr/share/man", "/usr/share/info", "/usr/share/locale")),
+    # Encodings of C programs; Python brings its own.
+    *("--dpkgopt=path-exclude=/usr/lib/*/gconv/*", "--dpkgopt=path-exclude=/usr/share/doc/*"),
     *("--dpkgopt=path-include=/usr/share/doc/*/copyright", "bookworm"),
 )
 
@@ -41,13 +47,16 @@ def torch_image(variant: str, *, root: Path = ROOT) -> Image:
     return Image("kaito-torch", dockerfile, root, variant=variant, base=base_image(root=root), has_torch=True)
 
 
-def product_images(variants: Iterable[str] = ("cpu",), *, root: Path = ROOT) -> list[Image]:
-    """kaito-hooks, kaito-serving and kaito-tuning under the names that the chart's default values give them."""
+def product_images(variants: Iterable[str] = ("cpu",), *, root: Path = ROOT, revision: str = "") -> list[Image]:
+    """kaito-hooks, kaito-serving and kaito-tuning under the names that the chart's default values give them.
+
+    With a trainer comes the image ``check`` of its data, which has no torch. ``revision``: the commit, for a label.
+    """
     chart = root / "charts" / "kaito"
     registry = yaml.safe_load((chart / "values.yaml").read_text())["image"]["registry"]
     version = yaml.safe_load((chart / "Chart.yaml").read_text())["appVersion"]
-    hooks = f"{registry}/kaito-hooks:{version}"
-    images = [Image("kaito-hooks", root / "hooks" / "Dockerfile", root, reference=hooks, base=base_image(root=root))]
+    hooks, dockerfile = f"{registry}/kaito-hooks:{version}", root / "hooks" / "Dockerfile"
+    images = [Image("kaito-hooks", dockerfile, root, reference=hooks, base=base_image(root=root))]
 
     def image(room: str, variant: str) -> Image:
         reference = f"{registry}/kaito-{room}:{version}-{variant}"
@@ -61,7 +70,26 @@ def product_images(variants: Iterable[str] = ("cpu",), *, root: Path = ROOT) -> 
             images.append(Image("kaito-serving", dockerfile, root, reference=reference, variant=variant, base=base))
         else:
             images += [image("serving", variant), image("tuning", variant)]
-    return images
+    if any(image.name == "kaito-tuning" for image in images):
+        # What a tuning Workspace runs before it has a GPU, whichever variant trains on it.
+        reference, dockerfile = f"{registry}/kaito-tuning:{version}-check", root / "tuning" / "check" / "Dockerfile"
+        base = base_image(root=root)
+        images.append(Image("kaito-tuning", dockerfile, root, reference=reference, variant="check", base=base))
+    # Those that never change are in the Dockerfiles; https://github.com/opencontainers/image-spec/blob/main/annotations.md
+    labels = [f"org.opencontainers.image.version={version}"]
+    labels += [f"org.opencontainers.image.revision={revision}"] if revision else []
+    return [dataclasses.replace(image, labels=tuple(labels)) for image in images]
+
+
+def revision_of(root: Path = ROOT) -> str:
+    """The commit of a checkout that has no changes beside it; "" of any other folder."""
+    git = ["git", "-C", str(root)]
+    try:
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return "" if changed else head
 
 
 def tiny_model_image(*, root: Path = ROOT) -> Image:

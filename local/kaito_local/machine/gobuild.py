@@ -2,7 +2,7 @@
 
 Compiled packages go to a build cache below the user's cache folder, which is removed once all programs of a call are
 built: only the binaries need keeping, and all packages of all programs are 4 GB. What it costs: a later call with other
-programs (`make test` needs five that a cluster does not) compiles Go's own library once more, 40 s of processor time.
+programs (`make test` needs some that a cluster does not) compiles Go's own library once more, 40 s of processor time.
 The rest would have been compiled anyway, because those programs are made of other releases of Kubernetes' client. A
 failed or interrupted call leaves the cache to the next one. Whoever sets ``GOCACHE`` keeps it there. Modules stay in
 ``GOMODCACHE``, which all Go work of a user shares and which may be filled by hand where there is no network.

@@ -16,16 +16,22 @@ from pathlib import Path
 
 from kaito_local.errors import BuildError
 
-_PROGRAM_NAMES = {"go.etcd.io/etcd/server/v3": "etcd", "sigs.k8s.io/karpenter/kwok": "karpenter-kwok"}
+_PROGRAM_NAMES = {
+    "go.etcd.io/etcd/server/v3": "etcd",
+    "helm.sh/helm/v4/cmd/helm": "helm4",
+    "sigs.k8s.io/karpenter/kwok": "karpenter-kwok",
+}
 # Variables of programs that have no other way to know their version, by the package of their main.
 _VERSION_VARIABLES = {
     "github.com/helm/chart-testing/v3/ct": "github.com/helm/chart-testing/v3/ct/cmd.Version",
     "github.com/yannh/kubeconform/cmd/kubeconform": "main.version",
+    "github.com/zegl/kube-score/cmd/kube-score": "main.version",
     "helm.sh/helm/v3/cmd/helm": "helm.sh/helm/v3/internal/version.version",
+    "helm.sh/helm/v4/cmd/helm": "helm.sh/helm/v4/internal/version.version",
     "kaito.sh/tools/registry": "github.com/distribution/distribution/v3/version.version",
 }
 
-# Of a program of our own that requires nothing.
+# Of a program of our own that is not made of one library.
 _UNVERSIONED = "v0"
 
 
@@ -62,8 +68,8 @@ class GoModule:
 
     def version(self, package: str) -> str:
         """The version of what ``package`` is built from: its module, or, for our own, the one it requires directly."""
-        if package == self.path and len(self.direct) <= 1:
-            return self.versions[self.direct[0]] if self.direct else _UNVERSIONED
+        if package == self.path:
+            return self.versions[self.direct[0]] if len(self.direct) == 1 else _UNVERSIONED
         holding = [name for name in self.versions if package == name or package.startswith(f"{name}/")]
         if not holding:
             raise BuildError(f"{self.folder / 'go.mod'} requires no module that holds {package}")
@@ -78,8 +84,9 @@ class GoModule:
             places = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
             return {f"{place}.{key}": value for place in places for key, value in values.items()}
         stamps = {_VERSION_VARIABLES[package]: version} if package in _VERSION_VARIABLES else {}
-        if package.startswith("helm.sh/helm/"):
+        if package.startswith("helm.sh/helm/v3/"):
             # The Kubernetes that `helm template` and `helm lint` take for granted: v0.34.4 of the client is of 1.34.
+            # Helm 4 reads it from its own build information.
             minor = self.versions["k8s.io/client-go"].split(".")[1]
             for place in ("helm.sh/helm/v3/pkg/chartutil", "helm.sh/helm/v3/pkg/lint/rules"):
                 stamps |= {f"{place}.k8sVersionMajor": "1", f"{place}.k8sVersionMinor": minor}

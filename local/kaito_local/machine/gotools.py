@@ -25,9 +25,10 @@ from kaito_local.machine.progress import QUIET, Progress
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 NODE = ("kubelet", "kube-proxy", "registry", "coredns", "pause")
 CHARTS = ("helm",)
-CHART_TESTS = ("helm-unittest", "ct", "kubeconform")
+CHART_TESTS = ("helm-unittest", "helm4", "ct", "kubeconform", "kube-score", "promql")
 CLUSTER = (*CONTROL_PLANE, *NODE, *CHARTS)
 KARPENTER = ("kwok", "karpenter-kwok")
+SIGNING = ("notation", "oras")
 
 
 def ensure(

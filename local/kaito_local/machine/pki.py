@@ -123,27 +123,26 @@ def service_account_key(path: Path) -> Path:
     return path
 
 
-def write_kubeconfig(path: Path, *, server: str, authority: Authority, client: KeyPair, name: str = "kaito") -> Path:
-    """A kubeconfig that carries its certificates inside, so that it works wherever it is copied."""
+def write_kubeconfig(
+    path: Path, *, server: str, authority: Authority, client: KeyPair, name: str = "kaito", embed: bool = True
+) -> Path:
+    """A kubeconfig. ``embed``: it carries its certificates inside, so that it works wherever it is copied; otherwise it
+    names their files. Kubernetes' client for Python writes what is inside into temporary files, of which those of a
+    process that is killed stay: what runs beside the files gets their names.
+    """
 
-    def encoded(file: Path) -> str:
-        return base64.b64encode(file.read_bytes()).decode()
+    def credential(field: str, file: Path) -> dict[str, str]:
+        if not embed:
+            return {field: str(file.absolute())}
+        return {f"{field}-data": base64.b64encode(file.read_bytes()).decode()}
 
+    cluster = {"server": server, **credential("certificate-authority", authority.certificate)}
+    user = credential("client-certificate", client.certificate) | credential("client-key", client.key)
     config: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [
-            {"name": name, "cluster": {"server": server, "certificate-authority-data": encoded(authority.certificate)}}
-        ],
-        "users": [
-            {
-                "name": name,
-                "user": {
-                    "client-certificate-data": encoded(client.certificate),
-                    "client-key-data": encoded(client.key),
-                },
-            }
-        ],
+        "clusters": [{"name": name, "cluster": cluster}],
+        "users": [{"name": name, "user": user}],
         "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
         "current-context": name,
     }

@@ -53,6 +53,11 @@ _WITH_ITS_STARTER = ("setpriv", "--pdeathsig", "KILL", "sh", "-c", '[ "$PPID" = 
 child asked for it (prctl(2), PR_SET_PDEATHSIG), so afterwards the child looks whether that one is still its parent."""
 
 
+def ending_with_this(command: Sequence[str | Path]) -> list[str]:
+    """The command as one that is killed when the thread that started it is."""
+    return [*_WITH_ITS_STARTER, str(os.getpid()), *map(str, command)]
+
+
 class Child:
     """A program with its output in a log file that dies with the thread that started it (PR_SET_PDEATHSIG)."""
 
@@ -72,7 +77,7 @@ class Child:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*_WITH_ITS_STARTER, str(os.getpid()), *self.command],
+                ending_with_this(self.command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -24,6 +24,8 @@ _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.075, 0.1, 0.15, 0.2,
 _P = "kaito_serving_"
 _V = "vllm:"
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+REASONS = ("queue_full", "timeout", "unavailable")
+"""Why a request is not taken."""
 
 
 def process_died(pid: int) -> None:
@@ -44,6 +46,8 @@ class ServingMetrics:
             _P + "request_seconds", "Time to the answer", ["endpoint"], buckets=_SECONDS, registry=self.registry
         )
         self._rejected = Counter(_P + "rejected", "Requests not taken", ["reason"], registry=self.registry)
+        for reason in REASONS:
+            self._rejected.labels(reason)
         self._adapter_requests = Counter(
             _P + "adapter_requests", "Requests that named an adapter", ["adapter"], registry=self.registry
         )
@@ -90,7 +94,7 @@ class ServingMetrics:
             self._adapter_requests.labels(adapter).inc()
 
     def rejected(self, reason: str) -> None:
-        """Count a request that was not taken: queue_full, timeout, unavailable."""
+        """Count a request that was not taken; ``reason`` is one of REASONS."""
         self._rejected.labels(reason).inc()
 
     def finished(self, reason: str) -> None:

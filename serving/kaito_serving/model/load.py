@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from kaito_serving.errors import OptionError, WeightsError
+from kaito_serving.model import chat_template
 from kaito_serving.model.folder import ModelFolder, inspect
 from kaito_serving.options import Options
 
@@ -71,7 +72,7 @@ def load(options: Options, progress: Callable[[float | None], object] = lambda _
             bnb_4bit_compute_dtype=dtype,
         )
     transformers.utils.logging.disable_progress_bar()
-    tokenizer = load_tokenizer(folder, options.chat_template)
+    tokenizer = load_tokenizer(folder, chat_template.choose(options.chat_template, options.adapters_dir))
     context = context_limit(folder.config, tokenizer.model_max_length, asked=options.max_context)
     with _heard(progress):
         network = _network(folder, settings, context=context)
@@ -211,7 +212,7 @@ def _network(folder: ModelFolder, settings: Mapping[str, Any], *, context: int) 
     return network
 
 
-def load_tokenizer(folder: ModelFolder, chat_template: str | None) -> Any:
+def load_tokenizer(folder: ModelFolder, template: str | None) -> Any:
     """The tokenizer of a folder, with another chat template (a file or the text itself) if one is given."""
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -219,12 +220,12 @@ def load_tokenizer(folder: ModelFolder, chat_template: str | None) -> Any:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"The tokenizer in {folder.path} does not load: {str(error).splitlines()[0]}") from error
-    if chat_template:
-        is_text = "{" in chat_template or "\n" in chat_template
+    if template:
+        is_text = "{" in template or "\n" in template
         try:
-            tokenizer.chat_template = chat_template if is_text else Path(chat_template).read_text(encoding="utf-8")
+            tokenizer.chat_template = template if is_text else Path(template).read_text(encoding="utf-8")
         except OSError as error:
-            raise OptionError(f"--chat_template {chat_template} cannot be read: {error.strerror}.") from error
+            raise OptionError(f"--chat_template {template} cannot be read: {error.strerror}.") from error
     return tokenizer
 
 

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from kaito_serving.http.openai.passthrough import PassThrough
 from kaito_serving.http.openai.tokens import Tokens
 from kaito_serving.http.text import Text
 from kaito_serving.lora.deployment import Deployment, deployment, log_adapters
+from kaito_serving.model import chat_template
 from kaito_serving.model.folder import ModelFolder, fits_one_gpu, inspect, read_json
 from kaito_serving.model.load import load_tokenizer
 from kaito_serving.options import Options
@@ -74,6 +76,7 @@ def assemble(options: Options, step: Callable[[str, float | None], object], *, m
     `step` hears what is done, and which part of it where that is known, 0 to 1. Baked mixes lie below `mixes`.
     """
     folder = inspect(Path(options.weights))
+    options = replace(options, chat_template=chat_template.choose(options.chat_template, options.adapters_dir))
     tokenizer = load_tokenizer(folder, options.chat_template)
     step("starting vLLM", None)
     found = deployed(options)

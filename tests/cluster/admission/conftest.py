@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import yaml
 from tests.cluster.admission import rules_table
+from tests.cluster.charts.helm import Helm
 from tests.eventually import eventually
 
 from kaito_hooks.runtime import Client, NotFound, Resource, TooManyRequests
@@ -22,7 +21,6 @@ KINDS = (
     Resource("karpenter.sh", "v1alpha5", "machines", "Machine", False),
     Resource("karpenter.sh", "v1", "nodeclaims", "NodeClaim", False),
 )
-Helm = Callable[..., str]
 
 
 @pytest.fixture(scope="session")
@@ -33,25 +31,9 @@ def plane(programs: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
-def helm(plane: ControlPlane, programs: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Helm:
+def helm(plane: ControlPlane, programs: Mapping[str, Path]) -> Helm:
     """Runs helm on that control plane and returns what it prints."""
-    home = tmp_path_factory.mktemp("helm")
-
-    def run(*arguments: str, check: bool = True) -> str:
-        done = subprocess.run(
-            [str(programs["helm"]), *arguments],
-            env=os.environ
-            | {"KUBECONFIG": str(plane.kubeconfig), "HELM_CACHE_HOME": str(home), "HELM_DATA_HOME": str(home)},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-        if check:
-            assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + ("" if check else done.stderr)
-
-    return run
+    return Helm(plane, programs["helm"], timeout=120)
 
 
 @pytest.fixture(scope="session")

@@ -139,7 +139,7 @@ def test_workspaces_show_the_columns_that_users_know(installed: ControlPlane, ad
             *("NAME", "INSTANCE", "RESOURCEREADY", "INFERENCEREADY", "WORKSPACEREADY", "AGE")
         ]
         assert installed.kubectl("get", "workspace", "columns", "-o", "wide").splitlines()[0].split()[6:] == [
-            *("JOBSTARTED", "UPTODATE", "PROGRESS", "MESSAGE")
+            *("PRESET", "JOBSTARTED", "UPTODATE", "PROGRESS", "NODES", "STARTUPSECONDS", "MESSAGE")
         ]
     finally:
         installed.kubectl("delete", "workspace", "columns")

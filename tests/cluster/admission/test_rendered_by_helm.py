@@ -30,7 +30,10 @@ def test_everything_arrives_in_the_namespace_of_the_release(
     eventually(
         lambda: plane.kubectl("apply", "--server-side", "-f", "-", input=rendered), every=0.5, despite=CommandError
     )
-    kinds = "deployments,daemonsets,services,configmaps,serviceaccounts,roles,rolebindings,poddisruptionbudgets"
+    kinds = (
+        "deployments,daemonsets,services,configmaps,serviceaccounts,roles,rolebindings,poddisruptionbudgets,"
+        "networkpolicies"
+    )
     selector = "app.kubernetes.io/instance=mine"
     arrived = plane.kubectl("get", kinds, "-n", NAMESPACE, "-l", selector, "-o", "name").split()
     everywhere = plane.kubectl("get", kinds, "-A", "-l", selector, "-o", "name").split()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from kaito_local.cluster.controlplane import ControlPlane
 
 WORKSPACE = Resource("kaito.sh", "v1alpha1", "workspaces", "Workspace", True)
 MACHINE = Resource("karpenter.sh", "v1alpha5", "machines", "Machine", False)
+NODE_CLAIM = Resource("karpenter.sh", "v1", "nodeclaims", "NodeClaim", False)
 NODE = Resource("", "v1", "nodes", "Node", False)
 DEPLOYMENT = Resource("apps", "v1", "deployments", "Deployment", True)
 SERVICE = Resource("", "v1", "services", "Service", True)
@@ -27,6 +29,7 @@ CONFIG_MAP = Resource("", "v1", "configmaps", "ConfigMap", True)
 EVENT = Resource("", "v1", "events", "Event", True)
 LEASE = Resource("coordination.k8s.io", "v1", "leases", "Lease", True)
 ROLE_BINDING = Resource("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding", True)
+CLUSTER_ROLE_BINDING = Resource("rbac.authorization.k8s.io", "v1", "clusterrolebindings", "ClusterRoleBinding", False)
 ACCESS_REVIEW = Resource("authorization.k8s.io", "v1", "subjectaccessreviews", "SubjectAccessReview", False)
 NAMESPACE = "kaito-workspace"
 
@@ -99,21 +102,58 @@ def test_the_controller_needs_no_more_than_the_chart_gives(admin: Client, log: P
 def test_kubernetes_own_roles_hold_for_the_workspaces_of_their_namespace(
     installed: ControlPlane, admin: Client, role: str, verb: str, allowed: str
 ) -> None:
-    user = f"one-who-may-{role}"
-    subject = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}
-    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role}
-    with contextlib.suppress(AlreadyExists):
-        binding: Obj = {"metadata": {"name": user}, "roleRef": reference, "subjects": [subject]}
-        admin.create(ROLE_BINDING, binding, namespace="default")
-
-    def may(namespace: str) -> str:
-        question = {"verb": verb, "group": "kaito.sh", "resource": "workspaces", "namespace": namespace}
-        review = {"spec": {"user": user, "resourceAttributes": question}}
-        return "yes" if admin.create(ACCESS_REVIEW, review)["status"]["allowed"] else "no"
-
+    person = Person.bound(admin, role, namespace="default")
     # Rules are aggregated, and bindings reach the authorizer, a moment after they were written.
-    eventually(lambda: may("default") == allowed, every=0.1)
-    assert may("kube-public") == "no"
+    eventually(lambda: person.may(verb, WORKSPACE, namespace="default") == (allowed == "yes"), every=0.1)
+    assert not person.may(verb, WORKSPACE, namespace="kube-public")
+
+
+@pytest.mark.parametrize(
+    ("role", "verb", "allowed"),
+    [
+        ("view", "list", "yes"),
+        ("view", "delete", "no"),
+        ("edit", "list", "yes"),
+        ("edit", "delete", "no"),
+        ("admin", "delete", "yes"),
+        ("admin", "create", "no"),
+    ],
+)
+def test_kubernetes_own_roles_hold_for_claims_where_they_hold_for_the_cluster(
+    installed: ControlPlane, admin: Client, role: str, verb: str, allowed: str
+) -> None:
+    person = Person.bound(admin, role)
+    # The binding has reached the authorizer when what every such role may is allowed.
+    eventually(lambda: person.may("get", MACHINE) and person.may("get", NODE_CLAIM), every=0.1)
+    assert person.may(verb, MACHINE) == person.may(verb, NODE_CLAIM) == (allowed == "yes")
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """A user who has one of Kubernetes' own roles."""
+
+    admin: Client
+    name: str
+
+    @classmethod
+    def bound(cls, admin: Client, role: str, *, namespace: str | None = None) -> Person:
+        """To the role in that namespace, or in the whole cluster."""
+        name = f"one-who-may-{role}-in-{namespace or 'the-cluster'}"
+        binding: Obj = {
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": name}],
+        }
+        kind = ROLE_BINDING if namespace else CLUSTER_ROLE_BINDING
+        with contextlib.suppress(AlreadyExists):
+            admin.create(kind, binding, namespace=namespace)
+        return cls(admin, name)
+
+    def may(self, verb: str, resource: Resource, *, namespace: str = "") -> bool:
+        """What the API server answers; without a namespace for the whole cluster."""
+        question = {"verb": verb, "group": resource.group, "resource": resource.plural, "namespace": namespace}
+        review = {"spec": {"user": self.name, "resourceAttributes": question}}
+        return bool(self.admin.create(ACCESS_REVIEW, review)["status"]["allowed"])
 
 
 def make_ready(admin: Client, claim: Obj) -> None:

@@ -6,11 +6,21 @@ import gzip
 import hashlib
 import io
 import json
+import os
+import subprocess
 import tarfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import urllib3
+from tests.conftest import ROOT
+from tests.eventually import eventually
+
+from kaito_local.cluster.registry import Registry
+from kaito_local.machine import gotools
+from kaito_local.machine.folders import cache_folder
+from kaito_local.machine.ports import free_ports
 
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar"
@@ -110,3 +120,33 @@ class RunningRegistry:
         config = self.blob(repository, b'{"architecture":"amd64","os":"linux"}', CONFIG)
         document = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": pushed}
         return self.manifest(repository, tag, document)
+
+
+class RegistryServer:
+    """The registry of a local cluster as a process that can be stopped and started again, with what it holds."""
+
+    def __init__(self, folder: Path) -> None:
+        program = gotools.ensure(["registry"], tools=ROOT / "tools", cache=cache_folder())["registry"]
+        mirror_port, port = free_ports(2)
+        described = Registry(folder, "127.0.0.1", mirror_port=mirror_port, port=port)
+        self._program = next(p for p in described.programs(program) if p.name == "registry")
+        self._process: subprocess.Popen[bytes] | None = None
+        self.running = RunningRegistry(described.host, "kaito", described.password())
+
+    def start(self) -> None:
+        """Answers when this returns."""
+        with open(self._program.log, "ab") as log:
+            environment = os.environ | dict(self._program.environment)
+            self._process = subprocess.Popen(self._program.command, env=environment, stdout=log, stderr=log)
+        eventually(
+            lambda: urllib3.request("GET", f"http://{self.running.host}/v2/", retries=False).status == 401,
+            what=Path(self._program.log).read_text,
+            despite=urllib3.exceptions.HTTPError,
+        )
+
+    def stop(self) -> None:
+        """Nobody listens when this returns."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None

@@ -10,19 +10,14 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import urllib3
-from safetensors.numpy import save
+from tests.cluster.artifacts.command import ADAPTER, WEIGHTS, Command, tensors
 from tests.cluster.artifacts.registry_fixture import INDEX, MANIFEST, RunningRegistry, tar
-from tests.conftest import ROOT
 from tests.eventually import PATIENCE, eventually
 
-from kaito_local.cluster.registry import Registry
-from kaito_local.machine import gotools
-from kaito_local.machine.folders import cache_folder
 from kaito_local.machine.ports import free_ports
 
 ARCHITECTURE = "Phi3ForCausalLM"
@@ -30,90 +25,7 @@ CONFIG_JSON = json.dumps({"architectures": [ARCHITECTURE], "model_type": "phi3"}
 FOLDER = "workspace/tfs/weights"
 
 
-def tensors(seed: int = 0, size: int = 64) -> bytes:
-    import numpy
-
-    return save({"weight": numpy.random.default_rng(seed).standard_normal((size, 64)).astype("float32")})
-
-
-WEIGHTS = tensors()
 MODEL = {f"{FOLDER}/config.json": CONFIG_JSON, f"{FOLDER}/model.safetensors": WEIGHTS, "usr/bin/python": b"no"}
-ADAPTER = {
-    "data/adapter_config.json": b'{"peft_type": "LORA", "r": 8}',
-    "data/adapter_model.safetensors": WEIGHTS,
-}
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
-    program = gotools.ensure(["registry"], tools=ROOT / "tools", cache=cache_folder())["registry"]
-    mirror_port, port = free_ports(2)
-    described = Registry(tmp_path_factory.mktemp("registry"), "127.0.0.1", mirror_port=mirror_port, port=port)
-    server = next(p for p in described.programs(program) if p.name == "registry")
-    with open(server.log, "wb") as log:
-        process = subprocess.Popen(server.command, env=os.environ | dict(server.environment), stdout=log, stderr=log)
-    try:
-        eventually(
-            lambda: urllib3.request("GET", f"http://{described.host}/v2/", retries=False).status == 401,
-            what=Path(server.log).read_text,
-            despite=urllib3.exceptions.HTTPError,
-        )
-        yield RunningRegistry(described.host, "kaito", described.password())
-    finally:
-        process.kill()
-        process.wait()
-
-
-@pytest.fixture
-def secret(registry: RunningRegistry, tmp_path: Path) -> Path:
-    path = tmp_path / "secret" / ".dockerconfigjson"
-    path.parent.mkdir()
-    path.write_text(registry.docker_config())
-    return path
-
-
-class Command:
-    def __init__(self, registry: RunningRegistry, tmp_path: Path) -> None:
-        self.termination_log = tmp_path / "termination-log"
-        self.destination = tmp_path / "destination"
-        self.marks = tmp_path / "marks"
-        self.registries: dict[str, object] = {"plainHTTP": [registry.host]}
-
-    def run(self, *arguments: str | Path) -> tuple[int, str]:
-        """Exit code, and the sentence in the termination log."""
-        self.termination_log.write_text("")
-        script = (
-            "import sys, pathlib; from kaito_hooks.artifacts.__main__ import main;"
-            f"sys.exit(main(sys.argv[1:], termination_log=pathlib.Path({str(self.termination_log)!r})))"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", script, *map(str, arguments), *self._into(arguments)],
-            env=os.environ | {"KAITO_REGISTRIES": json.dumps(self.registries)},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-        self.said = done.stderr
-        assert "Traceback" not in done.stderr, done.stderr
-        return done.returncode, self.termination_log.read_text()
-
-    def _into(self, arguments: tuple[str | Path, ...]) -> list[str]:
-        if arguments[0] in ("check", "push"):
-            return []
-        return ["--destination", str(self.destination), "--marks", str(self.marks)]
-
-    def files(self) -> dict[str, bytes]:
-        found = {}
-        for path in self.destination.rglob("*"):
-            if path.is_file():
-                found[str(path.relative_to(self.destination))] = path.read_bytes()
-        return found
-
-
-@pytest.fixture
-def command(registry: RunningRegistry, tmp_path: Path) -> Command:
-    return Command(registry, tmp_path)
 
 
 @pytest.mark.parametrize("compress", ["gzip", "zstd", "none"])
@@ -392,15 +304,6 @@ def test_memory_does_not_grow_with_the_layer(registry: RunningRegistry, command:
     assert done.returncode == 0, done.stderr
     assert command.files()["model.safetensors"] == big
     assert int(done.stdout) < 80 * 1024, f"{done.stdout} KiB"
-
-
-@pytest.fixture
-def adapter(tmp_path: Path) -> Path:
-    folder = tmp_path / "results" / "adapter"
-    folder.mkdir(parents=True)
-    for name, data in ADAPTER.items():
-        (folder / Path(name).name).write_bytes(data)
-    return folder
 
 
 def test_what_is_pushed_is_pulled_again_and_is_the_same_every_time(

@@ -127,3 +127,22 @@ def test_an_interrupted_up_leaves_no_process_and_the_next_one_works(kaito: Comma
         assert kaito.processes() == {}
     kaito("up", "--control-plane-only")
     assert "default" in kaito.kubectl("get", "namespaces").stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+@pytest.mark.usefixtures("programs")
+def test_a_full_disk_is_told_in_one_sentence(tmp_path: Path) -> None:
+    script = 'mount -t tmpfs -o size=32k small "$0" && exec "$1" up --control-plane-only --name plane'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-euc", script, str(tmp_path), str(KAITO)],
+        env=os.environ | {"KAITO_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    [sentence] = [line for line in done.stderr.splitlines() if line.startswith("kaito: ")]
+    assert sentence.startswith("kaito: no room is left on the disk")
+    assert sentence.endswith("; make some, then try again")

@@ -321,6 +321,7 @@ def test_the_process_is_ready_when_its_credentials_are_usable(
     page = answer(metrics, "/metrics")[1]
     assert "kaito_provisioner_leader" in page
     assert "karpenter_nodeclaims_created_total" in page
+    assert 'kaito_provisioner_claims{kind="Machine",phase="Launching"}' in page
 
 
 def answer(port: int, path: str) -> tuple[int, str]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from tests.cluster import audit
 from tests.cluster.provisioner.conftest import NAMESPACE, SWIFT, Claims, Provisioners, nodes_of
 from tests.cluster.provisioner.test_faults_and_ends import PDB, events, gone, server
 from tests.cluster.workspace.bare import BareCluster
@@ -22,23 +20,14 @@ from kaito_local.aks import Emulator
 from kaito_local.aks import Settings as CloudSettings
 
 ACCOUNT = Resource("", "v1", "serviceaccounts", "ServiceAccount", namespaced=True)
-POLICY = {
-    "apiVersion": "audit.k8s.io/v1",
-    "kind": "Policy",
-    "omitStages": ["RequestReceived", "ResponseStarted"],
-    "rules": [{"level": "Metadata", "userGroups": [f"system:serviceaccounts:{NAMESPACE}"]}, {"level": "None"}],
-}
 # Asked by the API server itself, when a Node gets an owner with blockOwnerDeletion; no request shows it.
 ON_BEHALF = {("karpenter.sh", "machines/finalizers", "update"), ("karpenter.sh", "nodeclaims/finalizers", "update")}
-
-Right = tuple[str, str, str]
 
 
 @pytest.fixture
 def audited(programs: Mapping[str, Path], tmp_path: Path) -> Iterator[BareCluster]:
     """A bare cluster that writes down what accounts of the release's namespace ask for."""
-    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(POLICY))
-    arguments = (f"--audit-policy-file={tmp_path / 'policy.yaml'}", f"--audit-log-path={tmp_path / 'audit.log'}")
+    arguments = audit.arguments(tmp_path, NAMESPACE)
     with BareCluster.start(tmp_path, programs=programs, api_server_arguments=arguments) as cluster:
         yield cluster
 
@@ -63,25 +52,24 @@ def test_every_right_of_the_chart_is_used_and_none_is_missing(
                 process.stop()
         finally:
             found.close()
-    asked, refused = _audit(tmp_path / "audit.log")
+    asked, refused = audit.read(tmp_path)
     assert refused == set()
     assert rights - asked - ON_BEHALF == set()
 
 
-def _install(cluster: BareCluster, chart: Callable[..., list[Obj]]) -> set[Right]:
-    """Every single right that the chart gives."""
+def _install(cluster: BareCluster, chart: Callable[..., list[Obj]]) -> set[audit.Right]:
+    """Every single right that the chart gives its controller; the roles of users are bound to nobody."""
     cluster.admin.create(ACCOUNT, {"metadata": {"name": "default", "namespace": NAMESPACE}})
-    rights: set[Right] = set()
-    for document in chart({}):
+    roles = []
+    for document in chart({"aggregateRoles": {"enabled": False}}):
         if document["kind"] in ("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ServiceAccount"):
             if "helm.sh/hook" in (document["metadata"].get("annotations") or {}):
                 continue
             if not document["kind"].startswith("Cluster"):
                 document["metadata"]["namespace"] = NAMESPACE
             cluster.plane.kubectl("apply", "--server-side", "-f", "-", input=yaml.safe_dump(document))
-            for rule in document.get("rules") or ():
-                rights |= set(product(rule["apiGroups"], rule["resources"], rule["verbs"]))
-    return rights
+            roles.append(document)
+    return audit.rights(roles)
 
 
 def _live(claims: Claims, admin: Client) -> None:
@@ -136,20 +124,3 @@ def _told_again(admin: Client, name: str) -> bool:
     event = Resource("", "v1", "events", "Event", namespaced=True)
     found = admin.list(event, field_selector=f"involvedObject.name={name}").items
     return any(e["reason"] == "FailedDraining" and e.get("count", 1) > 1 for e in found)
-
-
-def _audit(log: Path) -> tuple[set[Right], set[Right]]:
-    """What was asked for, and what of it was refused for want of a right."""
-    asked: set[Right] = set()
-    refused: set[Right] = set()
-    for line in log.read_text().splitlines():
-        entry: dict[str, Any] = json.loads(line)
-        reference = entry.get("objectRef")
-        if reference is None:
-            continue
-        resource = "/".join(filter(None, (reference["resource"], reference.get("subresource"))))
-        right = (reference.get("apiGroup", ""), resource, entry["verb"])
-        asked.add(right)
-        if entry.get("responseStatus", {}).get("code") == 403:
-            refused.add(right)
-    return asked, refused

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 
 import httpx
 import psutil
@@ -135,11 +136,27 @@ def test_sigterm_lets_the_running_answer_finish_and_leaves_no_process(start_serv
             time.sleep(0.02)
         below = server.processes()
         server.process.send_signal(signal.SIGTERM)
+        told = [(found.status_code, found.headers.get("retry-after")) for found in _until_closed(server.url)]
         assert server.process.wait(PATIENCE) == 0
         failure = answer.exception(PATIENCE)
+    # Answers go on at first; then each says when to ask again; then the door is closed.
+    assert {status for status, _ in told} <= {200, 503}
+    assert all(again is not None for status, again in told if status == 503)
     assert failure is None, f"{failure!r}:\n{server.log[-5000:]}"
     assert answer.result().status_code == 200
     assert psutil.wait_procs(below, timeout=PATIENCE)[1] == []
+
+
+def _until_closed(url: str) -> Iterator[httpx.Response]:
+    """What new clients are answered until their connections are refused."""
+    body = {"prompt": "x", "generate_kwargs": {"max_new_tokens": 1}}
+    ends = time.monotonic() + PATIENCE
+    while time.monotonic() < ends:
+        try:
+            yield httpx.post(f"{url}/chat", json=body, timeout=PATIENCE)
+        except httpx.ConnectError:
+            return
+    raise AssertionError("the server takes connections although it is to end")
 
 
 @pytest.mark.soak

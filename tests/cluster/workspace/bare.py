@@ -5,6 +5,7 @@ Stand-ins take the place of both, with a few requests per Workspace.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -19,10 +20,12 @@ from tests.eventually import PATIENCE, eventually
 from kaito_hooks.runtime import Client, Resource
 from kaito_local.cluster.controlplane import ControlPlane, Settings
 from kaito_local.errors import CommandError
+from kaito_local.machine.pki import write_private
 
 ROOT = Path(__file__).parents[3]
 NAMESPACE = Resource("", "v1", "namespaces", "Namespace", False)
 SERVICE_ACCOUNT = Resource("", "v1", "serviceaccounts", "ServiceAccount", True)
+CLUSTER_ROLE_BINDING = Resource("rbac.authorization.k8s.io", "v1", "clusterrolebindings", "ClusterRoleBinding", False)
 SYSTEM_NAMESPACE = "kaito"
 _TEMPLATES = tuple(f"ConfigMap/{method}-params-template" for method in ("lora", "qlora"))
 _INSTALLED = (
@@ -62,9 +65,9 @@ def tuning_workspace(name: str, namespace: str) -> Obj:
 class BareCluster:
     """etcd and an API server with what the charts install but their Pods; ``close`` (or the ``with`` block) ends it."""
 
-    def __init__(self, plane: ControlPlane, folder: Path, rendered: Mapping[str, Obj]) -> None:
+    def __init__(self, plane: ControlPlane, folder: Path, rendered: Mapping[str, Obj], helm: Path) -> None:
         self.plane, self.folder = plane, folder
-        self._rendered = rendered
+        self._rendered, self._helm = rendered, helm
         self._controllers: list[subprocess.Popen[bytes]] = []
         self.admin = Client.load(kubeconfig=str(plane.kubeconfig))
 
@@ -82,7 +85,7 @@ class BareCluster:
         rendered = _render(programs["helm"], values or {})
         plane = ControlPlane.start(folder / "plane", programs=programs, settings=settings)
         try:
-            found = cls(plane, folder, rendered)
+            found = cls(plane, folder, rendered, programs["helm"])
             found._install()
             return found
         except BaseException:
@@ -113,6 +116,14 @@ class BareCluster:
     def create_namespace(self, name: str) -> None:
         """A namespace; without a controller manager it has no service account and goes with the cluster."""
         self.admin.create(NAMESPACE, {"metadata": {"name": name}})
+
+    def values(self, **values: Any) -> None:
+        """Controllers that are started from here on have these values of the chart."""
+        self._rendered = _render(self._helm, values)
+
+    def roles(self) -> list[Obj]:
+        """The roles of the controller."""
+        return [self._rendered[name] for name in ("ClusterRole/kaito", "Role/kaito-leader-election")]
 
     @property
     def config(self) -> Path:
@@ -145,6 +156,35 @@ class BareCluster:
             "LEADER_ELECTION_NAMESPACE": SYSTEM_NAMESPACE,
             "LEADER_ELECTION_NAME": lease,
         }
+
+    def controller_account(self) -> Path:
+        """A kubeconfig with a token of the controller's service account, which is what its Pod has.
+
+        The API server remembers a token for some seconds, and checks the signature of a certificate with each request.
+        """
+        account = self._rendered["Deployment/kaito"]["spec"]["template"]["spec"]["serviceAccountName"]
+        return self._token_kubeconfig(SYSTEM_NAMESPACE, account)
+
+    def account_of_all_rights(self, name: str, namespace: str) -> Path:
+        """A kubeconfig with a token of a new service account that may do everything, for what stands in for others."""
+        self.admin.create(SERVICE_ACCOUNT, {"metadata": {"name": name, "namespace": namespace}})
+        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"}
+        subject = {"kind": "ServiceAccount", "name": name, "namespace": namespace}
+        self.admin.create(CLUSTER_ROLE_BINDING, {"metadata": {"name": name}, "roleRef": role, "subjects": [subject]})
+        return self._token_kubeconfig(namespace, name)
+
+    def _token_kubeconfig(self, namespace: str, account: str) -> Path:
+        request = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "spec": {"expirationSeconds": 7200},
+        }
+        answer = self.admin.create(SERVICE_ACCOUNT, request, namespace=namespace, name=account, subresource="token")
+        config = json.loads(self.plane.kubeconfig.read_text())
+        config["users"][0]["user"] = {"token": answer["status"]["token"]}
+        path = self.folder / f"{account}-account"
+        write_private(path, json.dumps(config).encode())
+        return path
 
     def start_controller(self, *, lead: bool = True, kubeconfig: Path | None = None) -> subprocess.Popen[bytes]:
         """The real controller as a process of its own; without ``lead`` it acts without asking for the lease.

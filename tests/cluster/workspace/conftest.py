@@ -15,7 +15,7 @@ import pytest
 import yaml
 from tests.cluster.workspace.stand_ins.following import Later, Obj
 from tests.cluster.workspace.stand_ins.kubelet import Kubelet
-from tests.cluster.workspace.stand_ins.provisioner import Provisioner
+from tests.cluster.workspace.stand_ins.provisioner import Provisioner, add_node_without_gpu
 from tests.eventually import PATIENCE, eventually
 
 from kaito_hooks.runtime import AlreadyExists, Client, NotFound, Resource
@@ -116,6 +116,13 @@ def templates(admin: Client, installed: dict[str, Obj]) -> None:
             admin.create(CONFIG_MAP, {**found, "metadata": {**found["metadata"], "namespace": "kaito"}})
 
 
+@pytest.fixture(scope="package")
+def node_without_gpu(admin: Client, installed: dict[str, Obj]) -> str:
+    """The name of a Node that anything may run on: the checks of tunings, for instance."""
+    add_node_without_gpu(admin, "without-gpu")
+    return "without-gpu"
+
+
 @pytest.fixture
 def later() -> Iterator[Later]:
     with Later() as found:
@@ -144,7 +151,13 @@ class Controllers:
         self._account = spec["serviceAccountName"]
         self._lease = next(e["value"] for e in spec["containers"][0]["env"] if e["name"] == "LEADER_ELECTION_NAME")
 
-    def start(self, *, values: Mapping[str, Any] | None = None, lead: bool = False) -> subprocess.Popen[bytes]:
+    def start(
+        self,
+        *,
+        values: Mapping[str, Any] | None = None,
+        lead: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> subprocess.Popen[bytes]:
         number = len(self._running)
         rendered = self._chart({**VALUES, **(values or {})})
         config = next(d for n, d in rendered.items() if n.startswith("ConfigMap/") and "config.yaml" in d["data"])
@@ -155,7 +168,7 @@ class Controllers:
             user=f"system:serviceaccount:kaito:{self._account}",
             groups=("system:serviceaccounts", "system:serviceaccounts:kaito", "system:authenticated"),
         )
-        environment = {
+        variables = {
             **os.environ,
             "KUBECONFIG": str(kubeconfig),
             "CLOUD_PROVIDER": "azure",
@@ -166,10 +179,11 @@ class Controllers:
             "LEADER_ELECTION_NAMESPACE": "kaito",
             "LEADER_ELECTION_NAME": self._lease,
             "DISABLE_LEADER_ELECTION": "" if lead else "true",
+            **(environment or {}),
         }
         log = (self._folder / f"controller-{number}.log").open("wb")
         process = subprocess.Popen(
-            [sys.executable, "-m", "kaito_hooks.workspace", "--config", str(path)], env=environment, stderr=log
+            [sys.executable, "-m", "kaito_hooks.workspace", "--config", str(path)], env=variables, stderr=log
         )
         log.close()
         self._running.append(process)

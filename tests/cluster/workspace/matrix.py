@@ -68,6 +68,8 @@ OWN = "own the Deployment's fields"
 _OBJECT = r"/namespaces/{place}/%s/w$"
 _COLLECTION = r"/namespaces/{place}/%s$"
 _STATUS = r"/{place}/workspaces/w/status$"
+_TRAINER = '"kaito_tuning"'
+"""The module that trains, in the body of a Job; that of its check has another name."""
 _TEMPLATE = r"/configmaps/qlora-params-template$"
 STEPS: Mapping[Phase, Mapping[str, Step]] = {
     "serving": {
@@ -103,7 +105,10 @@ STEPS: Mapping[Phase, Mapping[str, Step]] = {
         # Every Workspace asks for the same object: the next one to ask meets the fault.
         "look for the default": Step("GET", "/kaito" + _TEMPLATE),
         "copy the default": Step("POST", _COLLECTION % "configmaps"),
-        "create the Job": Step("POST", _COLLECTION % "jobs"),
+        "create the check": Step("POST", _COLLECTION % "jobs", body='"w-check-1"'),
+        "record the check": Step("PUT", _STATUS, body='"result"'),
+        "remove the check": Step("DELETE", r"/namespaces/{place}/jobs/w-check-1$"),
+        "create the Job": Step("POST", _COLLECTION % "jobs", body=_TRAINER),
         "record the result": Step("PUT", _STATUS, body='"adapterDigest"'),
         "serve the result": Step("POST", _COLLECTION % "deployments"),
     },
@@ -111,7 +116,7 @@ STEPS: Mapping[Phase, Mapping[str, Step]] = {
         "take up the change": Step("PATCH", _OBJECT % "workspaces"),
         "remove the server": Step("DELETE", _OBJECT % "deployments"),
         "remove the Job": Step("DELETE", _OBJECT % "jobs"),
-        "create the Job": Step("POST", _COLLECTION % "jobs"),
+        "create the Job": Step("POST", _COLLECTION % "jobs", body=_TRAINER),
         "record the result": Step("PUT", _STATUS, body=digest_of(SECOND_IMAGE)),
     },
     "giving back": {
@@ -337,9 +342,10 @@ def _is_ready(found: Obj | None) -> bool:
 
 
 def _gist(sentence: str) -> str:
-    """The sentence; of what was created only whether it bills, as faults divide the children among several Events."""
+    """The sentence without how long the start took; of what was created only whether it bills, as faults divide the
+    children among several Events."""
     if not sentence.startswith("created "):
-        return sentence
+        return sentence.partition(" after ")[0]
     return "created Machine" if sentence.startswith("created Machine ") else "created children"
 
 
@@ -373,4 +379,6 @@ def _plain(obj: Obj) -> Obj:
     if "conditions" in status:
         conditions = [{k: v for k, v in c.items() if k != "lastTransitionTime"} for c in status["conditions"]]
         plain["status"] = {**status, "conditions": sorted(conditions, key=lambda c: str(c["type"]))}
+    if "startup" in status:
+        plain["status"]["startup"] = [phase["name"] for phase in status["startup"]["phases"]]
     return plain

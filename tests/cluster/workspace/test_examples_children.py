@@ -78,6 +78,7 @@ def applied(
     admin: Client,
     chart: Chart,
     installed: dict[str, Obj],
+    node_without_gpu: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[str, Applied]]:
     """All examples, as far as they get without a model; tuning ones with what they become afterwards."""
@@ -93,6 +94,7 @@ def applied(
             found = {name: _apply(admin, kubelet, f"ex-{n}", MANIFESTS[name]) for n, name in enumerate(MANIFESTS)}
             for example in found.values():
                 until(admin, example.workspace, "JobStarted" if example.tunes else "WorkspaceReady")
+                _wait_for_the_end_of_the_check(admin, example.namespace)
                 example.children = _children(admin, example.namespace)
                 example.nodes = _nodes(admin, example.namespace)
             tuned = [example for example in found.values() if example.tunes]
@@ -124,6 +126,16 @@ def _apply(admin: Client, kubelet: Kubelet, namespace: str, manifest: str) -> Ap
     for other in others:
         admin.create(CONFIG_MAP, other, namespace=namespace)
     return Applied(admin.create(WORKSPACE, workspace, namespace=namespace))
+
+
+def _wait_for_the_end_of_the_check(admin: Client, namespace: str) -> None:
+    """Until Job and Pods are gone that looked at a tuning before its node was bought."""
+
+    def left() -> list[str]:
+        found = [*admin.list(JOB, namespace=namespace).items, *admin.list(POD, namespace=namespace).items]
+        return [name for obj in found if "-check-" in (name := obj["metadata"]["name"])]
+
+    eventually(lambda: not left(), what=lambda: f"still there: {left()}")
 
 
 def _children(admin: Client, namespace: str) -> dict[str, Obj]:

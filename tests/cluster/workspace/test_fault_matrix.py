@@ -34,7 +34,7 @@ from tests.eventually import PATIENCE
 
 from kaito_hooks.runtime import Client
 from kaito_hooks.workspace.__main__ import build
-from kaito_hooks.workspace.configuration import file as configuration
+from kaito_hooks.workspace.configuration import file
 
 TIMEOUT = 3.0
 
@@ -124,7 +124,7 @@ class running_controller:
     """The controller in this process, so that its requests may be short of patience."""
 
     def __init__(self, cluster: BareCluster, proxy: FaultProxy, environment: Mapping[str, str]) -> None:
-        settings, process = configuration.load(cluster.config, environment)
+        settings, process = file.load(cluster.config, environment)
         client = Client.load(kubeconfig=str(proxy.kubeconfig), user_agent="kaito-workspace", timeout=TIMEOUT)
         self._manager = build(client, replace(settings, workers=16), process)
         self._stop = threading.Event()

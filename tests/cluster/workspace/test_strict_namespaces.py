@@ -91,6 +91,7 @@ def test_a_quick_start_runs_in_a_strict_namespace(
     provisioner: Provisioner,
     kubelet: Kubelet,
     templates: None,
+    node_without_gpu: str,
     manifest: str,
 ) -> None:
     kubelet.report(strict, at_step("push", PUSHED))
@@ -105,7 +106,13 @@ def test_a_quick_start_runs_in_a_strict_namespace(
 
 
 def test_without_limits_by_default_the_words_say_which_container_lacks_which(
-    admin: Client, place: str, controller: Controllers, provisioner: Provisioner, kubelet: Kubelet, templates: None
+    admin: Client,
+    place: str,
+    controller: Controllers,
+    provisioner: Provisioner,
+    kubelet: Kubelet,
+    templates: None,
+    node_without_gpu: str,
 ) -> None:
     add_quota(admin, place, SMALL)
     served = submit(admin, workspace("phi", place))
@@ -145,6 +152,7 @@ def test_a_quota_that_is_used_up_is_told_in_its_own_words_and_forgotten_when_it_
     provisioner: Provisioner,
     kubelet: Kubelet,
     templates: None,
+    node_without_gpu: str,
     name: str,
     changes: Obj,
     condition: str,

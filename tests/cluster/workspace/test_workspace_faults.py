@@ -5,16 +5,17 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.cluster.workspace.conftest import Controllers, conditions, submit, until, workspace
 from tests.cluster.workspace.stand_ins.following import Obj
-from tests.cluster.workspace.stand_ins.kubelet import Kubelet, failing_weights
+from tests.cluster.workspace.stand_ins.kubelet import Kubelet, failing_weights, running
 from tests.cluster.workspace.stand_ins.provisioner import Provisioner, add_node, set_gpus
 from tests.eventually import PATIENCE, eventually, never
 
-from kaito_hooks.runtime import Client, Informer, NotFound, Resource
+from kaito_hooks.runtime import Client, Informer, NotFound, Resource, SystemClock, now_rfc3339
 from kaito_hooks.workspace.resources import (
     DEPLOYMENT,
     EVENT,
@@ -143,20 +144,44 @@ def test_a_missing_pull_secret_is_told_from_the_kubelets_event(
     ws = submit(admin, workspace("private", place, inference={"preset": preset}))
     [pod] = eventually(lambda: admin.list(POD, namespace=place).items)
     message = 'MountVolume.SetUp failed for volume "registry" : secret "absent" not found'
+    warn(admin, pod, "FailedMount", message)
+    until(admin, ws, "InferenceReady", status="False", words='secret "absent" not found')
+    words = f"create the Secret absent in the namespace {place}, the Pod then goes on by itself"
+    until(admin, ws, "WorkspaceReady", status="False", words=words)
+    kubelet.report(place, running)
+    until(admin, ws, "WorkspaceReady")
+
+
+def test_a_missing_secret_for_the_server_s_own_image_is_told_with_the_failed_pull(
+    admin: Client, place: str, controller: Controllers, provisioner: Provisioner, kubelet: Kubelet
+) -> None:
+    waiting = {"waiting": {"reason": "ErrImagePull", "message": "pull access denied"}}
+    image = {"image": "r.io/hooks:1", "imageID": "", "ready": False, "restartCount": 0}
+    statuses = [{"name": "weights", **image, "state": waiting}]
+    kubelet.report(place, lambda pod: {"phase": "Pending", "initContainerStatuses": statuses})
+    ws = submit(admin, workspace("unpulled", place))
+    [pod] = eventually(lambda: admin.list(POD, namespace=place).items)
+    until(admin, ws, "InferenceReady", status="False", words="image r.io/hooks:1 cannot be pulled: pull access denied")
+    message = "Unable to retrieve some image pull secrets (own); attempting to pull the image may not succeed."
+    warn(admin, pod, "FailedToRetrieveImagePullSecret", message)
+    words = f"pull access denied; create the Secret own in the namespace {place}, the Pod then goes on by itself"
+    until(admin, ws, "WorkspaceReady", status="False", words=words)
+    kubelet.report(place, running)
+    until(admin, ws, "WorkspaceReady")
+
+
+def warn(admin: Client, pod: Obj, reason: str, message: str) -> None:
+    """As the kubelet does, of that Pod."""
+    named = {field: pod["metadata"][field] for field in ("namespace", "name", "uid")}
     event = {
-        "metadata": {"name": "mount", "namespace": place},
-        "involvedObject": {
-            "kind": "Pod",
-            "namespace": place,
-            "name": pod["metadata"]["name"],
-            "uid": pod["metadata"]["uid"],
-        },
+        "metadata": {"name": reason.lower(), "namespace": named["namespace"]},
+        "involvedObject": {"kind": "Pod", **named},
         "type": "Warning",
-        "reason": "FailedMount",
+        "reason": reason,
         "message": message,
+        "lastTimestamp": now_rfc3339(SystemClock()),
     }
     admin.create(EVENT, event)
-    until(admin, ws, "InferenceReady", status="False", words='secret "absent" not found')
 
 
 def test_a_foreign_deployment_of_the_same_name_is_told_and_left_alone(
@@ -400,3 +425,17 @@ def test_a_standby_takes_over_when_the_leader_is_killed(
     second["resource"]["labelSelector"]["matchLabels"]["apps"] = f"{place}-second"
     submit(admin, second)
     until(admin, second, "WorkspaceReady")
+
+
+def test_a_controller_that_is_killed_leaves_no_file_behind(
+    controllers: Controllers, admin: Client, place: str, tmp_path: Path
+) -> None:
+    """Keys above all: nobody comes who would remove them."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    process = controllers.start(environment={"TMPDIR": str(folder)})
+    ws = submit(admin, workspace("phi", place))
+    until(admin, ws, "MachineReady", status="Unknown")
+    process.kill()
+    process.wait(PATIENCE)
+    assert list(folder.iterdir()) == []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 from tests.answering import answering
 from tests.cluster.workspace.conftest import Controllers, conditions, submit, until, workspace
 from tests.cluster.workspace.stand_ins.following import Obj
@@ -9,7 +12,7 @@ from tests.cluster.workspace.stand_ins.kubelet import Kubelet, State, running, s
 from tests.cluster.workspace.stand_ins.provisioner import Provisioner
 from tests.eventually import eventually, never
 
-from kaito_hooks.runtime import Client, NotFound
+from kaito_hooks.runtime import Client, NotFound, parse_time
 from kaito_hooks.workspace.resources import (
     CONTROLLER_REVISION,
     DEPLOYMENT,
@@ -21,6 +24,8 @@ from kaito_hooks.workspace.resources import (
     WORKSPACE,
 )
 from kaito_hooks.workspace.status.progress import PERIOD
+from kaito_local.cluster.controlplane import ControlPlane
+from kaito_local.commands.demo import PHASES
 
 REFUSED = {
     "phase": "Failed",
@@ -66,6 +71,10 @@ def test_a_preset_is_served_and_its_node_given_back(
     now = admin.get(WORKSPACE, "phi", namespace=place)
     assert now["status"]["workerNodes"] == [node["metadata"]["name"]]
     assert now["metadata"]["finalizers"] == ["workspace.finalizer.kaito.sh"]
+    start, ready = now["status"]["startup"], found["WorkspaceReady"]["lastTransitionTime"]
+    age = parse_time(ready) - parse_time(now["metadata"]["creationTimestamp"])
+    assert sum(phase["seconds"] for phase in start["phases"]) == start["totalSeconds"] == age.total_seconds()
+    assert {"Bought", "NodeReady"} <= {phase["name"] for phase in start["phases"]}
     for resource in (DEPLOYMENT, SERVICE, NETWORK_POLICY):
         assert (
             admin.get(resource, "phi", namespace=place)["metadata"]["ownerReferences"][0]["uid"]
@@ -75,6 +84,32 @@ def test_a_preset_is_served_and_its_node_given_back(
     admin.delete(WORKSPACE, "phi", namespace=place)
     eventually(lambda: gone(admin, ws))
     assert claims_of(admin, ws) == []
+
+
+def test_the_wide_columns_tell_the_preset_the_nodes_and_how_long_the_start_took(
+    admin: Client,
+    place: str,
+    plane: ControlPlane,
+    controller: Controllers,
+    provisioner: Provisioner,
+    kubelet: Kubelet,
+) -> None:
+    ws = submit(admin, workspace("columns", place))
+    until(admin, ws, "WorkspaceReady")
+    header, row = plane.kubectl("get", "workspace", "columns", "-n", place, "-o", "wide").splitlines()
+    at = [found.start() for found in re.finditer(r"\S+", header)]
+    told = {header[a:b].strip(): row[a:b].strip() for a, b in zip(at, [*at[1:], None], strict=True)}
+    assert list(told) == [
+        *("NAME", "INSTANCE", "RESOURCEREADY", "INFERENCEREADY", "WORKSPACEREADY", "AGE"),
+        *("PRESET", "JOBSTARTED", "UPTODATE", "PROGRESS", "NODES", "STARTUPSECONDS", "MESSAGE"),
+    ]
+    status = admin.get(WORKSPACE, "columns", namespace=place)["status"]
+    assert told["PRESET"] == "phi-3-mini-4k-instruct"
+    assert told["NODES"] == json.dumps(status["workerNodes"])
+    assert told["STARTUPSECONDS"] == str(status["startup"]["totalSeconds"])
+    assert told["MESSAGE"] == "workspace is ready"
+    lines = plane.kubectl("get", "workspace", "columns", "-n", place, "-o", f"jsonpath={PHASES}").splitlines()
+    assert lines == [f"{phase['name']}: {phase['seconds']} s" for phase in status["startup"]["phases"]]
 
 
 def test_a_server_that_is_not_ready_says_why_in_the_workspace(

@@ -13,6 +13,7 @@ from tests.cluster.workspace.stand_ins.kubelet import Kubelet, running
 from tests.cluster.workspace.stand_ins.provisioner import Provisioner
 from tests.eventually import PATIENCE, eventually, never
 
+from kaito_hooks.api.version import VERSION
 from kaito_hooks.runtime import Client, Informer, NotFound, Resource
 from kaito_hooks.workspace.children.workload import is_available
 from kaito_hooks.workspace.resources import (
@@ -31,7 +32,7 @@ AUTOSCALER = Resource("autoscaling", "v2", "horizontalpodautoscalers", "Horizont
 PRESET = "phi-3-mini-4k-instruct"
 LIVE = 20
 UPGRADED: Mapping[str, Any] = {
-    "image": {"tag": "0.2.0"},
+    "image": {"tag": "9.0.0"},
     "registries": {"plainHTTP": ["10.0.0.1:5000"]},
     "serving": {"extraEnv": [{"name": "SEEN", "value": "today"}]},
     "proxy": {"httpsProxy": "http://proxy.example.com:3128"},
@@ -108,13 +109,13 @@ def test_twenty_models_outlive_an_upgrade_and_are_rolled_by_hand_and_two_at_a_ti
             lambda: set(reasons(admin, place).values()) == {"PlatformChanged"}, what=lambda: str(reasons(admin, place))
         )
         message = until(admin, live[3], "WorkloadUpToDate", status="False")["message"]
-        assert "kaito-hooks:0.1.0 and would be ghcr.io/kaito-python/kaito-hooks:0.2.0" in message
+        assert f"kaito-hooks:{VERSION} and would be ghcr.io/kaito-python/kaito-hooks:9.0.0" in message
         assert "kaito.sh/roll" in message
         assert (templates(admin, place), pods(admin, place)) == (before, running_pods)
 
         # By hand: one, and only that one.
         annotate(admin, place, "m07", roll="now")
-        eventually(lambda: images(deployments(admin, place)["m07"]) == {"0.2.0"})
+        eventually(lambda: images(deployments(admin, place)["m07"]) == {"9.0.0"})
         until(admin, live[7], "WorkloadUpToDate")
         until(admin, live[7], "WorkspaceReady")
         rolled = deployments(admin, place)["m07"]
@@ -143,12 +144,12 @@ def _roll_the_rest(
     def state(pod: Obj) -> Obj:
         """Pods of today's image are ready when the test says so."""
         name = pod["metadata"]["labels"]["kaito.sh/workspace"]
-        if name in ready or name == "m07" or ":0.2.0" not in pod["spec"]["initContainers"][0]["image"]:
+        if name in ready or name == "m07" or ":9.0.0" not in pod["spec"]["initContainers"][0]["image"]:
             return running(pod)
         return {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "True"}]}
 
     def rolled() -> set[str]:
-        return {name for name, found in deployments(admin, place).items() if images(found) == {"0.2.0"}} - {"m07"}
+        return {name for name, found in deployments(admin, place).items() if images(found) == {"9.0.0"}} - {"m07"}
 
     def count(old: Obj | None, new: Obj | None) -> None:
         nonlocal most
@@ -196,7 +197,7 @@ def test_a_workload_of_the_controller_before_is_taken_over_without_a_restart(
     admin.patch(DEPLOYMENT, "older", {"metadata": {"labels": {key: None}}}, namespace=place)
     before, running_pods = templates(admin, place), pods(admin, place)
 
-    controllers.start(values={"image": {"tag": "0.2.0"}})
+    controllers.start(values={"image": {"tag": "9.0.0"}})
     eventually(lambda: key in deployments(admin, place)["older"]["metadata"]["labels"])
     until(admin, ws, "WorkloadUpToDate", status="False", words="GONE of container older")
     [columns, row] = plane.kubectl("get", "workspaces", "--namespace", place, "--output", "wide").splitlines()
@@ -215,7 +216,7 @@ def test_a_workload_of_the_controller_before_is_taken_over_without_a_restart(
     until(admin, ws, "WorkspaceReady")
     [server] = deployments(admin, place)["older"]["spec"]["template"]["spec"]["containers"]
     assert "GONE" not in [e["name"] for e in server["env"]]
-    assert images(deployments(admin, place)["older"]) == {"0.2.0"}
+    assert images(deployments(admin, place)["older"]) == {"9.0.0"}
 
 
 def test_replicas_are_left_to_who_scales(

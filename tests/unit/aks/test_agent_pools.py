@@ -18,6 +18,8 @@ from tests.eventually import PATIENCE
 from tests.unit.aks.sdk import GPU_SIZE, gpu_pool, sdk
 
 from kaito_local.aks import Durations, Emulator, Limits, Settings
+from kaito_local.aks.errors import Refusal
+from kaito_local.aks.pools.validation import check_body
 
 WHERE = ("kaito", "kaito")
 
@@ -255,6 +257,24 @@ def test_a_malformed_pool_is_refused(aks: ContainerServiceClient, changed: dict[
     with pytest.raises(HttpResponseError) as caught:
         create(aks, **changed)
     assert (caught.value.status_code, caught.value.error.code) == (400, code)
+
+
+TYPED = (
+    *("count", "osDiskSizeGB", "osType", "osSKU", "mode", "vnetSubnetID", "podSubnetID", "scaleSetPriority"),
+    *("powerState", "gpuProfile", "nodeLabels", "tags", "nodeTaints", "availabilityZones"),
+)
+NO_TYPE_OF_THEIRS = {"text": "x y", "number": 1.5, "list of lists": [[1]], "object": {"code": {}, "driver": []}}
+
+
+@pytest.mark.parametrize("value", NO_TYPE_OF_THEIRS.values(), ids=NO_TYPE_OF_THEIRS)
+@pytest.mark.parametrize("field", TYPED)
+def test_a_field_of_another_type_is_refused_and_never_an_error_of_the_server(
+    tmp_path: Path, field: str, value: object
+) -> None:
+    with pytest.raises(Refusal) as caught:
+        check_body({"properties": {"vmSize": "Standard_NC6s_v3", field: value}}, Settings(directory=tmp_path))
+    assert caught.value.status == 400
+    assert field in str(caught.value.body)
 
 
 @pytest.mark.parametrize("name", ["Ws1", "1ws", "ws-1", "averylongname"])

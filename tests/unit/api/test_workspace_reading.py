@@ -60,13 +60,20 @@ def test_an_empty_object_is_read_too() -> None:
     assert ws.preset is None
 
 
+NO_LABEL = "is no matchLabels entry and no In with a single value"
+
+
 @pytest.mark.parametrize(
     ("selector", "labels", "problem"),
     [
         ({"matchLabels": {"a": "1"}}, {"a": "1"}, ""),
         ({"matchExpressions": [{"key": "a", "operator": "In", "values": ["1"]}]}, {"a": "1"}, ""),
-        ({"matchExpressions": [{"key": "a", "operator": "In", "values": ["1", "2"]}]}, {}, "a In ['1', '2']"),
-        ({"matchExpressions": [{"key": "a", "operator": "Exists"}]}, {}, "a Exists []"),
+        (
+            {"matchExpressions": [{"key": "a", "operator": "In", "values": ["1", "2"]}]},
+            {},
+            f"a In ['1', '2'] {NO_LABEL}",
+        ),
+        ({"matchExpressions": [{"key": "a", "operator": "Exists"}]}, {}, f"a Exists [] {NO_LABEL}"),
         (
             {"matchLabels": {"a": "1"}, "matchExpressions": [{"key": "a", "operator": "In", "values": ["2"]}]},
             {"a": "1"},

@@ -233,7 +233,8 @@ class Hub:
         def check(path: Path) -> None:
             check_config(path, architecture="Phi3ForCausalLM", source="org/model")
 
-        options = {"token": None, "endpoint": self.endpoint, "transfer": transfer, "destination": destination}
+        options: dict[str, Any] = {"token": None, "endpoint": self.endpoint, "transfer": transfer}
+        options |= {"destination": destination, "leave_out": is_left_out}
         repo, revision = changed.pop("repo", "org/model"), changed.pop("revision", REVISION)
         hub.fetch(repo, revision, **{"check_config": check, **options, **changed})
         return {p.name: p.read_bytes() for p in destination.rglob("*") if p.is_file()}

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.helm_versions import program
 
-from kaito_local.machine import gotools
-from kaito_local.machine.folders import cache_folder
+from kaito_hooks.api.version import VERSION
 
 ROOT = Path(__file__).parents[3]
 CHARTS = ("kaito", "gpu-provisioner")
@@ -19,14 +19,15 @@ CLUSTER_SCOPED = {
     *("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"),
 }
 EVERYTHING = {
-    "kaito": (),
-    "gpu-provisioner": ("--set=azure.caBundle=pem", "--set=serviceMonitor.enabled=true"),
+    "kaito": ("--set=replicaCount=2", "--set=serviceMonitor.enabled=true"),
+    "gpu-provisioner": ("--set=azure.caBundle=-----BEGIN CERTIFICATE-----", "--set=serviceMonitor.enabled=true"),
 }
 
 
-def helm(chart: str, *options: str, values: str = "", release: str = "mine") -> CompletedProcess[str]:
-    program = gotools.ensure(["helm"], tools=ROOT / "tools", cache=cache_folder())["helm"]
-    arguments = [program, "template", release, ROOT / "charts" / chart, *options, "--values=-"]
+def helm(
+    chart: str, *options: str, values: str = "", release: str = "mine", version: str = "helm 3"
+) -> CompletedProcess[str]:
+    arguments = [program(version), "template", release, ROOT / "charts" / chart, *options, "--values=-"]
     return run(arguments, input=values, capture_output=True, text=True, check=False, timeout=120)
 
 
@@ -43,6 +44,12 @@ def test_every_object_of_a_namespace_names_it(chart: str) -> None:
     for obj in found:
         if obj["kind"] not in CLUSTER_SCOPED:
             assert obj["metadata"].get("namespace") == "models", obj["kind"]
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_a_chart_is_rendered_alike_each_time(chart: str) -> None:
+    """Else every comparison of two renders tells of changes that are none."""
+    assert len({helm(chart).stdout for _ in range(3)}) == 1
 
 
 @pytest.mark.parametrize("release", ["gpu-provisioner", "kaito-gpu-provisioner"])
@@ -83,10 +90,10 @@ def test_a_value_of_upstreams_chart_is_answered_with_the_name_of_ours(chart: str
 @pytest.mark.parametrize(
     ("registry", "image"),
     [
-        ("ghcr.io/Kaito-Python", "ghcr.io/kaito-python/kaito-hooks:0.1.0"),
-        ("Registry.example.com/a/", "registry.example.com/a/kaito-hooks:0.1.0"),
-        ("localhost:5000", "localhost:5000/kaito-hooks:0.1.0"),
-        ("[fd00::1]:5000/a", "[fd00::1]:5000/a/kaito-hooks:0.1.0"),
+        ("ghcr.io/Kaito-Python", f"ghcr.io/kaito-python/kaito-hooks:{VERSION}"),
+        ("Registry.example.com/a/", f"registry.example.com/a/kaito-hooks:{VERSION}"),
+        ("localhost:5000", f"localhost:5000/kaito-hooks:{VERSION}"),
+        ("[fd00::1]:5000/a", f"[fd00::1]:5000/a/kaito-hooks:{VERSION}"),
     ],
 )
 def test_a_registry_is_written_as_images_write_it(chart: str, registry: str, image: str) -> None:
@@ -117,7 +124,7 @@ def test_what_no_image_begins_with_is_told(chart: str, registry: str, said: str)
     ("values", "lacking"),
     [
         pytest.param(
-            "settings: {azure: {clusterName: a, subscriptionId: '', resourceGroup: b}}",
+            "settings: {azure: {clusterName: a, subscriptionId: '', resourceGroup: b, location: c}}",
             "settings.azure.subscriptionId (ARM_SUBSCRIPTION_ID), workloadIdentity.clientId (AZURE_CLIENT_ID)",
             id="empty texts",
         ),

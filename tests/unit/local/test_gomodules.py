@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def module(tmp_path: Path) -> GoModule:
 
 
 def test_every_program_that_is_asked_for_is_pinned_by_a_module(tmp_path: Path) -> None:
-    wanted = {*gotools.CLUSTER, *gotools.CHART_TESTS, *gotools.KARPENTER}
+    wanted = {*gotools.CLUSTER, *gotools.CHART_TESTS, *gotools.KARPENTER, *gotools.SIGNING}
     assert wanted == set(catalogue(TOOLS, tmp_path))
 
 
@@ -64,6 +65,11 @@ def test_a_package_has_the_version_of_the_module_that_holds_it_replaced_or_not(m
 
 def test_a_program_of_our_own_has_the_version_of_the_library_it_is_made_of(module: GoModule) -> None:
     assert module.version("example.com/tools/mixed") == "v2.3.4"
+
+
+def test_a_program_of_our_own_that_is_made_of_several_libraries_has_no_version_of_theirs(module: GoModule) -> None:
+    several = replace(module, direct=("example.com/library/v2", "example.com/big"))
+    assert several.version("example.com/tools/mixed") == "v0"
 
 
 def test_programs_are_built_again_when_module_source_or_stamps_change(module: GoModule) -> None:

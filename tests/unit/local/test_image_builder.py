@@ -18,7 +18,8 @@ import pytest
 
 import kaito_local
 from kaito_local.errors import BuildError
-from kaito_local.images.build import Builder, Image, Run, push
+from kaito_local.images.build import Builder, Image, Run
+from kaito_local.images.publish import Registry, publish
 
 _UNSHARE = """#!/bin/sh
 # unshare OPTION... sh -ec SCRIPT FOLDER COMMAND...: runs the command, without namespaces and without the mount.
@@ -180,6 +181,7 @@ def _rebase(image: Image) -> Image:
         pytest.param(_rename_file, id="name-of-a-copied-file"),
         pytest.param(lambda image: dataclasses.replace(image, facts=("trixie",)), id="facts"),
         pytest.param(lambda image: dataclasses.replace(image, variant="cu126"), id="variant"),
+        pytest.param(lambda image: dataclasses.replace(image, labels=("a=b",)), id="labels"),
         pytest.param(_rebase, id="base"),
     ],
 )
@@ -231,6 +233,13 @@ def test_what_is_missing_is_built_after_its_base_and_told_by_reference(desk: Des
     assert built(calls) == ["base", "app"]
     assert f"--build-arg=BASE=localhost/{base.built_name}" in calls[1].split()
     assert desk.builder.missing([image]) == []
+
+
+def test_an_image_gets_its_labels(desk: Desk) -> None:
+    image = dataclasses.replace(desk.image("app"), labels=("org.opencontainers.image.version=1",))
+    desk.builder.ensure([image])
+    [call] = desk.calls("buildah bud")
+    assert "--label=org.opencontainers.image.version=1" in call.split()
 
 
 def test_what_is_there_is_neither_built_nor_packed_again(desk: Desk) -> None:
@@ -391,20 +400,6 @@ def test_a_build_begins_without_what_interrupted_ones_left_but_with_pips_downloa
     assert desk.builder.missing([image]) == []
 
 
-def test_a_push_copies_each_image_into_the_registrys_folder(desk: Desk) -> None:
-    images = [desk.image("one"), desk.image("two")]
-    pushed = push(desk.builder, images, registry="registry.example.com/kaito/")
-    assert pushed == ["registry.example.com/kaito/one:1", "registry.example.com/kaito/two:1"]
-    for call, image, target in zip(desk.calls("skopeo copy"), images, pushed, strict=True):
-        assert call.split()[-2:] == [desk.builder.source(image), f"docker://{target}"]
-        assert "tls" not in call
-
-
-def test_a_push_over_plain_http_says_so_to_skopeo(desk: Desk) -> None:
-    push(desk.builder, [desk.image("one")], registry="127.0.0.1:5000", plain_http=True)
-    assert "--dest-tls-verify=false" in desk.calls()[0].split()
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -417,5 +412,5 @@ def test_a_push_over_plain_http_says_so_to_skopeo(desk: Desk) -> None:
 def test_a_push_that_fails_names_the_target_and_why(desk: Desk, words: str, said: str) -> None:
     desk.fails("copy", words)
     with pytest.raises(BuildError, match=rf"cannot push registry\.example\.com/one:1: {said}"):
-        push(desk.builder, [desk.image("one"), desk.image("two")], registry="registry.example.com")
+        publish(desk.builder, [desk.image("one"), desk.image("two")], Registry("registry.example.com"), programs={})
     assert len(desk.calls("skopeo")) == 1

@@ -58,6 +58,16 @@ def test_serving_and_tuning_stand_on_the_torch_of_their_variant() -> None:
     assert images["kaito-serving-cpu"].built_name != images["kaito-serving-cu126"].built_name
 
 
+@pytest.mark.parametrize("variants", [["cpu"], ["cpu", "cu126"]], ids=",".join)
+def test_beside_the_trainers_is_one_image_for_the_check_of_data_without_torch(variants: list[str]) -> None:
+    (image,) = [image for image in product_images(variants) if image.key == "kaito-tuning-check"]
+    trainer = next(image for image in product_images(variants) if image.key == "kaito-tuning-cpu")
+    assert image.reference == trainer.reference.removesuffix("cpu") + "check"
+    assert image.base is not None
+    assert (image.base.key, image.has_torch) == ("kaito-base", False)
+    assert any(file.name == "examine.py" for file in copied_files(image.dockerfile, image.context))
+
+
 def test_the_vllm_variant_stands_on_the_server_for_cuda_and_is_no_trainer() -> None:
     images = {image.key: image for image in product_images(["vllm"])}
     assert set(images) == {"kaito-hooks", "kaito-serving-vllm"}

@@ -8,7 +8,7 @@ import pytest
 
 from kaito_local.errors import BuildError
 from kaito_local.images.models import ensure_model_image
-from kaito_local.images.oci import Layout, hash_file
+from kaito_local.images.oci import CONFIG_TYPE, LAYER_TYPE, MANIFEST_TYPE, Layout, hash_file
 
 
 @pytest.fixture
@@ -103,3 +103,33 @@ def test_forgetting_an_image_keeps_what_others_share(layout: Layout) -> None:
     assert layout.path(shared.digest).exists()
     assert not layout.path(own.digest).exists()
     assert layout.find("new") is not None
+
+
+def test_two_machines_that_build_the_same_build_the_same_image(tmp_path: Path) -> None:
+    """What buildah writes: the id of each step in between, and the base by its name on that machine."""
+    digests = []
+    for machine in ("b093ec123b7b", "47793f71dbad"):
+        layout = Layout.open(tmp_path / machine)
+        layer = layout.add_bytes(b"layer", media_type=LAYER_TYPE)
+        history = [{"created_by": "ADD", "comment": f"FROM {machine}"}, {"created_by": "RUN"}]
+        config = {"config": {"User": "1"}, "rootfs": {"diff_ids": [layer.digest]}, "history": history}
+        blob = layout.add_bytes(json.dumps(config).encode(), media_type=CONFIG_TYPE)
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "config": blob.descriptor(),
+            "layers": [layer.descriptor()],
+            "annotations": {"org.opencontainers.image.base.name": f"localhost/{machine}", "kept": "yes"},
+        }
+        described = layout.add_bytes(json.dumps(manifest).encode(), media_type=MANIFEST_TYPE).descriptor()
+        entry = {**described, "annotations": {"org.opencontainers.image.ref.name": "app"}}
+        (layout.folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+        found = layout.forget_builder("app")
+        assert layout.find("app") == found
+        kept = json.loads(layout.path(found.digest).read_bytes())
+        assert kept["annotations"] == {"kept": "yes"}
+        assert kept["layers"] == manifest["layers"]
+        read = json.loads(layout.path(kept["config"]["digest"]).read_bytes())
+        assert read == {**config, "history": [{"created_by": "ADD"}, {"created_by": "RUN"}]}
+        digests.append(found.digest)
+    assert digests[0] == digests[1]

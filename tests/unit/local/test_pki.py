@@ -3,10 +3,14 @@ from __future__ import annotations
 import json
 import ssl
 import stat
+import tempfile
 from pathlib import Path
 
+import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
+from kubernetes.client import Configuration
+from kubernetes.config import load_kube_config
 
 from kaito_local.machine.pki import Authority, service_account_key, write_kubeconfig
 
@@ -49,3 +53,19 @@ def test_a_kubeconfig_works_wherever_it_is_copied(tmp_path: Path) -> None:
     config = json.loads(file.read_text())
     assert set(config["users"][0]["user"]) == {"client-certificate-data", "client-key-data"}
     assert config["clusters"][0]["cluster"]["server"] == "https://127.0.0.1:1"
+
+
+def test_a_kubeconfig_that_names_files_makes_the_client_write_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority.open(tmp_path / "pki")
+    client = authority.client("a", user="a")
+    file = write_kubeconfig(
+        tmp_path / "c", server="https://127.0.0.1:1", authority=authority, client=client, embed=False
+    )
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    settings = Configuration()
+    load_kube_config(config_file=str(file), client_configuration=settings, persist_config=False)
+    assert (settings.ssl_ca_cert, settings.cert_file) == (str(authority.certificate), str(client.certificate))
+    assert list((tmp_path / "temporary").iterdir()) == []

@@ -77,6 +77,7 @@ class World(DrivenWorld):
     def start(self) -> None:
         """A fresh process: full caches, empty memory."""
         self.cloud.start()
+        self.registry = CollectorRegistry()
         self.node_cache = MemoryInformer(self.cluster, resources.NODE, nodes.indexes("agentpool"))
         self.claim_caches = {kind: MemoryInformer(self.cluster, r) for kind, r in resources.CLAIMS.items()}
         self.informers = [self.node_cache, *self.claim_caches.values()]
@@ -103,7 +104,7 @@ class World(DrivenWorld):
             nodes=Nodes(self.node_cache),
             clock=self.clock,
             events=cast(Any, self.heard),
-            metrics=ProvisionerMetrics(CollectorRegistry()),
+            metrics=ProvisionerMetrics(self.registry),
             settings=self.settings,
             backoff=Backoff(self.clock, random.Random(1)),
             drains=Drains(),

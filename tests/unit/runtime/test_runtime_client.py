@@ -22,6 +22,7 @@ from kaito_hooks.runtime import (
     Resource,
     ServiceUnavailable,
     TooManyRequests,
+    Unauthorized,
     WatchEvent,
 )
 
@@ -72,6 +73,33 @@ def test_a_request_carries_the_token_the_user_agent_and_json(tmp_path: Path) -> 
         "kind": "Thing",
         "metadata": {"name": "ä", "namespace": "ns"},
     }
+
+
+def test_credentials_are_asked_for_once_and_again_when_they_are_refused(tmp_path: Path) -> None:
+    """A plugin prints a new token, which has expired already, each time that it is run."""
+    tokens, plugin = tmp_path / "tokens", tmp_path / "plugin"
+    status = """{"token": "token-%d", "expirationTimestamp": "2020-01-01T00:00:00Z"}"""
+    plugin.write_text(
+        f"""#!/bin/sh
+echo one >> {tokens}
+printf '{{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {status}}}' \
+  $(wc -l < {tokens})
+"""
+    )
+    plugin.chmod(0o755)
+    exec_plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": str(plugin), "interactiveMode": "Never"}
+    with TinyServer(answer(200, {})) as server:
+        client = server.client(tmp_path, user={"exec": exec_plugin})
+        for _ in range(3):
+            client.get(NODE, "n")
+        server.script = answer(401, {"kind": "Status", "message": "expired"})
+        with pytest.raises(Unauthorized):
+            client.get(NODE, "n")
+        server.script = answer(200, {})
+        client.get(NODE, "n")
+        sent = [request.headers["authorization"] for request in server.requests]
+    assert len(set(sent[:4])) == 1
+    assert sent[4] != sent[0]
 
 
 def test_nobody_listening_is_a_connection_failure(tmp_path: Path) -> None:

@@ -141,7 +141,14 @@ def test_an_object_that_is_nested_too_deep_keeps_no_other_from_the_cache(follow:
         json.dumps(node("b", 2)).encode(),
     )
     events = stream(b'{"type": "ADDED", "object": %s}\n' % deep("c", 3), event("ADDED", node("d", 4)), ends=False)
-    informer, _ = follow(Script(lists=[answer(200, body)], watches=[events]))
+    script = Script(lists=[answer(200, body)], watches=[])
+
+    def then_silence(handler: BaseHTTPRequestHandler) -> None:
+        events(handler)
+        script.finished.wait(2 * PATIENCE)
+
+    script.watches.append(then_silence)
+    informer, _ = follow(script)
     eventually(lambda: {Key.of(obj).name for obj in informer.list()} == {"a", "b", "c", "d"})
     for name in ("a", "c"):
         assert (informer.get(Key("", name)) or {})["spec"]["b"] == ["]}[{", 1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -63,14 +63,14 @@ class TinyServer:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
-    def client(self, folder: Path, **settings: Any) -> Client:
-        """A client of this server, with a token."""
+    def client(self, folder: Path, *, user: Mapping[str, Any] | None = None, **settings: Any) -> Client:
+        """A client of this server, with a token if ``user`` says nothing else."""
         kubeconfig = folder / "kubeconfig"
         kubeconfig.write_text(
             json.dumps(
                 {
                     "clusters": [{"name": "c", "cluster": {"server": self.url}}],
-                    "users": [{"name": "u", "user": {"token": "secret-token"}}],
+                    "users": [{"name": "u", "user": user or {"token": "secret-token"}}],
                     "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
                     "current-context": "x",
                 }

@@ -83,18 +83,19 @@ class House:
         self.state = self.listen(folder / "state.sock")
         self.door = self.make_door()
 
-    def make_door(self) -> Door:
+    def make_door(self, folder: Path | None = None) -> Door:
+        folder = folder or self.folder
         settings = configuration(
             host="127.0.0.1",
             port=self.port,
             state=self.state.path,
             replicas=self.places,
             longest=60.0,
-            unavailable=Door.unavailable(self.folder),
-            control=Door.control(self.folder),
+            unavailable=Door.unavailable(folder),
+            control=Door.control(folder),
             threads=1,
         )
-        return Door(self.folder, settings, host="127.0.0.1", port=self.port)
+        return Door(folder, settings, host="127.0.0.1", port=self.port)
 
     def listen(self, path: Path, *, dying: bool = False) -> Listening:
         self.open.append(Listening(path, dying=dying))
@@ -191,8 +192,9 @@ def test_a_haproxy_that_died_is_started_again(house):
 
 
 def test_a_port_that_is_taken_is_said_in_a_sentence(house):
-    with pytest.raises(ServerFailed, match=rf"^The server cannot listen on 127\.0\.0\.1:{house.port}: .*in use"):
-        house.make_door().open()
+    said = rf"^The server cannot listen on 127\.0\.0\.1:{house.port}: .*in use"
+    with tempfile.TemporaryDirectory(prefix="ks-", dir="/tmp") as other, pytest.raises(ServerFailed, match=said):
+        house.make_door(Path(other)).open()
 
 
 def test_a_draining_door_answers_and_sends_clients_away_with_the_answer(house):

@@ -37,6 +37,13 @@ def changed(section: str, **values: Any) -> dict[str, Any]:
     return document
 
 
+def in_float32(document: dict[str, Any]) -> dict[str, Any]:
+    """Computed in the type that CPUs are fast in."""
+    document["training_config"]["ModelConfig"]["torch_dtype"] = "float32"
+    document["training_config"]["QuantizationConfig"]["bnb_4bit_compute_dtype"] = "float32"
+    return document
+
+
 def test_the_default_template_is_taken_as_it_is(known: KnownFields) -> None:
     config = parse(QLORA, known=known)
     assert config.load_in_4bit
@@ -101,6 +108,11 @@ def test_a_field_that_is_gone_is_ignored_with_a_warning(known: KnownFields, name
         pytest.param(changed("TrainingArguments", push_to_hub=True), "is not allowed", id="push to hub"),
         pytest.param(changed("TrainingArguments", hub_token="x"), "is not allowed", id="hub token"),
         pytest.param(changed("TrainingArguments", report_to="wandb"), "only none is allowed", id="report_to"),
+        pytest.param(
+            changed("TrainingArguments", chat_template_path="/mnt/data/chat.jinja"),
+            "TrainingArguments.chat_template_path: '/mnt/data/chat.jinja' is not taken; set ModelConfig.chat_template",
+            id="template elsewhere",
+        ),
         pytest.param({"training_config": None}, "needs one top-level key, training_config", id="empty"),
         pytest.param([1, 2], "needs one top-level key, training_config", id="a list"),
     ],
@@ -112,6 +124,52 @@ def test_a_mistake_is_refused_with_a_sentence_that_names_it(
         parse(document, known=known)
     assert sentence in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("TrainingArguments", {"num_train_epochs": 0}),
+        ("TrainingArguments", {"num_train_epochs": float("inf")}),
+        ("TrainingArguments", {"num_train_epochs": -1, "max_steps": -1}),
+        ("TrainingArguments", {"gradient_accumulation_steps": 0}),
+        ("TrainingArguments", {"per_device_train_batch_size": 0}),
+        ("TrainingArguments", {"learning_rate": 0.0}),
+        ("TrainingArguments", {"learning_rate": float("nan")}),
+        ("TrainingArguments", {"max_length": 1}),
+        ("LoraConfig", {"r": 0}),
+        ("LoraConfig", {"lora_alpha": 0}),
+        ("LoraConfig", {"lora_dropout": 1.0}),
+        ("LoraConfig", {"lora_dropout": -0.1}),
+        ("LoraConfig", {"target_modules": []}),
+        ("LoraConfig", {"target_modules": ""}),
+        ("DatasetConfig", {"shuffle_seed": -1}),
+    ],
+    ids=lambda value: "-".join(f"{key} {given}" for key, given in value.items()) if isinstance(value, dict) else value,
+)
+def test_a_value_that_nothing_can_be_trained_with_is_refused(
+    known: KnownFields, section: str, values: dict[str, Any]
+) -> None:
+    name, value = next(iter(values.items()))
+    with pytest.raises(ConfigInvalid) as refused:
+        parse(changed(section, **values), known=known)
+    assert str(refused.value).startswith(f"{section}.{name} must ")
+    assert f"got {value!r}; " in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("TrainingArguments", {"num_train_epochs": 0, "max_steps": 4}),
+        ("TrainingArguments", {"num_train_epochs": 0.5, "max_length": 2, "learning_rate": "1e-7"}),
+        ("TrainingArguments", {"max_length": None, "gradient_accumulation_steps": 1}),
+        ("LoraConfig", {"r": 1, "lora_alpha": 1, "lora_dropout": 0, "target_modules": None}),
+        ("LoraConfig", {"target_modules": "all-linear", "lora_dropout": 0.99}),
+        ("DatasetConfig", {"shuffle_seed": 0}),
+    ],
+)
+def test_the_smallest_values_are_taken(known: KnownFields, section: str, values: dict[str, Any]) -> None:
+    assert parse(changed(section, **values), known=known)
 
 
 @pytest.mark.parametrize(

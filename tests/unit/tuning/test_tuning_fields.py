@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.unit.tuning.field_list import PATH, generate
+from tests.unit.tuning.field_list import PATHS, generate
 from tests.unit.tuning.test_tuning_config import changed
 
 from kaito_hooks.workspace.tuning.config import problems
@@ -37,8 +37,13 @@ def trainer(document: dict[str, Any], known: KnownFields) -> str:
     return ""
 
 
-def test_the_list_is_the_one_that_make_fields_writes() -> None:
-    assert json.loads(PATH.read_text()) == generate()
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.parent.name)
+def test_the_list_is_the_one_that_make_fields_writes(path: Path) -> None:
+    assert json.loads(path.read_text()) == generate()
+
+
+def test_the_shipped_list_is_what_the_libraries_say(known: KnownFields) -> None:
+    assert KnownFields.shipped() == known
 
 
 @pytest.mark.parametrize(
@@ -121,6 +126,9 @@ def test_the_list_is_the_one_that_make_fields_writes() -> None:
         ("DataCollator", {"mlm": "no"}, "DataCollator.mlm must be a boolean, got 'no'"),
         ("DatasetConfig", {"shuffle_seed": "x"}, "DatasetConfig.shuffle_seed must be an integer, got 'x'"),
         ("DatasetConfig", {"train_test_split": 1.5}, "Train/Test split needs to be between 0 and 1, got "),
+        ("DatasetConfig", {"on_bad_rows": "skip", "max_bad_rows": 0.05}, ""),
+        ("DatasetConfig", {"on_bad_rows": "drop"}, "DatasetConfig.on_bad_rows: 'drop' is none of fail, skip"),
+        ("DatasetConfig", {"max_bad_rows": 5}, "DatasetConfig.max_bad_rows must be from 0 to below 1, got 5"),
         ("DatasetConfig", {"train_test_split": []}, "DatasetConfig.train_test_split must be a number, got []"),
         ("ModelConfig", {"trust_remote_code": True}, "ModelConfig.trust_remote_code is not allowed: "),
         (TRAINING, {"push_to_hub": True}, "TrainingArguments.push_to_hub is not allowed: "),

@@ -13,7 +13,7 @@ from tests.driven.budget import Budget
 from tests.driven.cluster import MemoryInformer
 from tests.driven.controller import DrivenController
 from tests.driven.world import DrivenWorld
-from tests.unit.workspace.worlds import CATALOG_OBJECT, node_object, workspace_object
+from tests.unit.workspace.worlds import CATALOG_OBJECT, node_object, uncounted, workspace_object
 
 from kaito_hooks.api.conditions import find
 from kaito_hooks.runtime import Client, Controller, Informer, Key, Obj, Resource, Result, format_time, parse_time
@@ -33,7 +33,7 @@ AWAITED = "AgentPoolCreating"
 EVICTION = 300.0
 """Seconds that a Pod stays bound to a node that is not Ready."""
 
-START = Budget(reconciles=16, requests=12)
+START = Budget(reconciles=10, requests=11)
 """Adoption, a revision, a claim, its children and what is said of each step, until the workload is ready."""
 LOOK = Budget(reconciles=1, requests=1)
 """Something has changed or is due, and the status says so."""
@@ -44,9 +44,9 @@ class RunningWorld(DrivenWorld):
 
     A claim becomes a node after ``create_seconds``, unless ``refusals`` has its name: then it says why and is deleted
     at once, as a Karpenter does. A claim that is deleted goes with its node after ``delete_seconds``, and a claim whose
-    node was not Ready for ``repair_seconds`` is deleted. ``purchases`` and ``vanished``: when which claim was bought,
-    and when which one went that was refused; ``given_back_in_use``: what the controller deleted although its node
-    served or was repaired.
+    node was not Ready for ``repair_seconds`` is deleted. ``no_pods``: why the API server refuses Pods. ``purchases``
+    and ``vanished``: when which claim was bought, and when which one went that was refused; ``given_back_in_use``: what
+    the controller deleted although its node served or was repaired.
     """
 
     def __init__(
@@ -62,9 +62,11 @@ class RunningWorld(DrivenWorld):
         self.create_seconds, self.delete_seconds = create_seconds, delete_seconds
         self.repair_seconds = repair_seconds
         self.refusals: dict[str, tuple[str, str]] = {}
+        self.no_pods = ""
         self.purchases: list[tuple[float, str]] = []
         self.vanished: list[tuple[str, float]] = []
         self.events: list[tuple[str, str, str]] = []
+        self.metrics = uncounted()
         self.given_back_in_use: list[str] = []
         self.cluster.touch = self._note
         self.cluster.put(resources.CATALOG, CATALOG_OBJECT)
@@ -92,6 +94,7 @@ class RunningWorld(DrivenWorld):
             client,
             recorder=cast(Any, self),
             memories=memories,
+            metrics=self.metrics,
             clock=self.clock,
             refusal_pause=self.settings.timeouts.buy_backoff_min,
         )
@@ -108,7 +111,7 @@ class RunningWorld(DrivenWorld):
         with self.product():
             return self._reconciler(key)
 
-    def event(self, obj: Obj, type: str, reason: str, message: str) -> None:
+    def event(self, obj: Obj, type: str, reason: str, message: str, *, alone: bool = False) -> None:
         """As a recorder of Events."""
         self.events.append((obj["metadata"]["name"], reason, message))
 
@@ -141,6 +144,9 @@ class RunningWorld(DrivenWorld):
 
     def delete(self, name: str = "phi") -> None:
         self.cluster.delete(resources.WORKSPACE, name, namespace="models")
+
+    def delete_claim(self, name: str) -> None:
+        self.cluster.delete(resources.MACHINE, name)
 
     def bring_node(self, name: str, **changes: Any) -> Obj:
         """A node of the user's own, Ready from this moment on."""
@@ -277,6 +283,8 @@ class RunningWorld(DrivenWorld):
         for name in names:
             found = self.cluster.find(resources.POD, name, "models")
             # Of a template that changes, Pods that run stay here, and others are replaced.
+            if found is None and self.no_pods:
+                continue
             if found is None or (not found["spec"].get("nodeName") and found["spec"]["affinity"] != affinity):
                 owner = {"kind": workload["kind"], "name": metadata["name"], "uid": metadata["uid"], "controller": True}
                 marks = {"kaito.sh/workspace": metadata["name"]}
@@ -287,7 +295,7 @@ class RunningWorld(DrivenWorld):
     def _run_pod(self, pod: Obj, nodes: Mapping[str, Obj]) -> None:
         if not pod["spec"].get("nodeName"):
             used = {other["spec"].get("nodeName") for other in self._pods()}
-            free = (name for name, n in sorted(nodes.items()) if name not in used and _accepts(n, pod["spec"]))
+            free = (name for name, n in sorted(nodes.items()) if name not in used and accepts(n, pod["spec"]))
             pod["spec"]["nodeName"] = next(free, "")
         node = nodes.get(pod["spec"]["nodeName"])
         runs = node is not None and _away_since(node) is None
@@ -304,11 +312,13 @@ class RunningWorld(DrivenWorld):
             for pod in self._pods()
             if _workspace_of(pod) == name and pod["status"]["conditions"][0]["status"] == "True"
         ]
-        status = {
+        status: Obj = {
             "observedGeneration": workload["metadata"]["generation"],
             "readyReplicas": len(ready),
             "updatedReplicas": workload["spec"]["replicas"],
         }
+        if self.no_pods and not any(_workspace_of(pod) == name for pod in self._pods()):
+            status["conditions"] = [{"type": "ReplicaFailure", "status": "True", "message": self.no_pods}]
         self.cluster.put(resource, {**workload, "status": status})
 
 
@@ -332,7 +342,7 @@ def _workspace_of(pod: Obj) -> str:
     return str(pod["metadata"]["labels"]["kaito.sh/workspace"])
 
 
-def _accepts(node: Obj, pod: Obj) -> bool:
+def accepts(node: Obj, pod: Obj) -> bool:
     """Whether a scheduler would bind a Pod of that spec to a node that nobody uses."""
     marks = node["metadata"]["labels"]
     terms = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]

@@ -13,5 +13,15 @@ def test_every_warning_is_an_event_of_its_own() -> None:
     assert told_together([warnings[0], good, warnings[1]]) == [good, *warnings]
 
 
+def test_what_is_told_alone_keeps_its_reason() -> None:
+    created, checked = (
+        Note("Normal", "Created", "created Job/phi"),
+        Note("Normal", "TuningChecked", "24 rows", alone=True),
+    )
+    ready = Note("Normal", "workspaceReady", "workspace is ready")
+    joined = Note("Normal", "workspaceReady", "created Job/phi; workspace is ready")
+    assert told_together([created, checked, ready]) == [joined, checked]
+
+
 def test_no_news_is_no_event() -> None:
     assert told_together([]) == []

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.unit.runtime.clocks import TurnedClock
-from tests.unit.workspace.worlds import claim_object, snapshot, workspace_object
+from tests.unit.workspace.worlds import claim_object, snapshot, uncounted, workspace_object
 
 from kaito_hooks.runtime import AlreadyExists, Conflict, NotFound
 from kaito_hooks.workspace.decision.actions import Action, Adopt, ApplyChild, BuyClaim, CreateChild, Note, Release
@@ -35,13 +35,15 @@ class EmptyServer:
         self.created.append(obj["kind"])
         raise AlreadyExists("it is there", status=409)
 
-    def event(self, obj: Obj, type: str, reason: str, message: str) -> None:
+    def event(self, obj: Obj, type: str, reason: str, message: str, *, alone: bool = False) -> None:
         self.events.append(reason)
 
 
 def execute(server: EmptyServer, *actions: Action, **metadata: Any) -> bool:
     seams: Any = server
-    executor = Executor(seams, recorder=seams, memories=Memories(), clock=TurnedClock(), refusal_pause=1.0)
+    executor = Executor(
+        seams, recorder=seams, memories=Memories(), metrics=uncounted(), clock=TurnedClock(), refusal_pause=1.0
+    )
     plan = Plan(actions=actions, status={"conditions": []}, deeds=(Note("Normal", "Created", "x"),))
     return executor.execute(snapshot(workspace_object(metadata=metadata)), plan)
 

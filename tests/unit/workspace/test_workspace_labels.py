@@ -64,6 +64,17 @@ def test_where_nothing_is_bought_a_node_with_the_label_is_waited_for() -> None:
     assert REFUSED not in conditions(decided)["ResourceReady"][2]
 
 
+def test_a_type_among_the_labels_must_be_spelled_as_the_node_will_spell_it() -> None:
+    key = "node.kubernetes.io/instance-type"
+    small = "standard_nc6s_v3"
+    decided = plan(snapshot(selecting(instanceType=small, labelSelector={"matchLabels": {key: small}})))
+    assert claims_of(decided) == []
+    assert f"no node can be bought with a label {key} of your own" in conditions(decided)["ResourceReady"][2]
+    own = {"matchLabels": {key: "Standard_NC6s_v3"}}
+    [claim] = claims_of(plan(snapshot(selecting(instanceType=small, labelSelector=own))))
+    assert claim["metadata"]["labels"][key] == "Standard_NC6s_v3"
+
+
 def test_a_zone_among_the_labels_is_asked_of_the_cloud() -> None:
     zone = {"matchLabels": {"topology.kubernetes.io/zone": "eastus-1"}}
     [claim] = claims_of(plan(snapshot(selecting(labelSelector=zone))))

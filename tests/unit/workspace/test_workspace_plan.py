@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from tests.unit.workspace.worlds import (
+    CATALOG,
     START,
     SmallWorld,
     claim_object,
@@ -11,9 +12,11 @@ from tests.unit.workspace.worlds import (
     node_object,
     snapshot,
     spread_object,
+    tuning_object,
     workspace_object,
 )
 
+from kaito_hooks.api.catalog import Catalog
 from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.workspace.configuration.settings import Settings
 from kaito_hooks.workspace.decision.actions import Adopt, ApplyChild, BuyClaim, CreateChild, Delete, LabelNode, Release
@@ -28,6 +31,7 @@ ADOPTED = {"finalizers": ["workspace.finalizer.kaito.sh"]}
 LATER = START + timedelta(hours=1)
 ADAPTER = {"source": {"name": "a", "image": "r.io/x/a:1"}, "strength": "0.5"}
 DISTRIBUTED = spread_object()
+PHI = CATALOG.presets["phi-3-mini-4k-instruct"]
 
 
 def resource(**changes: Any) -> dict[str, Any]:
@@ -278,7 +282,7 @@ def test_a_template_without_gpus_needs_none_and_labels_nothing(inference: dict[s
     [
         template(GPU_SERVER),
         template(CPU_SERVER, {**GPU_SERVER, "name": "d"}),
-        template({"name": "c", "resources": {"requests": {"nvidia.com/gpu": "2"}}}),
+        template({"name": "c", "image": "own", "resources": {"requests": {"nvidia.com/gpu": "2"}}}),
         template(CPU_SERVER, initContainers=[{**GPU_SERVER, "name": "first"}]),
     ],
 )
@@ -394,6 +398,54 @@ def test_what_runs_goes_on_when_its_preset_leaves_the_catalog() -> None:
     decided = world.reconcile()
     assert decided.empty
     assert "Deployment/phi" in world.children
+
+
+STRICTER: dict[str, Catalog] = {
+    "its type is supported no longer": replace(CATALOG, instance_types={}, unchecked_instance_type_prefixes=()),
+    "its preset needs more": replace(CATALOG, presets={PHI.name: replace(PHI, total_gpu_memory_gib=64)}),
+    "its preset is private": replace(CATALOG, presets={PHI.name: replace(PHI, access_mode="private")}),
+}
+
+
+@pytest.mark.parametrize("stricter", STRICTER.values(), ids=STRICTER)
+def test_a_workspace_that_lost_its_workload_with_its_node_gets_both_again_whatever_the_rules_of_today_say(
+    stricter: Catalog,
+) -> None:
+    world = SmallWorld(workspace_object())
+    world.settle()
+    assert world.workspace is not None
+    world.catalog = stricter
+    world.nodes, world.claims = {}, {}
+    del world.children["Deployment/phi"]
+    world.workspace["status"]["workerNodes"] = []
+    world.settle()
+    assert {c["status"] for c in world.workspace["status"]["conditions"]} == {"True"}
+    assert "Deployment/phi" in world.children
+
+
+def test_a_tuned_model_that_lost_its_server_gets_it_again_whatever_the_rules_of_today_say_about_training() -> None:
+    world = SmallWorld(tuning_object())
+    world.settle()
+    assert world.workspace is not None
+    world.catalog = replace(CATALOG, presets={PHI.name: replace(PHI, tuning={})})
+    world.nodes, world.claims = {}, {}
+    del world.children["Deployment/phi"]
+    world.workspace["status"]["workerNodes"] = []
+    world.settle()
+    assert {c["status"] for c in world.workspace["status"]["conditions"]} == {"True"}
+    assert (world.jobs_made, "Deployment/phi" in world.children) == (1, True)
+
+
+def test_a_workspace_that_lost_its_workload_and_cannot_run_any_more_says_why() -> None:
+    world = SmallWorld(workspace_object())
+    world.settle()
+    assert world.workspace is not None
+    world.catalog = replace(CATALOG, presets={})
+    del world.children["Deployment/phi"]
+    world.reconcile()
+    told = {c["type"]: c for c in world.workspace["status"]["conditions"]}
+    assert told["WorkspaceReady"]["message"].startswith("Unsupported inference preset name phi-3-mini-4k-instruct")
+    assert "Deployment/phi" not in world.children
 
 
 def test_a_change_that_the_catalog_no_longer_allows_is_told_and_what_runs_is_left_alone() -> None:
@@ -578,7 +630,8 @@ def test_a_template_gets_a_deployment_and_a_service() -> None:
     ],
 )
 def test_the_service_of_a_template_leads_to_its_first_container_port(containers: list[Any], port: int) -> None:
-    obj = workspace_object(inference={"template": {"spec": {"containers": containers}}})
+    images = [{"image": "own", **container} for container in containers]
+    obj = workspace_object(inference={"template": {"spec": {"containers": images}}})
     decided = plan(snapshot(obj, nodes=(node_object("mine"),)))
     [service] = [a.child for a in decided.actions if isinstance(a, CreateChild) and a.child["kind"] == "Service"]
     assert [(p["port"], p["targetPort"]) for p in service["spec"]["ports"] if p["name"] == "http"] == [(80, port)]

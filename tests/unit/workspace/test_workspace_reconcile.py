@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.unit.runtime.clocks import TurnedClock
-from tests.unit.workspace.worlds import workspace_object
+from tests.unit.workspace.worlds import uncounted, workspace_object
 
 from kaito_hooks.api.conditions import find
 from kaito_hooks.runtime import Conflict, Key, LeadershipLost, NotFound
@@ -29,6 +29,9 @@ class Stored:
     def workspace(self, key: Key) -> Obj | None:
         return self.obj
 
+    def is_stale(self, key: Key) -> bool:
+        return False
+
     def observe(self, key: Key) -> Any:
         raise self._error
 
@@ -40,13 +43,15 @@ class Stored:
         self.obj = obj
         return obj
 
-    def event(self, obj: Obj, type: str, reason: str, message: str) -> None:
+    def event(self, obj: Obj, type: str, reason: str, message: str, *, alone: bool = False) -> None:
         self.events.append((type, reason))
 
 
 def reconciler(stored: Stored) -> Reconciler:
     seams: Any = stored
-    executor = Executor(seams, recorder=seams, memories=Memories(), clock=TurnedClock(), refusal_pause=1.0)
+    executor = Executor(
+        seams, recorder=seams, memories=Memories(), metrics=uncounted(), clock=TurnedClock(), refusal_pause=1.0
+    )
     return Reconciler(seams, executor)
 
 

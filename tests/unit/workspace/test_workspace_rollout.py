@@ -202,6 +202,62 @@ def test_a_roll_that_does_not_come_is_not_waited_for(reason: str, rolling: bool)
     assert look_at(obj, [], last=None).rolling is rolling
 
 
+@pytest.mark.parametrize("lost", ["node", "pod"])
+def test_who_was_rolled_and_is_down_later_for_another_reason_holds_up_nobody(lost: str) -> None:
+    cluster = Cluster(3, most=1)
+    cluster.upgrade("2")
+    assert cluster.step() == ["w00"]
+    cluster.finish("w00")
+    assert cluster.step() == ["w01"]
+    cluster.finish("w01")
+    first = cluster.worlds["w00"]
+    first.children["Deployment/w00"]["status"]["readyReplicas"] = 0
+    if lost == "node":
+        first.nodes = {}
+    cluster.reconcile(first)
+    cluster.step()
+    assert cluster.rolled == ["w00", "w01", "w02"]
+
+
+def test_a_pod_of_before_that_still_counts_as_ready_ends_no_roll() -> None:
+    """For a moment a Deployment counts the new Pod as updated and the old one as ready."""
+    cluster = Cluster(2, most=1)
+    cluster.upgrade("2")
+    assert cluster.step() == ["w00"]
+    first = cluster.worlds["w00"]
+    child = first.children["Deployment/w00"]
+    child["status"] = {"observedGeneration": 2, "replicas": 2, "updatedReplicas": 1, "readyReplicas": 1}
+    cluster.reconcile(first)
+    cluster.step()
+    child["status"] = {"observedGeneration": 2, "replicas": 1, "updatedReplicas": 1}
+    cluster.reconcile(first)
+    cluster.step()
+    assert cluster.rolled == ["w00"]
+    cluster.finish("w00")
+    cluster.step()
+    assert cluster.rolled == ["w00", "w01"]
+
+
+def test_whose_node_goes_while_it_is_rolled_holds_up_nobody_until_it_is_back() -> None:
+    cluster = Cluster(3, most=1)
+    cluster.upgrade("2")
+    assert cluster.step() == ["w00"]
+    first = cluster.worlds["w00"]
+    nodes, first.nodes = first.nodes, {}
+    cluster.reconcile(first)
+    cluster.step()
+    assert cluster.rolled == ["w00", "w01"]
+    cluster.finish("w01")
+    first.nodes = nodes
+    cluster.reconcile(first)
+    for _ in range(3):
+        cluster.step()
+    assert cluster.rolled == ["w00", "w01"]
+    cluster.finish("w00")
+    cluster.step()
+    assert cluster.rolled == ["w00", "w01", "w02"]
+
+
 def test_an_upgrade_that_a_workspace_cannot_have_never_rolls_it() -> None:
     cluster = Cluster(2, most=1)
     for world in cluster.worlds.values():

@@ -17,9 +17,11 @@ from tests.unit.workspace.worlds import (
     snapshot,
     spread_object,
     tuning_object,
+    unchecked,
     workspace_object,
 )
 
+from kaito_hooks.api.version import VERSION
 from kaito_hooks.workspace.configuration.settings import Images, Proxy, Registries, Serving, Settings
 from kaito_hooks.workspace.decision.actions import ApplyChild, CreateChild, Delete
 from kaito_hooks.workspace.decision.snapshot import Memory, Refusal
@@ -66,7 +68,7 @@ TAG = Images(hooks="r.io/hooks:2", serving={"cu126": "r.io/serving:2", "vllm": "
 UPGRADES: dict[str, tuple[Callable[[SmallWorld], None], str]] = {
     "image tags": (
         lambda w: set_up(w, images=TAG),
-        "the image of init container weights is ghcr.io/kaito-python/kaito-hooks:0.1.0 and would be r.io/hooks:2",
+        f"the image of init container weights is ghcr.io/kaito-python/kaito-hooks:{VERSION} and would be r.io/hooks:2",
     ),
     "one more registry without TLS": (
         lambda w: set_up(w, registries=Registries(plain_http=("10.0.0.1:5000",))),
@@ -113,7 +115,9 @@ def test_an_upgrade_leaves_what_runs_alone_and_says_what_differs(
 
 
 @pytest.mark.parametrize(
-    "obj", [workspace_object(inference=TEMPLATE), spread_object(), tuning_object()], ids=["template", "ranks", "tuned"]
+    "obj",
+    [workspace_object(inference=TEMPLATE), spread_object(), unchecked(tuning_object())],
+    ids=["template", "ranks", "tuned"],
 )
 def test_every_kind_of_server_is_left_alone(obj: Obj) -> None:
     world = served(obj)
@@ -218,14 +222,15 @@ def test_a_workload_of_the_controller_before_is_adopted_without_a_restart(kind: 
         live["spec"]["template"]["spec"] |= {"dnsPolicy": "ClusterFirst", "restartPolicy": "Always"}
         set_up(world, images=TAG)
     before = copy.deepcopy(live)
-    # Rolls that were asked for before there were any are none.
-    annotate(world, roll="old")
+    # A roll of the controller's own that was over before the controller of then came back.
+    assert world.workspace is not None
+    world.workspace["metadata"]["annotations"]["workspace.kaito.io/roll"] = "2026-01-02T11:00:00Z"
     world.settle()
     after = world.children[f"{kind}/phi"]
     assert (after["spec"], after["metadata"]["generation"]) == (before["spec"], before["metadata"]["generation"])
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
     assert told(world, "WorkloadUpToDate")["status"] == ("False" if upgraded else "True")
-    assert after["metadata"]["annotations"]["kaito.sh/roll"] == "old"
+    assert after["metadata"]["annotations"]["workspace.kaito.io/roll"] == "2026-01-02T11:00:00Z"
     set_up(world, images=replace(TAG, hooks="r.io/hooks:3"))
     world.settle()
     assert world.children[f"{kind}/phi"]["spec"] == before["spec"]
@@ -233,6 +238,33 @@ def test_a_workload_of_the_controller_before_is_adopted_without_a_restart(kind: 
     world.settle()
     [step] = world.children[f"{kind}/phi"]["spec"]["template"]["spec"]["initContainers"]
     assert step["image"] == "r.io/hooks:3"
+
+
+def test_a_roll_that_is_asked_for_before_the_upgraded_controller_has_looked_is_not_lost() -> None:
+    world = served(workspace_object())
+    del world.children["Deployment/phi"]["metadata"]["labels"]["workspace.kaito.io/workload-hash"]
+    set_up(world, images=TAG)
+    annotate(world, roll="1")
+    world.settle()
+    [step] = world.children["Deployment/phi"]["spec"]["template"]["spec"]["initContainers"]
+    assert step["image"] == "r.io/hooks:2"
+    assert told(world, "WorkloadUpToDate")["status"] == "True"
+
+
+def test_an_automatic_roll_is_not_lost_on_a_cache_that_has_not_seen_the_adoption() -> None:
+    world = served(workspace_object())
+    assert world.workspace is not None
+    del world.children["Deployment/phi"]["metadata"]["labels"]["workspace.kaito.io/workload-hash"]
+    set_up(world, images=TAG)
+    as_of_before = copy.deepcopy(world.children)
+    world.reconcile()
+    drifted = told(world, "WorkloadUpToDate")
+    assert drifted["reason"] == "PlatformChanged"
+    world.children = as_of_before
+    world.workspace["metadata"]["annotations"]["workspace.kaito.io/roll"] = drifted["lastTransitionTime"]
+    world.settle()
+    [step] = world.children["Deployment/phi"]["spec"]["template"]["spec"]["initContainers"]
+    assert step["image"] == "r.io/hooks:2"
 
 
 def test_a_workspace_that_changed_while_the_controllers_changed_is_rolled() -> None:
@@ -284,7 +316,7 @@ def test_a_pod_that_cannot_start_with_the_old_image_says_how_to_roll() -> None:
 
 
 def test_without_a_workload_nobody_says_that_it_is_up_to_date() -> None:
-    world = served(tuning_object())
+    world = served(unchecked(tuning_object()))
     assert world.workspace is not None
     assert told(world, "WorkloadUpToDate")["status"] == "True"
     world.workspace["tuning"] = {**world.workspace["tuning"], "output": {"image": "r.io/t/b:2", "imagePushSecret": "p"}}
@@ -316,7 +348,7 @@ def test_somebody_else_s_deployment_is_not_called_up_to_date() -> None:
 
 
 def test_a_running_job_is_not_touched_by_an_upgrade() -> None:
-    world = SmallWorld(tuning_object())
+    world = SmallWorld(unchecked(tuning_object()))
     for _ in range(4):
         world.reconcile()
         world.provision()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+from prometheus_client import CollectorRegistry
 
 from kaito_hooks.api.catalog import Catalog
 from kaito_hooks.api.claim import ENCODINGS, Claim
@@ -21,6 +24,7 @@ from kaito_hooks.workspace.decision.actions import (
     Release,
 )
 from kaito_hooks.workspace.decision.snapshot import Memory, Snapshot, TuningConfig
+from kaito_hooks.workspace.metrics import WorkspaceMetrics
 from kaito_hooks.workspace.plan import Plan, plan
 from kaito_hooks.workspace.tuning.config import name_of
 
@@ -145,6 +149,13 @@ def tuning_object(*, tuning: Obj | None = None, **changes: Any) -> Obj:
     return workspace_object(inference=None, tuning={k: v for k, v in spec.items() if v is not None}, **changes)
 
 
+def unchecked(obj: Obj) -> Obj:
+    """The tuning Workspace without a check before its node is bought."""
+    metadata = obj["metadata"]
+    annotations = {**(metadata.get("annotations") or {}), "kaito.sh/tuning-check": "off"}
+    return {**obj, "metadata": {**metadata, "annotations": annotations}}
+
+
 def node_object(name: str, *, gpus: int = 1, ready: bool = True, labels: Obj | None = None, **metadata: Any) -> Obj:
     """A Node that fits the quick start's Workspace."""
     marks = {"apps": "phi-3", "node.kubernetes.io/instance-type": "Standard_NC6s_v3"} | (labels or {})
@@ -196,18 +207,49 @@ def snapshot(obj: Obj | None = None, *, claims: list[Obj] | None = None, **chang
     )
 
 
+def uncounted() -> WorkspaceMetrics:
+    """Metrics of nothing so far."""
+    return WorkspaceMetrics(CollectorRegistry())
+
+
 def conditions(decided: Plan) -> dict[str, tuple[str, str, str]]:
     """Status, reason and message by type of a plan's new status."""
     assert decided.status is not None
     return {c["type"]: (c["status"], c["reason"], c["message"]) for c in decided.status["conditions"]}
 
 
-STEPS = ("check", "weights", "data", "tune")
+STEPS = ("push-right", "weights", "data", "tune")
+CHECK_STEPS = ("push-right", "tokenizer", "data", "check")
+REPORT: Obj = {
+    "form": "messages",
+    "files": ["train.parquet"],
+    "rows": {"training": 1200, "evaluation": 0, "skipped": 3},
+    "tokens": {"p50": 100, "p95": 512, "max": 1024, "cutShare": 0.0},
+    "problems": [],
+    "warnings": [],
+    "reason": "",
+    "maxLength": 1024,
+    "tokensPerEpoch": 150000,
+    "estimatedSteps": 1200,
+}
+"""What a check says of data that can be trained."""
 
 
 def job_pod(job: Obj, step: str, state: Obj, **status: Any) -> Obj:
-    """A Pod of that Job with that step in that state, those before it done, those after it waiting."""
-    names = (*STEPS, "push")
+    """A Pod of that tuning Job with that step in that state, those before it done, those after it waiting.
+
+    Where a check has passed, the Job does not ask for the right to push again: its first step stands for that."""
+    spec = job["spec"]["template"]["spec"]
+    names = tuple(c["name"] for c in (*spec["initContainers"], *spec["containers"]))
+    return _stepping_pod(job, names, step if step in names else names[0], state, **status)
+
+
+def check_pod(job: Obj, step: str, state: Obj, **status: Any) -> Obj:
+    """A Pod of that check Job with that step in that state, as ``job_pod``."""
+    return _stepping_pod(job, CHECK_STEPS, step, state, **status)
+
+
+def _stepping_pod(job: Obj, names: tuple[str, ...], step: str, state: Obj, **status: Any) -> Obj:
     done, waiting = {"terminated": {"exitCode": 0}}, {"waiting": {"reason": "PodInitializing"}}
     states = {
         name: state if name == step else done if names.index(name) < names.index(step) else waiting for name in names
@@ -216,17 +258,31 @@ def job_pod(job: Obj, step: str, state: Obj, **status: Any) -> Obj:
     return {
         "metadata": {
             "name": f"{job['metadata']['name']}-abcde",
-            "uid": "uid-pod",
-            "ownerReferences": [{"kind": "Job", "uid": job["metadata"]["uid"], "controller": True}],
+            "uid": f"uid-pod-{job['metadata']['uid']}",
+            "ownerReferences": [
+                {
+                    "kind": "Job",
+                    "name": job["metadata"]["name"],
+                    "uid": job["metadata"]["uid"],
+                    "controller": True,
+                }
+            ],
         },
         "status": {
-            "phase": "Succeeded" if (states["push"].get("terminated") or {}).get("exitCode") == 0 else "Pending",
+            "phase": "Succeeded" if (states[names[-1]].get("terminated") or {}).get("exitCode") == 0 else "Pending",
             "podIP": "10.0.0.7",
             "initContainerStatuses": statuses[:-1],
             "containerStatuses": statuses[-1:],
             **status,
         },
     }
+
+
+def is_check(child: Obj) -> bool:
+    """Whether it is a Job that looks at a tuning before a node is bought, or one in its place that does nothing."""
+    template = (child.get("spec") or {}).get("template")
+    checks = template is None or any(c["name"] == "check" for c in template["spec"]["containers"])
+    return bool(child["kind"] == "Job" and "-check-" in child["metadata"]["name"] and checks)
 
 
 def is_of(pod: Obj, owner: Obj) -> bool:
@@ -250,7 +306,10 @@ class SmallWorld:
         self.pods: list[Obj] = []
         self.job_ends: Obj = {"exitCode": 0, "message": '{"digest": "' + DIGEST + '", "metrics": {"loss": 0.5}}'}
         self.ending_step = "push"
+        self.check_ends: Obj = {"exitCode": 0, "message": json.dumps(REPORT)}
+        self.check_step = "check"
         self.jobs_made = 0
+        self.checks_made = 0
         self.bought = 0
         self.deleted: list[Delete] = []
         self.most_claims = 0
@@ -260,6 +319,7 @@ class SmallWorld:
         assert self.workspace is not None
         claims = tuple(Claim.read(claim) for claim in self.claims.values() if self.is_ours(claim))
         workspace = Workspace.read(copy.deepcopy(self.workspace))
+        checks = self.checks()
         return Snapshot(
             now=self.now,
             settings=self.settings,
@@ -268,12 +328,20 @@ class SmallWorld:
             nodes=tuple(copy.deepcopy(list(self.nodes.values()))),
             claims=claims,
             claims_gone=not claims,
-            children=copy.deepcopy({k: v for k, v in self.children.items() if not k.startswith("ControllerRevision")}),
+            children=copy.deepcopy(
+                {k: v for k, v in self.children.items() if not k.startswith("ControllerRevision") and not is_check(v)}
+            ),
             revisions=tuple(v for k, v in self.children.items() if k.startswith("ControllerRevision")),
-            pods=tuple(copy.deepcopy(self.pods)),
+            pods=tuple(copy.deepcopy([pod for pod in self.pods if not any(is_of(pod, c) for c in checks)])),
+            check_jobs=tuple(copy.deepcopy(checks)),
+            check_pods=tuple(copy.deepcopy([pod for pod in self.pods if any(is_of(pod, c) for c in checks)])),
             tuning_config=self._config(workspace),
             memory=self.memory,
         )
+
+    def checks(self) -> list[Obj]:
+        """The check Jobs that are there."""
+        return [child for child in self.children.values() if is_check(child)]
 
     def is_ours(self, obj: Obj) -> bool:
         """Whether a claim or a Node carries this Workspace's two labels."""
@@ -337,9 +405,9 @@ class SmallWorld:
                 acted += 1
             elif not claim["status"].get("conditions"):
                 self.nodes[node] = node_object(node, labels=claim["metadata"]["labels"])
-                self.nodes[node]["metadata"]["labels"]["node.kubernetes.io/instance-type"] = claim["spec"][
-                    "requirements"
-                ][0]["values"][0]
+                key = "node.kubernetes.io/instance-type"
+                [values] = [r["values"] for r in claim["spec"]["requirements"] if r["key"] == key]
+                self.nodes[node]["metadata"]["labels"][key] = values[0]
                 claim["status"] = {"nodeName": node, "conditions": [{"type": "Ready", "status": "True"}]}
                 acted += 1
         return acted
@@ -358,7 +426,10 @@ class SmallWorld:
                     child["status"] = status
                     acted += 1
             elif name.startswith("Job/") and not any(is_of(pod, child) for pod in self.pods):
-                self.pods.append(job_pod(child, self.ending_step, {"terminated": self.job_ends}))
+                if is_check(child):
+                    self.pods.append(check_pod(child, self.check_step, {"terminated": self.check_ends}))
+                else:
+                    self.pods.append(job_pod(child, self.ending_step, {"terminated": self.job_ends}))
                 acted += 1
         self.pods = [p for p in self.pods if any(is_of(p, child) for child in self.children.values())]
         return acted
@@ -391,7 +462,8 @@ class SmallWorld:
             case CopyConfigMap(config_map=found):
                 self.config_maps[found["metadata"]["name"]] = copy.deepcopy(found)
             case CreateChild(child=child):
-                self.jobs_made += child["kind"] == "Job"
+                self.checks_made += is_check(child)
+                self.jobs_made += child["kind"] == "Job" and not is_check(child)
                 stored = copy.deepcopy(child)
                 stored["metadata"] |= {"uid": self._uid(), "generation": 1}
                 self.children[f"{child['kind']}/{child['metadata']['name']}"] = stored

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from kaito_hooks.artifacts import volume
 from kaito_hooks.artifacts.errors import ArtifactError, Damaged, DiskFull, RefusedSource, Unreachable
@@ -23,6 +23,13 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = Patience(tries=3, first_pause=2.0, longest_pause=2.0)
 _LONGEST_NAME = 200
+_LONGEST_HARMLESS = 8
+"""Characters of a parameter's value that may stay in a name; tokens and signatures have more."""
+_SECRET_NAME = re.compile(
+    r"token|key|secret|sign|pass|pwd|auth|cred|jwt|session|(?<![a-z])(sig|code|se|sp|st|sas)(?![a-z])"
+)
+"""In the names of parameters whose values may be secret however short they are."""
+_FILE = re.compile(r"[\w ./-]{1,100}\.(csv|tsv|jsonl?|ndjson|parquet|arrow|feather|zip|gz|bz2|xz|zst)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,7 @@ def fetch(urls: Sequence[str], *, transfer: Transfer, destination: Path) -> list
 def file_name(url: str) -> str:
     """The last part of the path and the query, with ``?``, ``=``, ``&`` and the query's ``/`` as ``_``.
 
+    Names are logged and published, so a hash of the query stands for each parameter that may be secret.
     Raises RefusedSource.
     """
     parts = urlsplit(url)
@@ -59,13 +67,29 @@ def file_name(url: str) -> str:
     if parts.username or parts.password:
         raise RefusedSource(f"{shown(url)} carries a user and a password; use a URL without them")
     path, mark, query = url.partition("#")[0].partition("?")
-    name = re.sub(r"[?=&/]", "_", path.rpartition("/")[2] + mark + query)
+    name = re.sub(r"[?=&/]", "_", path.rpartition("/")[2] + mark + _without_secrets(query))
     if not parts.path.strip("/") or name in ("", ".", ".."):
         raise RefusedSource(f"{shown(url)} names no file")
     if len(name.encode()) > _LONGEST_NAME:
         # Signed URLs are long, and the beginning is what says of which kind the file is.
         name = f"{name[:80]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     return name
+
+
+def _without_secrets(query: str) -> str:
+    """The query with one short hash of all of it in the place of the parameters that may be secret."""
+    parameters = query.split("&")
+    harmless = [parameter for parameter in parameters if not _may_be_secret(parameter)]
+    if len(harmless) == len(parameters):
+        return query
+    return "&".join([*harmless, hashlib.sha256(query.encode(errors="replace")).hexdigest()[:16]])
+
+
+def _may_be_secret(parameter: str) -> bool:
+    name, equals, value = unquote(parameter).partition("=")
+    if _SECRET_NAME.search(name.lower()):
+        return True
+    return len(value if equals else name) > _LONGEST_HARMLESS and not _FILE.fullmatch(value)
 
 
 def shown(url: str) -> str:

@@ -44,17 +44,19 @@ _MACHINE = re.compile(r"azure:///subscriptions/[^/]+/resourcegroups/[^/]+/", re.
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a cluster's machines lie. ``subnet``: its system pool's; "" = one that AKS made, which no pool may name."""
+    """Where a cluster's machines lie. ``subnets``: its system pool's, as keyword arguments of the SDK's model; without
+    one AKS made it, and no pool may name it."""
 
     provider_id_prefix: str
-    subnet: str
+    subnets: Mapping[str, str]
 
 
 class AgentPools:
     """CloudProvider over the agent pools of one cluster.
 
     ``location`` is its region; "" = not known. ``fields``: what every pool has besides what its claim asks for, as
-    keyword arguments of the SDK's model; without a subnet among them it is that of the cluster's system pool.
+    keyword arguments of the SDK's model; without the nodes' subnet among them both subnets are those of the
+    cluster's system pool.
     """
 
     def __init__(
@@ -167,7 +169,7 @@ class AgentPools:
         if "vnet_subnet_id" in self._fields:
             return self._fields
         place = self._place or self._look_at_cluster()
-        return {**self._fields, "vnet_subnet_id": place.subnet} if place.subnet else self._fields
+        return {**place.subnets, **self._fields}
 
     def _look_at_cluster(self) -> _Place:
         with self._calling("GetCluster"):
@@ -178,7 +180,7 @@ class AgentPools:
         subscription = cluster.id.split("/")[2]
         self._place = _Place(
             provider_id_prefix=f"azure:///subscriptions/{subscription}/resourceGroups/{group}/",
-            subnet=_subnet(cluster),
+            subnets=_subnets(cluster),
         )
         return self._place
 
@@ -209,9 +211,14 @@ class AgentPools:
             self._metrics.cloud_duration.labels(method, PROVIDER).observe(self._clock.monotonic() - began)
 
 
-def _subnet(cluster: ManagedCluster) -> str:
+def _subnets(cluster: ManagedCluster) -> Mapping[str, str]:
+    """Of the nodes and, where they have one of their own, of the Pods."""
     system = [pool for pool in cluster.agent_pool_profiles or () if (pool.mode or "").lower() == "system"]
-    return next((pool.vnet_subnet_id for pool in system if pool.vnet_subnet_id), "")
+    pool = next((pool for pool in system if pool.vnet_subnet_id), None)
+    if pool is None or not pool.vnet_subnet_id:
+        return {}
+    pods = {"pod_subnet_id": pool.pod_subnet_id} if pool.pod_subnet_id else {}
+    return {"vnet_subnet_id": pool.vnet_subnet_id, **pods}
 
 
 def _check_region(order: Order, location: str) -> None:

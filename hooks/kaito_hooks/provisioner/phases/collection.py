@@ -85,6 +85,7 @@ class Collection:
             and not (instance.name in claims and instance.belongs_to(claims[instance.name]))
             and not self._claimed(instance)
         }
+        self.env.metrics.orphans.set(len(orphans))
         for name, uid in sorted(orphans & self._orphans):
             self._delete_orphan(name, uid)
         self._orphans = frozenset(orphans)

@@ -57,14 +57,14 @@ def carry_out(step: DrainPlan, node: Obj, claim: Claim, env: Environment) -> Rou
     for pod in step.protected:
         if env.drains.due(pod["metadata"]["uid"], env.clock.monotonic()):
             _settle(pod, _PROTECTED, node, claim, env)
-    if step.done:
-        _unblocked(node, env)
     now = env.clock.monotonic()
     staying = [pod for pod in step.remaining if not pod["metadata"].get("deletionTimestamp")]
     known = [(pod, env.drains.refusal(pod["metadata"]["uid"])) for pod in staying]
     refused = [(_name(pod), refusal) for pod, refusal in known if refusal is not None]
     if refused:
         env.metrics.drain_blocked.labels(nodes.name(node)).set(max(now - refusal.since for _, refusal in refused))
+    else:
+        env.metrics.drained(nodes.name(node))
     again = min((step.again, *(refusal.again - now for _, refusal in refused)))
     return Round(
         stay=tuple(f"{name}: {refusal.reason}" for name, refusal in refused),
@@ -93,7 +93,7 @@ def release_pods(node: Obj, env: Environment) -> None:
         if refusal is not None:
             message = f"Pod {_name(pod)} of Node {nodes.name(node)}, which is gone, cannot be deleted: {refusal}"
             env.events.event(pod, "Warning", "FailedDraining", message)
-    _unblocked(node, env)
+    env.metrics.drained(nodes.name(node))
 
 
 def _evict(pod: Obj, node: Obj, env: Environment) -> str | None:
@@ -138,13 +138,6 @@ def _delete(pod: Obj, grace_seconds: int, env: Environment) -> str | None:
         return error.message
     env.metrics.pods_drained.labels("deleted").inc()
     return None
-
-
-def _unblocked(node: Obj, env: Environment) -> None:
-    try:
-        env.metrics.drain_blocked.remove(nodes.name(node))
-    except KeyError:
-        return
 
 
 def _name(pod: Obj) -> str:

@@ -171,6 +171,7 @@ def _give_up(claim: Claim, instance: Instance, env: Environment) -> Outcome:
         current = env.cloud.get(claim.name)
         if current is not None and current.state.broken and current.belongs_to(claim):
             env.cloud.delete(current)
+            env.metrics.pools_failed.labels(outcome.reason).inc()
             # Accepted is not done: a deletion may fail later, and then it is not repeated at each look.
             still_there = LaunchFailed("", f"agent pool {instance.name} is still there after its deletion was accepted")
             env.backoff.failed(deletion_key(claim), still_there, longest=LONGEST_DELETION_RETRY)

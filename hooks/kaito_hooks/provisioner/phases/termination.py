@@ -228,6 +228,7 @@ def _release(claim: Claim, own: list[Obj], env: Environment) -> Ending:
     for key in (claim.uid, look_key(claim), deletion_key(claim), _retry_key(claim)):
         env.backoff.forget(key)
     env.drains.forget(claim.uid)
+    env.metrics.drained(claim.node_name)
     if not released:
         return Ending(gone=True)
     env.metrics.claims_terminated.labels(claim.kind).inc()

@@ -171,10 +171,11 @@ class Client:
         *,
         field_manager: str,
         force: bool = True,
+        dry_run: bool = False,
         subresource: str | None = None,
     ) -> Obj:
         """Server-side apply of exactly the fields in ``obj``; Conflict when another manager owns one and ``force`` is
-        off.
+        off. ``dry_run``: answered as if it were done.
 
         https://kubernetes.io/docs/reference/using-api/server-side-apply/
         """
@@ -183,6 +184,8 @@ class Client:
         if "managedFields" in body["metadata"]:
             body["metadata"] = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
         query = {"fieldManager": field_manager, "force": "true" if force else "false"}
+        if dry_run:
+            query["dryRun"] = "All"
         return self._write("PATCH", path, body=body, query=query, content_type=_APPLY_TYPE)
 
     def patch(

@@ -31,7 +31,11 @@ Observer = Callable[[str, int, str], None]
 """Told of every request: method, status (0 = no answer), host."""
 
 CONNECT_TIMEOUT = 5.0
+CREDENTIALS_FOR = 5.0
+"""Seconds for which credentials are good that were read once: a new token in a file is taken after that, or after a
+401."""
 _CHUNK = 64 * 1024
+_ONCE = urllib3.Retry(False, redirect=False)
 _REMEMBERED_WARNINGS = 256
 
 
@@ -40,8 +44,9 @@ class Connection:
 
     def __init__(self, api_client: ApiClient) -> None:
         self._configuration = api_client.configuration
-        self._pool: urllib3.PoolManager = api_client.rest_client.pool_manager
         self.host = str(self._configuration.host).rstrip("/")
+        self._pool, self._base = _pool(api_client.rest_client.pool_manager, self.host)
+        self._credentials: tuple[float, Mapping[str, str]] = (0.0, {})
         self.user_agent = str(api_client.user_agent)
         self._observers: tuple[Observer, ...] = ()
         self._warned: set[str] = set()
@@ -138,33 +143,45 @@ class Connection:
         body: Any = None,
         content_type: str = "application/json",
     ) -> urllib3.response.BaseHTTPResponse:
-        headers = {"Accept": "application/json", "User-Agent": self.user_agent}
-        try:
-            for setting in self._configuration.auth_settings().values():
-                if setting["value"]:
-                    headers[setting["key"]] = setting["value"]
-        except (kubernetes_config.ConfigException, OSError) as error:
-            raise ConnectionFailed(f"the credentials cannot be read: {error}", reason="Credentials") from error
+        headers = {"Accept": "application/json", "User-Agent": self.user_agent, **self._authorization()}
         data = None
         if body is not None:
             headers["Content-Type"] = content_type
-            data = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
+            text = json.dumps(body, separators=(",", ":"), ensure_ascii=False)
+            # Half of a surrogate pair, from an escape that somebody wrote, is not UTF-8 but may be escaped again.
+            data = text.encode(errors="backslashreplace")
         given = {name: value for name, value in (query or {}).items() if value is not None}
-        url = f"{self.host}{path}" + (f"?{urlencode(given)}" if given else "")
+        url = f"{self._base}{path}" + (f"?{urlencode(given)}" if given else "")
         try:
-            return self._pool.request(
+            response = self._pool.urlopen(
                 method,
                 url,
                 body=data,
                 headers=headers,
                 timeout=patience,
-                retries=False,
+                retries=_ONCE,
                 redirect=False,
                 preload_content=False,
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
             self._report(method, 0)
             raise self._failed(method, path, error) from error
+        if response.status == 401:
+            self._credentials = (0.0, {})
+        return response
+
+    def _authorization(self) -> Mapping[str, str]:
+        """The headers that say who asks, read again when they are no longer fresh."""
+        read, headers = self._credentials
+        if headers and time.monotonic() - read < CREDENTIALS_FOR:
+            return headers
+        try:
+            settings = self._configuration.auth_settings().values()
+        except (kubernetes_config.ConfigException, OSError) as error:
+            raise ConnectionFailed(f"the credentials cannot be read: {error}", reason="Credentials") from error
+        headers = {setting["key"]: setting["value"] for setting in settings if setting["value"]}
+        self._credentials = (time.monotonic(), headers)
+        return headers
 
     def _failed(self, method: str, path: str, error: Exception) -> ConnectionFailed:
         if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
@@ -188,6 +205,17 @@ class Connection:
             if len(self._warned) < _REMEMBERED_WARNINGS:
                 self._warned.add(text)
         logger.warning("the API server warns: %s", text)
+
+
+def _pool(manager: urllib3.PoolManager, host: str) -> tuple[urllib3.HTTPConnectionPool, str]:
+    """The connections to one host, and what goes before a path in a request on one of them.
+
+    The manager would look for them with every request. A proxy wants the whole URL of what it forwards; what is
+    encrypted passes through its tunnel.
+    """
+    pool = manager.connection_from_url(host)
+    prefix = urllib3.util.parse_url(host).path or ""
+    return pool, host if manager.proxy is not None and pool.scheme == "http" else prefix
 
 
 def _read_all(response: urllib3.response.BaseHTTPResponse, deadline: float) -> bytes:

@@ -1,7 +1,8 @@
 """Kubernetes Events, written by a thread of their own.
 
 Equal events are counted on one object, many similar ones (same object and reason, different texts) are combined, and a
-single object that keeps talking is slowed down: the limits are those of client-go's recorder.
+single object that keeps talking is slowed down: the limits are those of client-go's recorder. A recorder may gather
+what goes well with an object within some seconds into one Event; what goes wrong is written at once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import threading
 import uuid
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,10 +36,12 @@ logger = logging.getLogger(__name__)
 EVENT = Resource(group="", version="v1", plural="events", kind="Event", namespaced=True)
 
 _MESSAGE_LIMIT = 1024
-_QUEUE_LIMIT = 1000
+_QUEUE_LIMIT = 4096
 _REMEMBERED = 4096
 _SIMILAR_LIMIT = 10
 _SIMILAR_WINDOW = 600.0
+_LONGEST_YIELD = 30.0
+_YIELD_PERIOD = 0.1
 _BURST = 25
 _REFILL_SECONDS = 300.0
 _ATTEMPTS = 8
@@ -46,13 +50,23 @@ _PASSING = (ConnectionFailed, InternalError, ServerTimeout, ServiceUnavailable, 
 
 @dataclass(slots=True)
 class _Happening:
-    """One call of ``event``."""
+    """One call of ``event``, or several of type Normal about one object, from ``when`` until ``last``.
+
+    ``due``: when it is written, in the clock's monotonic seconds.
+    """
 
     involved: Obj
     type: str
     reason: str
-    message: str
+    messages: list[str]
     when: str
+    last: str
+    due: float
+
+    @property
+    def message(self) -> str:
+        """All that is said, in the order in which it happened."""
+        return _shortened("; ".join(self.messages))
 
 
 @dataclass(slots=True)
@@ -82,16 +96,30 @@ class _Written:
 class EventRecorder:
     """Writes Events about objects. ``event`` returns at once and never raises; what cannot be written is dropped and
     counted.
+
+    ``gather``: for how many seconds an Event of type Normal waits for others about its object; they are written as one,
+    under the reason of the last. A Warning about the object ends the wait, and so does what is told alone. ``busy``:
+    whether there is more important work, for which a gathered Event waits on, 30 seconds at most.
     """
 
     def __init__(
-        self, client: Client, *, component: str, clock: Clock | None = None, metrics: Metrics | None = None
+        self,
+        client: Client,
+        *,
+        component: str,
+        gather: float = 0.0,
+        busy: Callable[[], bool] = lambda: False,
+        clock: Clock | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._client = client
         self._component = component
+        self._gather = gather
+        self._is_busy = busy
         self._clock = clock or SystemClock()
         self._dropped = metrics.events_dropped.labels(component) if metrics is not None else None
         self._waiting: deque[_Happening] = deque()
+        self._gathering: OrderedDict[tuple[str, ...], _Happening] = OrderedDict()
         self._condition = threading.Condition()
         self._busy = False
         self._closed = False
@@ -101,8 +129,13 @@ class EventRecorder:
         self._similar: OrderedDict[tuple[str, ...], _Similar] = OrderedDict()
         self._allowances: OrderedDict[str, _Allowance] = OrderedDict()
 
-    def event(self, obj: Obj, type: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-        """Records that ``reason`` (CamelCase) happened to ``obj``; ``message`` is a sentence."""
+    def event(
+        self, obj: Obj, type: Literal["Normal", "Warning"], reason: str, message: str, *, alone: bool = False
+    ) -> None:
+        """Records that ``reason`` (CamelCase) happened to ``obj``; ``message`` is a sentence.
+
+        ``alone``: it is written at once, under its own reason, and never gathered with others.
+        """
         metadata = obj.get("metadata") or {}
         involved = {
             "apiVersion": obj.get("apiVersion", ""),
@@ -112,20 +145,54 @@ class EventRecorder:
             "uid": metadata.get("uid", ""),
             "resourceVersion": metadata.get("resourceVersion", ""),
         }
-        happening = _Happening(involved, type, reason, _shortened(message), now_rfc3339(self._clock))
+        when, due = now_rfc3339(self._clock), self._clock.monotonic() + self._gather
+        happening = _Happening(involved, type, reason, [_shortened(message)], when, when, due)
         with self._condition:
-            if self._closed or len(self._waiting) >= _QUEUE_LIMIT:
+            if self._closed or len(self._waiting) + len(self._gathering) >= _QUEUE_LIMIT:
                 self._drop()
                 return
-            self._waiting.append(happening)
+            self._put_in_line(happening, gathers=type == "Normal" and not alone and self._gather > 0)
             if self._thread is None:
                 self._thread = SupervisedThread(f"events {self._component}", self._run, stop=self._stop)
                 self._thread.start()
             self._condition.notify_all()
 
+    def _put_in_line(self, happening: _Happening, *, gathers: bool) -> None:
+        subject = tuple(happening.involved[field] for field in ("uid", "kind", "namespace", "name"))
+        open_one = self._gathering.get(subject)
+        if open_one is not None and gathers:
+            new = [message for message in happening.messages if message not in open_one.messages]
+            if sum(map(len, [*open_one.messages, *new])) + 2 * len(open_one.messages) <= _MESSAGE_LIMIT:
+                open_one.messages += new
+                open_one.reason, open_one.last = happening.reason, happening.when
+                return
+        if open_one is not None:
+            self._waiting.append(self._gathering.pop(subject))
+        if gathers:
+            self._gathering[subject] = happening
+        else:
+            self._waiting.append(happening)
+
+    def _next(self) -> _Happening | None:
+        """Takes what is to be written; None when nothing is, yet. All wait equally long, so the first is due first."""
+        if not self._waiting and self._gathering:
+            subject, first = next(iter(self._gathering.items()))
+            late = self._clock.monotonic() - first.due
+            if late >= (_LONGEST_YIELD if self._is_busy() else 0.0):
+                self._waiting.append(self._gathering.pop(subject))
+        return self._waiting.popleft() if self._waiting else None
+
+    def _pause(self) -> float | None:
+        """Seconds until something is due; None if nothing will be by itself."""
+        first = next(iter(self._gathering.values()), None)
+        return max(_YIELD_PERIOD, first.due - self._clock.monotonic()) if first is not None else None
+
     def flush(self, timeout: float) -> bool:
         """Waits until everything recorded so far is written or dropped; whether it was within ``timeout`` seconds."""
         with self._condition:
+            self._waiting.extend(self._gathering.values())
+            self._gathering.clear()
+            self._condition.notify_all()
             return self._condition.wait_for(lambda: not self._waiting and not self._busy, timeout)
 
     def close(self, timeout: float) -> None:
@@ -141,10 +208,10 @@ class EventRecorder:
             with self._condition:
                 self._busy = False
                 self._condition.notify_all()
-                self._condition.wait_for(lambda: self._waiting or self._closed)
-                if self._closed:
+                while (happening := self._next()) is None and not self._closed:
+                    self._condition.wait(self._pause())
+                if happening is None or self._closed:
                     return
-                happening = self._waiting.popleft()
                 self._busy = True
             try:
                 self._handle(happening)
@@ -187,7 +254,7 @@ class EventRecorder:
         )
         known = self._written.get(identity)
         if known is not None:
-            patch = {"count": known.count + 1, "lastTimestamp": happening.when}
+            patch = {"count": known.count + 1, "lastTimestamp": happening.last}
             try:
                 self._client.patch(EVENT, known.name, patch, namespace=namespace, kind="strategic")
                 known.count += 1
@@ -208,7 +275,7 @@ class EventRecorder:
                 "reportingComponent": self._component,
                 "reportingInstance": "",
                 "firstTimestamp": happening.when,
-                "lastTimestamp": happening.when,
+                "lastTimestamp": happening.last,
                 "count": 1,
             },
         )
@@ -224,10 +291,11 @@ class EventRecorder:
             seen = self._similar[key] = _Similar(messages=set(), since=now)
             _bound(self._similar)
         self._similar.move_to_end(key)
+        message = happening.message
         if len(seen.messages) < _SIMILAR_LIMIT:
-            seen.messages.add(happening.message)
-        if happening.message in seen.messages:
-            return happening.message
+            seen.messages.add(message)
+        if message in seen.messages:
+            return message
         return "(combined from similar events)"
 
     def _allowed(self, happening: _Happening) -> bool:

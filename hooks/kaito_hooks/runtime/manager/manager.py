@@ -107,9 +107,16 @@ class Manager:
         """Whether the controllers run."""
         return self._leading.is_set()
 
-    def recorder(self, component: str) -> EventRecorder:
-        """An EventRecorder over the fenced client that is flushed at the end."""
-        recorder = EventRecorder(self._client, component=component, clock=self._clock, metrics=self.metrics)
+    def recorder(self, component: str, *, gather: float = 0.0) -> EventRecorder:
+        """An EventRecorder over the fenced client that is flushed at the end; what it gathers yields to controllers."""
+        recorder = EventRecorder(
+            self._client,
+            component=component,
+            gather=gather,
+            busy=lambda: any(controller.backlog for controller in self._controllers),
+            clock=self._clock,
+            metrics=self.metrics,
+        )
         self._recorders.append(recorder)
         return recorder
 

@@ -31,6 +31,17 @@ TMP_VOLUME: Obj = {"name": "tmp", "emptyDir": {}}
 TMP_MOUNT: Obj = {"name": "tmp", "mountPath": TMP}
 
 
+def pod_head(settings: Settings) -> Obj:
+    """What the specs of all our Pods begin with: locked down, without a token, with the Secrets for our images."""
+    secrets = [{"name": name} for name in settings.images.pull_secrets]
+    return {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": POD_SECURITY,
+        **({"imagePullSecrets": secrets} if secrets else {}),
+    }
+
+
 def artifact_step(name: str, args: list[str], *, mounts: list[Obj], settings: Settings) -> Obj:
     """An init container that runs ``kaito_hooks.artifacts``; it ends with a sentence as termination message."""
     return {

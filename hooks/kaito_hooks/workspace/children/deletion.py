@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from kaito_hooks.api import labels
 from kaito_hooks.api.claim import Claim
-from kaito_hooks.workspace.children.upkeep import is_owned
+from kaito_hooks.runtime import Obj
+from kaito_hooks.workspace.children.upkeep import is_owned, remove
 from kaito_hooks.workspace.decision.actions import Action, Delete, Note, Release
 from kaito_hooks.workspace.decision.snapshot import Snapshot
 from kaito_hooks.workspace.supply.placement import WITH_PODS
@@ -34,7 +35,7 @@ def dismantle(s: Snapshot) -> tuple[list[Action], list[Note], str]:
     ws = s.workspace
     if labels.WORKSPACE_FINALIZER not in ws.finalizers:
         return [], [], ""
-    actions = withdraw(s)
+    actions = [*withdraw(s), *remove(checks(s))]
     doomed = [claim for claim in s.claims if not claim.deleting]
     actions += [Delete(claim.kind, "", claim.name, claim.uid) for claim in doomed]
     notes = [Note("Normal", f"Deleted{claim.kind}", f"deleted {claim.kind} {claim.name}") for claim in doomed]
@@ -43,6 +44,11 @@ def dismantle(s: Snapshot) -> tuple[list[Action], list[Note], str]:
     if not s.claims_gone:
         return actions, notes, "the list of its claims"
     return [*actions, Release()], notes, ""
+
+
+def checks(s: Snapshot) -> list[Obj]:
+    """The Workspace's Jobs that check a tuning; they are on nobody's node in particular."""
+    return [job for job in s.check_jobs if is_owned(job, s.workspace.uid)]
 
 
 def _awaited(claim: Claim) -> str:

@@ -15,6 +15,7 @@ from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.runtime import Obj
 from kaito_hooks.workspace.children.upkeep import FINGERPRINT, contains
 from kaito_hooks.workspace.decision.revision import workload_hash_of
+from kaito_hooks.workspace.status import conditions
 from kaito_hooks.workspace.supply.placement import pod_of
 
 MOST_TOLD = 3
@@ -35,7 +36,7 @@ def is_frozen(workspace: Workspace, live: Obj, *, revision: int) -> bool:
     if FINGERPRINT not in made or not pod_of(live):
         return False
     if (asked := made_for(live)) is None:
-        return made.get(labels.REVISION) == str(revision)
+        return made.get(labels.REVISION) == str(revision) and not _is_roll_asked_since(workspace)
     return asked == workload_hash_of(workspace.raw) and not is_roll_asked(workspace, live)
 
 
@@ -43,6 +44,21 @@ def is_roll_asked(workspace: Workspace, live: Obj) -> bool:
     """Whether the Workspace has a roll's annotation with a value that its workload does not have."""
     made = _annotations(live)
     return any(workspace.annotations.get(name) not in (None, made.get(name)) for name in labels.ROLLS)
+
+
+def _is_roll_asked_since(workspace: Workspace) -> bool:
+    """Whether a roll was asked for of a workload that a controller made which knows of none.
+
+    By hand: no other one is. By ourselves: after its drift was told; an earlier one was over before that controller
+    came back.
+    """
+    if labels.ROLL in workspace.annotations:
+        return True
+    asked, told = workspace.annotations.get(labels.AUTOMATIC_ROLL), workspace.condition(conditions.WORKLOAD_UP_TO_DATE)
+    if asked is None or told is None or told.get("reason") != conditions.PLATFORM_CHANGED:
+        return False
+    # Both are times that we wrote, in one form, which sorts.
+    return asked >= str(told["lastTransitionTime"])
 
 
 def with_earlier_rolls(live: Obj, wanted: Obj) -> Obj:

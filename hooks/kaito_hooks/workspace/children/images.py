@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-from kaito_hooks.api.catalog import Catalog, Engine, ImageWeights, Preset
+from kaito_hooks.api.catalog import Engine, ImageWeights, Preset
 from kaito_hooks.api.workspace import PresetSpec
 from kaito_hooks.workspace.configuration.settings import Settings
 
 
-def variant(instance_type: str, catalog: Catalog | None, settings: Settings) -> str:
-    """``cpu``, ``cu126`` or ``vllm``: forced by the settings, else what the instance type's GPU can run.
+def variant(gpus: int, settings: Settings) -> str:
+    """``cpu``, ``cu126`` or ``vllm``: forced by the settings, else by whether a Pod has GPUs.
 
     CUDA 12.6 has kernels for the oldest GPUs of the Catalog and for the newest ones, so it is what NVIDIA GPUs get.
     """
-    if settings.images.variant:
-        return settings.images.variant
-    listed = catalog.find_instance_type(instance_type) if catalog else None
-    if listed is None:
-        return "cu126" if instance_type.lower().startswith("standard_n") else "cpu"
-    if listed.gpu_vendor != "nvidia" or listed.gpu_count == 0:
-        return "cpu"
-    return "cu126"
+    return settings.images.variant or ("cu126" if gpus else "cpu")
 
 
-def serving_image(engine: Engine, instance_type: str, catalog: Catalog | None, settings: Settings) -> str:
+def serving_image(engine: Engine, gpus: int, settings: Settings) -> str:
     """The server's image: vLLM has one of its own, which holds the other engine too."""
-    return settings.images.serving["vllm" if engine == "vllm" else variant(instance_type, catalog, settings)]
+    return settings.images.serving["vllm" if engine == "vllm" else variant(gpus, settings)]
 
 
-def tuning_image(instance_type: str, catalog: Catalog | None, settings: Settings) -> str:
+def tuning_image(gpus: int, settings: Settings) -> str:
     """The trainer's image; it has no variant for vLLM, whose GPUs run CUDA 12.6 as well."""
-    wanted = variant(instance_type, catalog, settings)
+    wanted = variant(gpus, settings)
     return settings.images.tuning["cu126" if wanted == "vllm" else wanted]
 
 

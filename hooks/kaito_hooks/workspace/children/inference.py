@@ -10,15 +10,13 @@ from kaito_hooks.api.catalog import ENGINES, Preset
 from kaito_hooks.api.conditions import find
 from kaito_hooks.api.workspace import Adapter, ResourceSpec
 from kaito_hooks.runtime import Obj
-from kaito_hooks.workspace.children import drift, images, network, server, service, workload
-from kaito_hooks.workspace.children import upkeep as children
-from kaito_hooks.workspace.decision.actions import Action, Note, Outcome
+from kaito_hooks.workspace.children import drift, images, network, server, service, upkeep, workload
+from kaito_hooks.workspace.decision.actions import Action, ApplyChild, Note, Outcome
 from kaito_hooks.workspace.decision.revision import workload_hash_of
 from kaito_hooks.workspace.decision.snapshot import Snapshot
 from kaito_hooks.workspace.rules import pod_template, validate
 from kaito_hooks.workspace.rules.engines import engine_of
-from kaito_hooks.workspace.status import conditions as status
-from kaito_hooks.workspace.status import pod_refusals, pods, server_state
+from kaito_hooks.workspace.status import conditions, pod_refusals, pods, server_state
 from kaito_hooks.workspace.status.conditions import Verdict
 from kaito_hooks.workspace.supply import nodes, placement
 
@@ -45,8 +43,18 @@ class Wanted:
 def live_workload(s: Snapshot) -> Obj | None:
     """The workload of ours that exists, of either kind; one that stays before one that goes."""
     named = [s.children.get(f"{kind}/{s.workspace.name}") for kind in placement.WORKLOADS]
-    ours = [found for found in named if found is not None and children.is_owned(found, s.workspace.uid)]
+    ours = [found for found in named if found is not None and upkeep.is_owned(found, s.workspace.uid)]
     return min(ours, key=lambda found: bool(found["metadata"].get("deletionTimestamp")), default=None)
+
+
+def in_the_way(s: Snapshot) -> str:
+    """Why no node is bought for a workload in whose place somebody else's stands, and stays; "" if none does."""
+    preset = preset_of(s)
+    kind = "StatefulSet" if preset is not None and preset.distributed else "Deployment"
+    found = s.children.get(f"{kind}/{s.workspace.name}")
+    if found is None or upkeep.is_owned(found, s.workspace.uid) or found["metadata"].get("deletionTimestamp"):
+        return ""
+    return f"no node is bought while {upkeep.reference(found)} of somebody else is there"
 
 
 def is_of_revision(s: Snapshot, revision: int) -> bool:
@@ -73,16 +81,9 @@ def is_of_engine(s: Snapshot, revision: int) -> bool:
 
 def _frozen_workload(s: Snapshot, revision: int) -> Obj | None:
     live = live_workload(s)
-    if live is None or _is_stranded(s, live):
+    if live is None or placement.is_stranded(s, live):
         return None
     return live if drift.is_frozen(s.workspace, live, revision=revision) else None
-
-
-def _is_stranded(s: Snapshot, live: Obj) -> bool:
-    """Whether nothing of it runs, and it may go to none of the nodes that the Workspace has: it was made for others."""
-    mine = [node for node in s.nodes if nodes.name_of(node) in s.workspace.worker_nodes]
-    pod = placement.pod_of(live)
-    return bool(mine) and not any(map(nodes.of_pod, s.pods)) and not any(placement.admits(pod, node) for node in mine)
 
 
 def _annotation(s: Snapshot, name: str) -> str | None:
@@ -95,25 +96,30 @@ def infer(s: Snapshot, wanted: Wanted, *, beside: Sequence[str] = ()) -> Inferen
 
     ``beside``: ``Kind/name`` of children that others keep. A workload goes with its Pods before its successor comes.
     """
-    kept = children.keep_all(s, wanted.children, beside=beside)
+    kept = upkeep.keep_all(s, wanted.children, beside=beside)
     outcome = kept.problem or progress(s)
     if wanted.drift and outcome.state == "failed":
-        outcome = Outcome("failed", f"{status.NOT_UP_TO_DATE}: {outcome.message}")
+        outcome = Outcome("failed", f"{conditions.NOT_UP_TO_DATE}: {outcome.message}")
     return Inference(outcome, _up_to_date(s, wanted, kept), kept.actions, kept.notes)
 
 
-def _up_to_date(s: Snapshot, wanted: Wanted, kept: children.Kept) -> Verdict | None:
+def _up_to_date(s: Snapshot, wanted: Wanted, kept: upkeep.Kept) -> Verdict | None:
     """None if there is no workload and none comes."""
     if wanted.drift:
         broken = validate.check(s.workspace, s.catalog, max_nodes=s.settings.max_nodes_per_workspace)
-        return status.drifted(wanted.drift, broken=validate.told(broken), upgrade=s.settings.workloads.upgrade)
+        return conditions.drifted(wanted.drift, broken=validate.told(broken), upgrade=s.settings.workloads.upgrade)
     failed = kept.problem is not None and kept.problem.state == "failed"
-    if live_workload(s) is None:
-        return None if failed else status.up_to_date()
-    refusal = s.memory.refusals.get(children.reference(wanted.children[-1]))
+    if (live := live_workload(s)) is None and failed:
+        return None
+    refusal = s.memory.refusals.get(upkeep.reference(wanted.children[-1]))
     if refusal is not None and s.now < refusal.retry_at:
-        return status.not_updated(refusal.message)
-    return status.up_to_date()
+        return conditions.not_updated(refusal.message)
+    said = s.workspace.condition(conditions.WORKLOAD_UP_TO_DATE) or {}
+    if said.get("reason") in (conditions.PLATFORM_CHANGED, conditions.ROLLING):
+        changes = any(isinstance(a, ApplyChild) and a.child["kind"] in placement.WORKLOADS for a in kept.actions)
+        if live is None or changes or not workload.is_available(live):
+            return conditions.rolling()
+    return conditions.up_to_date()
 
 
 def progress(s: Snapshot) -> Outcome:
@@ -124,11 +130,18 @@ def progress(s: Snapshot) -> Outcome:
     reported, spec = found.get("status") or {}, found.get("spec") or {}
     replicas, ready = int(spec.get("replicas") or 0), int(reported.get("readyReplicas") or 0)
     if replicas == 0:
-        return Outcome("waiting", f"{children.reference(found)} is scaled to zero by hand; its nodes are kept")
+        kept = "; its nodes are kept" if s.workspace.worker_nodes else ""
+        return Outcome("waiting", f"{upkeep.reference(found)} is scaled to zero by hand{kept}")
     if workload.is_available(found):
         return Outcome("ready")
     serving = [pod for pod in s.pods if not pods.owned_by_job(pod)]
-    told = pods.explain(serving, s.pod_warnings, said=s.said, servers=server_state.outcomes(s.servers))
+    told = pods.explain(
+        serving,
+        s.pod_warnings,
+        pull_errors=s.memory.pull_errors,
+        pull_secrets=s.pull_secrets,
+        servers=server_state.outcomes(s.servers),
+    )
     if told is not None and told.state == "failed":
         return told
     if (refused := _refused(s, found, replicas=replicas, existing=len(serving))) is not None:
@@ -145,11 +158,11 @@ def _refused(s: Snapshot, found: Obj, *, replicas: int, existing: int) -> Outcom
     """Why the workload lacks Pods, if the API server refuses them: its condition says it, or its Events do."""
     failure = find((found.get("status") or {}).get("conditions"), "ReplicaFailure")
     if failure is not None and failure.get("status") == "True":
-        return pod_refusals.outcome(children.reference(found), str(failure.get("message", "")))
+        return pod_refusals.outcome(upkeep.reference(found), str(failure.get("message", "")))
     message = s.pod_refusals.get(str(found["metadata"].get("uid", "")))
     if message is None or existing >= replicas:
         return None
-    return pod_refusals.outcome(children.reference(found), message)
+    return pod_refusals.outcome(upkeep.reference(found), message)
 
 
 def wanted_children(s: Snapshot, resource: ResourceSpec, *, chosen: Sequence[Obj], revision: int) -> Wanted:
@@ -190,8 +203,8 @@ def _with_workload(s: Snapshot, wanted: Obj, others: Sequence[Obj], *, frozen: O
     if frozen is not None:
         wanted = drift.placed_as(frozen, wanted)
     if (live := live_workload(s)) is not None:
-        wanted = drift.with_earlier_rolls(live, children.sealed(wanted))
-    if frozen is None or children.seal_of(frozen) == children.seal_of(wanted):
+        wanted = drift.with_earlier_rolls(live, upkeep.sealed(wanted))
+    if frozen is None or upkeep.seal_of(frozen) == upkeep.seal_of(wanted):
         return Wanted((*others, wanted))
     return Wanted((*others, drift.frozen(frozen, wanted)), drift.describe(frozen, wanted))
 
@@ -209,7 +222,7 @@ def preset_children(
     ws = s.workspace
     assert ws.preset is not None
     assert s.catalog is not None
-    engine = engine_of(ws, s.catalog)
+    engine, gpus = engine_of(ws, s.catalog), gpus_per_node(s, resource, preset, chosen)
     template = server.pod_template(
         ws,
         resource,
@@ -218,8 +231,8 @@ def preset_children(
         place=placement.place(s, resource),
         adapters=adapters,
         engine=engine,
-        image=images.serving_image(engine, resource.instance_type, s.catalog, s.settings),
-        gpus=gpus_per_node(s, resource, preset, chosen),
+        image=images.serving_image(engine, gpus, s.settings),
+        gpus=gpus,
         settings=s.settings,
     )
     if preset.distributed:

@@ -10,6 +10,10 @@ from kaito_hooks.workspace.children.service import SERVER_PORT
 DNS_PORT = 53
 _ANY_POD: Obj = {"namespaceSelector": {}}
 """Of any namespace."""
+_CREDENTIAL_SERVICES = {
+    block: [str(network) for network in networks]
+    for block, networks in (("0.0.0.0/0", metadata_services.IPV4), ("::/0", metadata_services.IPV6))
+}
 
 
 def network_policy(workspace: Workspace, *, metadata: Obj, distributed: bool, in_cluster_only: bool = False) -> Obj:
@@ -28,8 +32,7 @@ def network_policy(workspace: Workspace, *, metadata: Obj, distributed: bool, in
         {"ports": [{"protocol": "UDP", "port": DNS_PORT}, {"protocol": "TCP", "port": DNS_PORT}]},
         {
             "to": [
-                {"ipBlock": {"cidr": "0.0.0.0/0", "except": [str(network) for network in metadata_services.IPV4]}},
-                {"ipBlock": {"cidr": "::/0", "except": [str(network) for network in metadata_services.IPV6]}},
+                *({"ipBlock": {"cidr": block, "except": but}} for block, but in _CREDENTIAL_SERVICES.items()),
                 _ANY_POD,
             ]
         },

@@ -60,9 +60,7 @@ def pod_template(
     volumes += hub_token_volumes(preset, wanted)
     volumes += containers.registry_secret_volumes(secrets)
     spec: Obj = {
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "securityContext": containers.POD_SECURITY,
+        **containers.pod_head(settings),
         "terminationGracePeriodSeconds": grace_period(settings.serving.extra_args),
         **place,
         "initContainers": [
@@ -84,8 +82,6 @@ def pod_template(
         ],
         "volumes": volumes,
     }
-    if settings.images.pull_secrets:
-        spec["imagePullSecrets"] = [{"name": name} for name in settings.images.pull_secrets]
     return {"metadata": {"labels": {labels.WORKSPACE: workspace.name}}, "spec": spec}
 
 
@@ -120,26 +116,31 @@ def weights_mount(preset: Preset, wanted: PresetSpec, *, read_only: bool) -> Obj
 
 def weights_step(wanted: PresetSpec, preset: Preset, settings: Settings) -> Obj:
     """Fetch the weights from an image, from the hub, or only check those on a volume."""
-    args, mounts = ["weights"], [weights_mount(preset, wanted, read_only=False)]
+    return model_step("weights", wanted, preset, settings, mount=weights_mount(preset, wanted, read_only=False))
+
+
+def model_step(command: str, wanted: PresetSpec, preset: Preset, settings: Settings, *, mount: Obj) -> Obj:
+    """Fetch a model's files, or those of them that the command is for; ``mount``: of the volume that they go to."""
+    args, mounts, folder = [command], [mount], mount["mountPath"]
     image = images.model_image(wanted, preset, settings)
     if image:
         args += ["--image", image]
         if isinstance(preset.weights, ImageWeights):
             args += ["--image-path", preset.weights.path]
-        args += ["--destination", WEIGHTS_PATH]
+        args += ["--destination", folder]
         args += containers.docker_config_args(wanted.image_pull_secrets)
         mounts += containers.registry_secret_mounts(wanted.image_pull_secrets)
     elif isinstance(preset.weights, HubWeights):
         args += ["--hugging-face", preset.weights.repo, "--revision", preset.weights.revision]
-        args += ["--destination", WEIGHTS_PATH]
+        args += ["--destination", folder]
         if preset.weights.token_secret:
             args += ["--token-file", f"{HUB_TOKEN_PATH}/token"]
             mounts.append({"name": "hub-token", "mountPath": HUB_TOKEN_PATH, "readOnly": True})
     else:
-        args += ["--volume", WEIGHTS_PATH]
+        args += ["--volume", folder]
     if preset.architecture:
         args += ["--architecture", preset.architecture]
-    return containers.artifact_step("weights", args, mounts=mounts, settings=settings)
+    return containers.artifact_step(command, args, mounts=mounts, settings=settings)
 
 
 def _adapter_step(adapter: Adapter, settings: Settings) -> Obj:

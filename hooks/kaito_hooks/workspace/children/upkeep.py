@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kaito_hooks.api import labels
+from kaito_hooks.api.resources import WORKSPACE
+from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.runtime import Obj, parse_quantity
 from kaito_hooks.workspace.decision.actions import Action, ApplyChild, CreateChild, Delete, Note, Outcome
 from kaito_hooks.workspace.decision.snapshot import Snapshot
@@ -19,6 +21,8 @@ FINGERPRINT = "workspace.kaito.io/fingerprint"
 """Annotation on a child: what we wanted it to be, metadata aside. A field that we no longer want is found by it."""
 _LIST_KEYS = ("name", "mountPath", "containerPort", "port", "key", "uid")
 """Fields by which Kubernetes merges lists of objects; others may add items to such a list."""
+_SELECTORS = frozenset({"selector", "podSelector", "namespaceSelector", "matchLabels", "nodeSelector"})
+"""Mappings that mean something else with an entry more, which an apply takes away: their type is atomic."""
 
 
 def reference(child: Obj) -> str:
@@ -56,15 +60,20 @@ def contains(live: Any, wanted: Any) -> bool:
     """Whether everything in ``wanted`` is so in ``live``; what the API server or others added does not count.
 
     Quantities compare by value ("1024Mi" is stored as "1Gi"); an empty value equals an absent one. Lists whose items
-    have a key may hold more items, other lists must match item by item.
+    have a key may hold more items, other lists must match item by item, and selectors must match as a whole.
     """
-    if isinstance(wanted, Mapping):
-        return isinstance(live, Mapping) and all(
-            contains(live[key], value) if key in live else _is_empty(value) for key, value in wanted.items()
+    if live == wanted:
+        return True
+    if isinstance(wanted, dict):
+        return isinstance(live, dict) and all(
+            (contains(live[key], value) and not (key in _SELECTORS and _has_more(live[key], value)))
+            if key in live
+            else _is_empty(value)
+            for key, value in wanted.items()
         )
     if isinstance(wanted, list):
         return isinstance(live, list) and _list_contains(live, wanted)
-    return bool(live == wanted) or _same_quantity(live, wanted)
+    return _same_quantity(live, wanted)
 
 
 def owned_by_apply(owners: list[Obj], *, applier: str) -> list[Obj]:
@@ -132,13 +141,13 @@ def keep(s: Snapshot, child: Obj) -> tuple[Action | None, Outcome | None]:
     live = s.children.get(name)
     if live is None:
         return CreateChild(wanted), Outcome("waiting", pods.WAITING)
-    if not is_owned(live, s.workspace.uid):
-        return None, Outcome("failed", foreign(s.workspace.namespace, name))
     if live["metadata"].get("deletionTimestamp"):
         return None, Outcome("waiting", f"{name} is being deleted and comes again when it is gone")
+    if not is_owned(live, s.workspace.uid):
+        return None, Outcome("failed", foreign(live, s.workspace))
     wanted = as_scaled(wanted, live)
     seals = [seal_of(live), seal_of(wanted)]
-    settled = s.memory.settled.get(name) == settled_as(live, wanted)
+    settled = name in s.memory.settled and s.memory.settled[name] == settled_as(live, wanted)
     current = seals[0] == seals[1] and (settled or contains(_body(live), _body(wanted)))
     if current and (settled or contains(live["metadata"], wanted["metadata"])):
         return None, None
@@ -190,20 +199,35 @@ def keep_all(s: Snapshot, wanted: Sequence[Obj], *, beside: Sequence[str]) -> Ke
     return Kept(worst, tuple(actions), tuple(notes))
 
 
-def foreign(namespace: str, name: str) -> str:
-    """The sentence about an object in our way."""
+def foreign(found: Obj, workspace: Workspace) -> str:
+    """The sentence about an object in the way of that Workspace."""
+    what = f"{reference(found)} in namespace {workspace.namespace} exists already"
+    owners = found["metadata"].get("ownerReferences") or ()
+    theirs = next((str(o.get("name")) for o in owners if o.get("kind") == WORKSPACE.kind and o.get("controller")), "")
+    if theirs not in ("", workspace.name):
+        return f"{what} and belongs to Workspace {theirs}; give one of the two another name"
+    return f"{what} and does not belong to this Workspace; delete it or give the Workspace another name"
+
+
+def unlabelled(found: Obj, workspace: Workspace) -> str:
+    """The sentence about a Job of that Workspace which cannot be followed, as somebody took its label away."""
+    name, label = found["metadata"]["name"], f"{labels.WORKSPACE}={workspace.name}"
     return (
-        f"{name} in namespace {namespace} exists already and does not belong to this Workspace; "
-        "delete it or give the Workspace another name"
+        f"Job/{name} has lost its label {labels.WORKSPACE} and cannot be followed without it; "
+        f"put it back: kubectl label --namespace {workspace.namespace} job {name} {label}"
     )
 
 
+def _has_more(live: Any, wanted: Any) -> bool:
+    return isinstance(live, dict) and isinstance(wanted, dict) and bool(live.keys() - wanted.keys())
+
+
 def _list_contains(live: list[Any], wanted: list[Any]) -> bool:
-    key = next((k for k in _LIST_KEYS if wanted and all(isinstance(w, Mapping) and k in w for w in wanted)), None)
+    key = next((k for k in _LIST_KEYS if wanted and all(isinstance(w, dict) and k in w for w in wanted)), None)
     if key is None:
         return len(live) == len(wanted) and all(contains(have, want) for have, want in zip(live, wanted, strict=True))
     for want in wanted:
-        same = [have for have in live if isinstance(have, Mapping) and have.get(key) == want[key]]
+        same = [have for have in live if isinstance(have, dict) and have.get(key) == want[key]]
         if not any(contains(have, want) for have in same):
             return False
     return True
@@ -218,7 +242,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def _same_quantity(live: Any, wanted: Any) -> bool:
-    if isinstance(live, (Mapping, list)) or live is None or wanted is None:
+    if isinstance(live, (dict, list)) or live is None or wanted is None:
         return False
     try:
         return parse_quantity(live) == parse_quantity(wanted)

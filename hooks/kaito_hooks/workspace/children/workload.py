@@ -6,6 +6,8 @@ import copy
 
 from kaito_hooks.api import labels
 from kaito_hooks.api.catalog import Engine
+from kaito_hooks.api.conditions import is_true
+from kaito_hooks.api.resources import WORKSPACE
 from kaito_hooks.api.workspace import ResourceSpec, Workspace
 from kaito_hooks.runtime import Obj
 from kaito_hooks.workspace.children.service import headless_name
@@ -16,8 +18,8 @@ from kaito_hooks.workspace.supply.placement import pod_of
 def owner_reference(workspace: Workspace) -> Obj:
     """What marks an object as a child of this Workspace."""
     return {
-        "apiVersion": "kaito.sh/v1alpha1",
-        "kind": "Workspace",
+        "apiVersion": WORKSPACE.api_version,
+        "kind": WORKSPACE.kind,
         "name": workspace.name,
         "uid": workspace.uid,
         "controller": True,
@@ -106,12 +108,22 @@ def users_template(workspace: Workspace, template: Obj, *, place: Obj) -> Obj:
 
 
 def is_available(workload: Obj) -> bool:
-    """Whether its controller has seen the newest specification and every replica of that is ready."""
+    """Whether its controller has seen the newest specification, and every replica is of that and ready.
+
+    A Pod of before counts as ready until its end is noticed, and as long it is among ``replicas`` (as ``kubectl rollout
+    status`` knows).
+    """
     status, spec = workload.get("status") or {}, workload.get("spec") or {}
     replicas = int(spec.get("replicas") or 0)
     seen = int(status.get("observedGeneration") or 0) >= int(workload["metadata"].get("generation") or 0)
     ready, updated = (int(status.get(name) or 0) for name in ("readyReplicas", "updatedReplicas"))
-    return seen and ready >= replicas and updated >= replicas
+    return seen and ready >= replicas and updated >= max(replicas, int(status.get("replicas") or 0))
+
+
+def is_over(job: Obj) -> bool:
+    """Whether a Job has ended, in whichever way."""
+    found = (job.get("status") or {}).get("conditions")
+    return is_true(found, "Complete") or is_true(found, "Failed")
 
 
 def gpu_request(workload: Obj | None) -> int | None:

@@ -13,13 +13,15 @@ from typing import Any, TypeVar
 import yaml
 
 from kaito_hooks.api.claim import NodeClassRef, Requirement
-from kaito_hooks.runtime import LeaderElection, parse_duration
+from kaito_hooks.runtime import LeaderElection, parse_duration, parse_quantity
 from kaito_hooks.workspace.configuration.errors import SettingsError
 from kaito_hooks.workspace.configuration.settings import (
     DAYS,
     NODE_APIS,
+    TUNING_VARIANTS,
     UPGRADES,
     VARIANTS,
+    Check,
     Images,
     NodeClaims,
     Process,
@@ -170,8 +172,8 @@ def _images(section: _Section) -> Images:
     default = Images()
     images = Images(
         hooks=section.text("hooks", default.hooks),
-        serving={**default.serving, **_texts_by_name(section, "serving")},
-        tuning={**default.tuning, **_texts_by_name(section, "tuning")},
+        serving={**default.serving, **_texts_by_name(section, "serving", VARIANTS)},
+        tuning={**default.tuning, **_texts_by_name(section, "tuning", TUNING_VARIANTS)},
         variant=section.one_of("variant", ("", *VARIANTS), ""),
         pull_policy=section.one_of("pullPolicy", ("IfNotPresent", "Always", "Never"), default.pull_policy),
         pull_secrets=section.texts("pullSecrets"),
@@ -180,13 +182,13 @@ def _images(section: _Section) -> Images:
     return images
 
 
-def _texts_by_name(section: _Section, key: str) -> dict[str, str]:
+def _texts_by_name(section: _Section, key: str, names: tuple[str, ...]) -> dict[str, str]:
     values = section.mapping(key)
     for name, value in values.items():
-        if name not in VARIANTS or not isinstance(value, str) or not value:
+        if name not in names or not isinstance(value, str) or not value:
             raise SettingsError(
                 f"configuration: {section.name(key)}.{name} is {value!r}; it takes an image for each of "
-                f"{', '.join(VARIANTS)}"
+                f"{', '.join(names)}"
             )
     return dict(values)
 
@@ -232,10 +234,24 @@ def _tuning(section: _Section) -> Tuning:
         resources=section.mapping("resources"),
         push_deadline=section.duration("pushDeadline", Tuning().push_deadline),
         allowed_private_cidrs=download.texts("allowedPrivateCIDRs"),
+        check=_check(section.section("check")),
     )
     download.done()
     section.done()
     return tuning
+
+
+def _check(section: _Section) -> Check:
+    default = Check()
+    check = Check(
+        enabled=section.boolean("enabled", default.enabled),
+        max_bytes=section.get("maxBytes", default.max_bytes, _as_bytes, "a size such as 2Gi"),
+        timeout=section.duration("timeout", default.timeout),
+        deadline=section.duration("deadline", default.deadline),
+        resources=section.get("resources", default.resources, _as_mapping, "a mapping"),
+    )
+    section.done()
+    return check
 
 
 def _steps(section: _Section) -> Steps:
@@ -283,11 +299,14 @@ def _workloads(section: _Section) -> Workloads:
 
 
 def _window(section: _Section) -> Window | None:
-    """None without a start: then the days and the duration mean nothing."""
+    """None without a start: then the days and the duration mean nothing. SettingsError for one that never opens."""
     days = section.get("days", tuple[int, ...](), _as_days, f"a list of days out of {', '.join(DAYS)}")
     start = section.get("start", None, _as_time, "a time of the day (UTC) such as 22:00")
-    duration = section.duration("duration", 0.0)
+    expected = "a duration above 0 such as 4h"
+    duration = section.get("duration", 0.0, _as_span, f"{expected}: the window would never open")
     section.done()
+    if start is not None and not duration:
+        raise SettingsError(f"configuration: {section.name('duration')} is missing; give {expected}")
     return Window(frozenset(days or range(len(DAYS))), start, duration) if start is not None else None
 
 
@@ -297,6 +316,7 @@ def _timeouts(section: _Section) -> Timeouts:
         claim_without_condition=section.duration("claimWithoutCondition", default.claim_without_condition),
         claim_ready=section.duration("claimReady", default.claim_ready),
         node_not_ready=section.duration("nodeNotReady", default.node_not_ready),
+        node_idle=section.duration("nodeIdle", default.node_idle),
         gpu_plugin=section.duration("gpuPlugin", default.gpu_plugin),
         template_ready=section.duration("templateReady", default.template_ready),
         buy_backoff_min=section.duration("buyBackoffMin", default.buy_backoff_min),
@@ -304,6 +324,12 @@ def _timeouts(section: _Section) -> Timeouts:
     )
     section.done()
     return timeouts
+
+
+def _as_span(value: Any) -> float:
+    if (seconds := parse_duration(_as_text(value))) <= 0:
+        raise ValueError(value)
+    return seconds
 
 
 def _as_text(value: Any) -> str:
@@ -332,6 +358,13 @@ def _as_positive(value: Any) -> int:
     if value < 1:
         raise ValueError
     return value
+
+
+def _as_bytes(value: Any) -> int:
+    size = int(parse_quantity(_as_text(value)))
+    if size < 1:
+        raise ValueError
+    return size
 
 
 def _as_texts(value: Any) -> tuple[str, ...]:

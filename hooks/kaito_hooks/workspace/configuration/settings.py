@@ -8,6 +8,7 @@ from datetime import time
 from typing import Any, Literal
 
 from kaito_hooks.api.claim import NodeClassRef, Requirement
+from kaito_hooks.api.version import VERSION
 from kaito_hooks.runtime import LeaderElection
 
 NodeAPISetting = Literal["Machine", "NodeClaim", "none"]
@@ -16,18 +17,20 @@ Upgrade = Literal["manual", "rolling"]
 UPGRADES: tuple[Upgrade, ...] = ("manual", "rolling")
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 VARIANTS = ("cpu", "cu126", "vllm")
+TUNING_VARIANTS = ("cpu", "cu126", "check")
+"""``check`` has no torch: it looks at data before a node is bought."""
 
 
 @dataclass(frozen=True, slots=True)
 class Images:
     """Container images; ``serving`` and ``tuning`` by variant. ``variant`` "" follows the instance type's GPU."""
 
-    hooks: str = "ghcr.io/kaito-python/kaito-hooks:0.1.0"
+    hooks: str = f"ghcr.io/kaito-python/kaito-hooks:{VERSION}"
     serving: Mapping[str, str] = field(
-        default_factory=lambda: {v: f"ghcr.io/kaito-python/kaito-serving:0.1.0-{v}" for v in VARIANTS}
+        default_factory=lambda: {v: f"ghcr.io/kaito-python/kaito-serving:{VERSION}-{v}" for v in VARIANTS}
     )
     tuning: Mapping[str, str] = field(
-        default_factory=lambda: {v: f"ghcr.io/kaito-python/kaito-tuning:0.1.0-{v}" for v in ("cpu", "cu126")}
+        default_factory=lambda: {v: f"ghcr.io/kaito-python/kaito-tuning:{VERSION}-{v}" for v in TUNING_VARIANTS}
     )
     variant: str = ""
     pull_policy: str = "IfNotPresent"
@@ -61,13 +64,33 @@ class Serving:
     extra_env: tuple[Mapping[str, Any], ...] = ()
 
 
+def _check_resources() -> Mapping[str, Any]:
+    return {"requests": {"cpu": "250m", "memory": "512Mi"}, "limits": {"cpu": "2", "memory": "2Gi"}}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The Job that looks at configuration and data before a node is bought.
+
+    ``max_bytes``: of the data, what is more is not read. ``timeout``: seconds until it is skipped because no node has
+    taken its Pod. ``deadline``: seconds that one of its steps may run.
+    """
+
+    enabled: bool = True
+    max_bytes: int = 2 * 1024**3
+    timeout: float = 120.0
+    resources: Mapping[str, Any] = field(default_factory=_check_resources)
+    deadline: float = 21600.0
+
+
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """The tuning Job; ``push_deadline`` in seconds."""
+    """The tuning Job, and the check before it; ``push_deadline`` in seconds."""
 
     resources: Mapping[str, Any] = field(default_factory=dict)
     push_deadline: float = 86400.0
     allowed_private_cidrs: tuple[str, ...] = ()
+    check: Check = field(default_factory=Check)
 
 
 def _step_resources() -> Mapping[str, Any]:
@@ -120,6 +143,7 @@ class Timeouts:
     claim_without_condition: float = 60.0
     claim_ready: float = 900.0
     node_not_ready: float = 300.0
+    node_idle: float = 600.0
     gpu_plugin: float = 600.0
     template_ready: float = 600.0
     buy_backoff_min: float = 30.0

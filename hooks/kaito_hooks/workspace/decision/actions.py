@@ -77,11 +77,12 @@ Action = Adopt | Release | BuyClaim | LabelNode | CreateChild | ApplyChild | Del
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """An Event on the Workspace."""
+    """An Event on the Workspace. ``alone``: never told together with others, so that it is found by its reason."""
 
     type: Literal["Normal", "Warning"]
     reason: str
     message: str
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,9 +174,16 @@ def revise(workspace: Workspace, history: Sequence[Obj], owner: Obj) -> Revision
         "revision": last + 1,
         "data": {part: workspace.raw.get(part) for part in ("resource", "inference", "tuning")},
     }
-    return Revision(digest, last + 1, create=create, drop=_oldest(history))
+    return Revision(digest, last + 1, create=create, drop=_oldest(history, but=recorded_revision(workspace.raw)))
 
 
-def _oldest(history: Iterable[Obj]) -> Obj | None:
+def recorded_revision(workspace: Mapping[str, Any]) -> str:
+    """The revision of which ``status.tuning`` says how its job ended; "" if there is none."""
+    return str(((workspace.get("status") or {}).get("tuning") or {}).get("revision") or "")
+
+
+def _oldest(history: Sequence[Obj], *, but: str) -> Obj | None:
+    """The one to drop; what a result was made of is kept, which is served, or comes again when an edit is reverted."""
     kept = sorted(history, key=lambda r: int(r.get("revision") or 0))
-    return kept[0] if len(kept) >= HISTORY_LIMIT else None
+    doomed = [r for r in kept if str(r.get("revision")) != but]
+    return doomed[0] if len(kept) >= HISTORY_LIMIT and doomed else None

@@ -27,9 +27,11 @@ class Refusal:
 class Memory:
     """What this process remembers of a Workspace between reconciles; losing it costs a retry, never a node.
 
-    ``labelled``: when we labelled a Node. ``refusals``: by ``Kind/name``. ``salts``: how often a slot's claim name was
-    found to belong to somebody else. ``settled``: a child's fingerprints after a write that the API server changed.
-    ``superseded``: resourceVersions of the Workspace that our last writes replaced.
+    ``labelled``: when we labelled a Node. ``refusals``: by what ``refusals`` calls them. ``salts``: how often a slot's
+    claim name was found to belong to somebody else. ``settled``: a child's fingerprints after a write that the API
+    server changed. ``superseded``: resourceVersions of the Workspace that our last writes replaced. ``pull_errors``: by
+    Pod uid and container, why its image cannot be pulled. ``job_failures``: by Job uid, what last failed in its Pods,
+    which go with it. ``idle_since``: as ``status.idleSince``.
     """
 
     purchases: Purchases = field(default_factory=Purchases)
@@ -38,6 +40,9 @@ class Memory:
     salts: Mapping[int, int] = field(default_factory=dict)
     settled: Mapping[str, str] = field(default_factory=dict)
     superseded: frozenset[str] = frozenset()
+    pull_errors: Mapping[str, str] = field(default_factory=dict)
+    job_failures: Mapping[str, str] = field(default_factory=dict)
+    idle_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +70,11 @@ class Snapshot:
     ``nodes``: Nodes whose labels match, and those that it uses or that its claims name. ``claims``: Machines and
     NodeClaims with its two workspace labels; ``claim_warnings``: by claim uid, what Events say of them. ``children``:
     by ``Kind/name``. ``pods``: with its label, in its namespace; ``pod_warnings``: by Pod uid, what the kubelet says of
-    a Pod that does not start; ``pod_refusals``: by uid of a Job or StatefulSet, why it has no Pod; ``servers``: by Pod
-    uid, what a server says that runs and is not ready. ``claims_gone``: for a Workspace that is being deleted, a fresh
-    list (no cache) held no claim of it.
+    a Pod that does not start; ``pull_secrets``: by Pod uid, what it says of Secrets for images that it does not find;
+    ``pod_refusals``: by uid of a Job or StatefulSet, why it has no Pod; ``servers``: by Pod uid, what one that runs and
+    is not ready says. ``check_jobs`` and ``check_pods``: those that look at a tuning before a node is bought, which are
+    neither among the children nor among the Pods. ``claims_gone``: for a Workspace that goes, a fresh list (no cache)
+    held no claim of it.
     """
 
     now: datetime
@@ -85,18 +92,11 @@ class Snapshot:
     revisions: tuple[Obj, ...] = ()
     pods: tuple[Obj, ...] = ()
     pod_warnings: Mapping[str, str] = field(default_factory=dict)
+    pull_secrets: Mapping[str, str] = field(default_factory=dict)
     pod_refusals: Mapping[str, str] = field(default_factory=dict)
     servers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    check_jobs: tuple[Obj, ...] = ()
+    check_pods: tuple[Obj, ...] = ()
     tuning_config: TuningConfig | None = None
     tuning_progress: Mapping[str, Any] | None = None
     memory: Memory = field(default_factory=Memory)
-
-    @property
-    def stale(self) -> bool:
-        """Whether this is the Workspace as it was before our own last write: the newer one is on its way to us."""
-        return self.workspace.raw["metadata"].get("resourceVersion", "") in self.memory.superseded
-
-    @property
-    def said(self) -> tuple[str, ...]:
-        """What the conditions say so far."""
-        return tuple(str(c.get("message", "")) for c in self.workspace.conditions)

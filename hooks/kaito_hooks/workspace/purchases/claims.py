@@ -7,7 +7,7 @@ whatever crashed in between and however stale a cache is.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
@@ -78,7 +78,6 @@ def claim_spec(
     settings: Settings,
 ) -> ClaimSpec:
     """What to ask for; the instance type is spelt as the Catalog spells it."""
-    listed = catalog.find_instance_type(resource.instance_type) if catalog else None
     others = alternatives(workspace, catalog)
     return ClaimSpec(
         name=name,
@@ -87,8 +86,8 @@ def claim_spec(
             labels.WORKSPACE: workspace.name,
             labels.WORKSPACE_NAMESPACE: workspace.namespace,
         },
-        instance_type=listed.name if listed else resource.instance_type,
-        gpu=listed is not None or may_have_gpus(resource.instance_type),
+        instance_type=_bought_type(resource, catalog),
+        gpu=_is_listed(resource, catalog) or may_have_gpus(resource.instance_type),
         disk_gib=disk_gib,
         # Without them the Node would come with a zone, say, of the cloud's choice, and never match.
         requirements=tuple(
@@ -104,9 +103,23 @@ def claim_spec(
     )
 
 
-def unobtainable(keys: Iterable[str]) -> str:
-    """Why no node that is bought can have labels of these keys as a selector wants them; "" if one can."""
-    key = next((key for key in sorted(keys) if not node_labels.is_requestable(key)), "")
+def _bought_type(resource: ResourceSpec, catalog: Catalog | None) -> str:
+    listed = catalog.find_instance_type(resource.instance_type) if catalog else None
+    return listed.name if listed else resource.instance_type
+
+
+def _is_listed(resource: ResourceSpec, catalog: Catalog | None) -> bool:
+    return catalog is not None and catalog.find_instance_type(resource.instance_type) is not None
+
+
+def unobtainable(resource: ResourceSpec, catalog: Catalog | None) -> str:
+    """Why no node that is bought can have the labels that the Workspace's selector wants; "" if one can.
+
+    The type that is bought may be among them, as its nodes spell it.
+    """
+    own = (labels.INSTANCE_TYPE, _bought_type(resource, catalog))
+    wanted = sorted(key for key, value in resource.match_labels.items() if (key, value) != own)
+    key = next((key for key in wanted if not node_labels.is_requestable(key)), "")
     if not key:
         return ""
     return (

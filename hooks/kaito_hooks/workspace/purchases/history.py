@@ -118,6 +118,12 @@ class Purchases:
                 after = after._with(each.slot, after._lost(uid, each, now=now, minimum=minimum, maximum=maximum))
         return after._explained(warnings or {})
 
+    def lost_before(self, after: Purchases) -> int:
+        """How many claims went between these and those of a later look, without having been given back."""
+        gone = sum(uid not in after.seen and not seen.given_back for uid, seen in self.seen.items())
+        known = after.seen.keys() | self.seen.keys() | {bought.uid for bought in after.bought.values()}
+        return gone + sum(bought.uid not in known for bought in self.bought.values())
+
     def buy(self, name: str, uid: str, *, slot: int, now: datetime) -> Purchases:
         """A claim was POSTed, or found to be there already."""
         return replace(self, bought={**self.bought, name: Bought(uid, slot, now)})

@@ -14,7 +14,9 @@ _REFERENCE = re.compile(
     rf"((localhost|[^/]*[.:][^/]*)/)?{_COMPONENT}(/{_COMPONENT})*"
     r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?"
 )
-_URL = re.compile(r"(?i:https?)://[^/?#@]+/+[^/?#]")
+_URL = re.compile(r"(?i:https?)://[^/?#@\s]+/+[^/?#\s]\S*", re.ASCII)
+_LOCAL_URL = re.compile(r"(?i:https?://(localhost|127[.][0-9.]+|\[::1\])(:[0-9]*)?/)")
+_OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
 def is_image(text: str) -> bool:
@@ -23,8 +25,18 @@ def is_image(text: str) -> bool:
 
 
 def is_download(url: str) -> bool:
-    """Whether init containers would download it: http or https, without user and password, with a path."""
-    return _URL.match(url) is not None
+    """Whether init containers would download it: http or https, without blanks, user and password, with a path."""
+    return _URL.fullmatch(url) is not None
+
+
+def is_local(url: str) -> bool:
+    """Whether its host is the machine, or the Pod, that asks."""
+    return _LOCAL_URL.match(url) is not None
+
+
+def is_object_name(text: str) -> bool:
+    """Whether a Secret or a ConfigMap may be called so: a DNS subdomain of RFC 1123, its labels not looked at."""
+    return _OBJECT_NAME.fullmatch(text) is not None
 
 
 def shown(text: str) -> str:

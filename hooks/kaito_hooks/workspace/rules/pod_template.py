@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
 from kaito_hooks.api import labels
 
+_DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
 METADATA = "invalid value: metadata must be a mapping, and its labels and annotations mappings of text to text"
 CONTAINERS = "invalid value: spec must be a mapping with containers, a list of at least one container with a name"
+POD = (
+    "invalid value: each container needs an image and a name of its own of small letters, digits and -, "
+    "and restartPolicy is Always"
+)
 LISTS = "invalid value: spec.initContainers and spec.tolerations must be lists of mappings"
 
 
@@ -23,7 +30,10 @@ def problems(template: Mapping[str, Any]) -> Iterator[str]:
     spec = template.get("spec")
     if not isinstance(spec, Mapping) or not _are_containers(spec.get("containers")):
         yield CONTAINERS
-    elif not all(spec.get(name) is None or _are_mappings(spec[name]) for name in ("initContainers", "tolerations")):
+        return
+    if not _can_be_served(spec):
+        yield POD
+    if not all(spec.get(name) is None or _are_mappings(spec[name]) for name in ("initContainers", "tolerations")):
         yield LISTS
 
 
@@ -57,6 +67,18 @@ def _is_text_map(value: object) -> bool:
 
 def _are_containers(value: object) -> bool:
     return _are_mappings(value) and bool(value) and all(isinstance(c.get("name"), str) and c["name"] for c in value)
+
+
+def _can_be_served(spec: Mapping[str, Any]) -> bool:
+    """What a Deployment asks of its Pods' containers, as far as it can be read off them."""
+    names = [container["name"] for container in spec["containers"]]
+    images = [container.get("image") for container in spec["containers"]]
+    return (
+        all(_DNS_1123.fullmatch(name) for name in names)
+        and len(set(names)) == len(names)
+        and all(isinstance(image, str) and image for image in images)
+        and spec.get("restartPolicy") in (None, "Always")
+    )
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -101,11 +101,7 @@ def _resource(ws: Workspace, max_nodes: int) -> Iterator[Problem]:
         return
     path = "resource.labelSelector"
     if ws.resource.selector_problem:
-        yield Problem(
-            "C8",
-            path,
-            f"invalid value: {ws.resource.selector_problem} is no matchLabels entry and no In with a single value",
-        )
+        yield Problem("C8", path, f"invalid value: {ws.resource.selector_problem}")
     for key in sorted(RESERVED_LABELS.intersection(ws.resource.match_labels)):
         yield Problem("C8", path, f"invalid value: the label {key} is KAITO's own, choose another one")
     for key, value in sorted(ws.resource.match_labels.items()):
@@ -153,6 +149,7 @@ def _preset(preset: PresetSpec | None, path: str) -> Iterator[Problem]:
     if preset.access_mode == "private" and not preset.image:
         yield Problem("C14", path, "When AccessMode is private, an image must be provided in PresetOptions")
     yield from _reference(preset.image, path)
+    yield from _secrets(preset.image_pull_secrets, path)
 
 
 def _adapters(adapters: Sequence[Adapter]) -> Iterator[Problem]:
@@ -178,7 +175,15 @@ def _adapter(adapter: Adapter, path: str) -> Iterator[Problem]:
         )
     if not adapter.source.image:
         yield Problem("C18", path, "Image of Adapter field must be specified")
+    if adapter.source.urls or adapter.source.volume_source is not None:
+        yield Problem(
+            "C47",
+            path,
+            f"invalid value: the adapter '{name}' comes from source.image alone; "
+            "leave source.urls and source.volumeSource out",
+        )
     yield from _reference(adapter.source.image, path)
+    yield from _secrets(adapter.source.image_pull_secrets, path)
     if not _NUMBER.fullmatch(adapter.strength):
         yield Problem("C19", path, f"Invalid strength value for Adapter '{name}': {adapter.strength}")
     elif not 0.0 <= float(adapter.strength) <= 1.0:
@@ -198,7 +203,7 @@ def _tuning(ws: Workspace) -> Iterator[Problem]:
     if spec.input is not None:
         yield from _tuning_input(spec.input)
     if spec.output is not None:
-        yield from _tuning_output(spec.output)
+        yield from _tuning_output(spec.output, data=spec.input.image if spec.input else "")
 
 
 def _tuning_input(source: DataSource) -> Iterator[Problem]:
@@ -213,16 +218,38 @@ def _tuning_input(source: DataSource) -> Iterator[Problem]:
                 "C39",
                 f"{path}.urls",
                 f"invalid value: {formats.shown_url(url)} is no http or https URL, without user and password, "
-                "that names a file",
+                f"that names a file{'; a blank in it is written %20' if ' ' in url else ''}",
+            )
+        elif formats.is_local(url):
+            yield Problem(
+                "C49",
+                f"{path}.urls",
+                f"invalid value: {formats.shown_url(url)} names the Pod that downloads it, not your machine; "
+                "serve the data where Pods reach them",
             )
     yield from _image(source.image, path, "Invalid image format, require full input image URL")
+    yield from _secrets(source.image_pull_secrets, path)
 
 
-def _tuning_output(output: DataDestination) -> Iterator[Problem]:
+def _tuning_output(output: DataDestination, *, data: str) -> Iterator[Problem]:
     path = "tuning.output"
     if output.volume_source is not None:
         yield Problem("C29", path, "Volume support is not implemented yet")
     yield from _image(output.image, path, "Invalid image format, require full output image URL")
+    if "@" in output.image:
+        yield Problem(
+            "C48",
+            f"{path}.image",
+            "invalid value: it names a digest, to which nothing can be pushed; write a tag instead",
+        )
+    elif output.image and output.image == data:
+        yield Problem(
+            "C48",
+            f"{path}.image",
+            f"invalid value: {formats.shown(data)} is the image that the data come from, and would be overwritten; "
+            "write another tag",
+        )
+    yield from _secrets((output.image_push_secret,) if output.image_push_secret else (), path)
     if output.image and not output.image_push_secret:
         yield Problem("C32", path, "missing field(s): Must specify imagePushSecret with destination image")
     if not output.image and output.volume_source is None:
@@ -253,6 +280,17 @@ def _reference(image: str, path: str) -> Iterator[Problem]:
         )
 
 
+def _secrets(names: Sequence[str], path: str) -> Iterator[Problem]:
+    for name in names:
+        if not formats.is_object_name(name):
+            yield Problem(
+                "C46",
+                path,
+                f"invalid value: '{formats.shown(name)}' is no name of a Secret: "
+                "it has at most 253 small letters, digits, - and .",
+            )
+
+
 def _instance_type(ws: Workspace, catalog: Catalog) -> Iterator[Problem]:
     """C4 holds for templates and, with our own requirement for tuning (C25), for tuning too."""
     if ws.resource is None:
@@ -265,7 +303,8 @@ def _instance_type(ws: Workspace, catalog: Catalog) -> Iterator[Problem]:
 
 
 def _unsupported(name: str, catalog: Catalog) -> str:
-    return f"Unsupported instance type {name}. Supported SKUs: {', '.join(sorted(catalog.on_sale))}"
+    given = f" {name}" if name else ": resource.instanceType names none"
+    return f"Unsupported instance type{given}. Supported SKUs: {', '.join(sorted(catalog.on_sale))}"
 
 
 def _presets(ws: Workspace, catalog: Catalog) -> Iterator[Problem]:

@@ -19,11 +19,17 @@ WORKSPACE_READY = "WorkspaceReady"
 WORKSPACE_SUCCEEDED = "WorkspaceSucceeded"
 WORKSPACE_DELETING = "WorkspaceDeleting"
 
+CLAIMS_READY = {"Machine": "MachineReady", "NodeClaim": "NodeClaimReady"}
+"""By the kind of the claims."""
+
 WORKLOAD_UP_TO_DATE = "WorkloadUpToDate"
 
+READY = "workspaceReady"
+JOB_HAS_STARTED = "WorkspaceTuningJobStatusStarted"
 INTERNAL_ERROR = "InternalError"
 UP_TO_DATE = "UpToDate"
 PLATFORM_CHANGED = "PlatformChanged"
+ROLLING = "Rolling"
 CANNOT_ROLL = "CannotRoll"
 UPDATE_REFUSED = "UpdateRefused"
 NO_WORKLOAD = "NoWorkload"
@@ -43,10 +49,10 @@ class Verdict:
     message: str
 
 
-def claims_ready(progress: ClaimProgress, node_api: str) -> Verdict:
+def claims_ready(progress: ClaimProgress, claim_kind: str) -> Verdict:
     """MachineReady or NodeClaimReady."""
-    machine = node_api == "Machine"
-    kind, condition = ("machine", "MachineReady") if machine else ("nodeClaim", "NodeClaimReady")
+    machine, condition = claim_kind == "Machine", CLAIMS_READY[claim_kind]
+    kind = "machine" if machine else "nodeClaim"
     if progress.state == "ready":
         what = "machines" if machine else "nodeClaim"  # upstream's plurals differ
         return Verdict(
@@ -58,7 +64,15 @@ def claims_ready(progress: ClaimProgress, node_api: str) -> Verdict:
         reason = "checkMachineStatusFailed" if machine else "checkNodeClaimStatusFailed"
         return Verdict(condition, "False", reason, progress.message)
     reason = "CreateMachinePending" if machine else "CreateNodeClaimPending"
-    return Verdict(condition, "Unknown", reason, f"creating {progress.pending} {kind}s")
+    return Verdict(condition, "Unknown", reason, progress.message)
+
+
+def no_claims(claim_kind: str, going: Iterable[str]) -> Verdict:
+    """MachineReady or NodeClaimReady where none is asked for; ``going``: names of those that are being deleted."""
+    names = ", ".join(going)
+    text = f"{names} is being given back" if names else f"there is no {claim_kind}"
+    reason = f"No{claim_kind}"
+    return Verdict(CLAIMS_READY[claim_kind], "False", reason, f"{text}, and none is asked for at the moment")
 
 
 def resource_ready(outcome: Outcome) -> Verdict:
@@ -91,7 +105,7 @@ def job_started(outcome: Outcome) -> Verdict:
         JOB_STARTED,
         outcome,
         reasons=(
-            "WorkspaceTuningJobStatusStarted",
+            JOB_HAS_STARTED,
             "WorkspaceTuningJobStatusPending",
             "WorkspaceTuningJobStatusFailed",
         ),
@@ -115,6 +129,12 @@ def drifted(drift: str, *, broken: str, upgrade: str) -> Verdict:
     return Verdict(WORKLOAD_UP_TO_DATE, "False", PLATFORM_CHANGED, f"{message}; {how}")
 
 
+def rolling() -> Verdict:
+    """WorkloadUpToDate of a workload that was left as it was made, and is made anew."""
+    message = "the workload is made of today's settings, and its Pods are not ready yet"
+    return Verdict(WORKLOAD_UP_TO_DATE, "True", ROLLING, message)
+
+
 def cannot_roll(problem: str) -> Verdict:
     """WorkloadUpToDate of a workload that is not up to date, and whose Workspace has a problem that leaves it so."""
     return Verdict(WORKLOAD_UP_TO_DATE, "False", CANNOT_ROLL, f"it is not rolled: {problem}")
@@ -136,7 +156,7 @@ def summary(outcomes: Iterable[Outcome]) -> list[Verdict]:
     worst = next((o for o in open_ones if o.state == "failed"), open_ones[0] if open_ones else None)
     if worst is None:
         return [
-            Verdict(WORKSPACE_READY, "True", "workspaceReady", "workspace is ready"),
+            Verdict(WORKSPACE_READY, "True", READY, "workspace is ready"),
             Verdict(WORKSPACE_SUCCEEDED, "True", "workspaceSucceeded", "workspace succeeds"),
         ]
     reason = "workspaceFailed" if worst.state == "failed" else "workspacePending"
@@ -210,7 +230,7 @@ def notes(workspace: Workspace, verdicts: Iterable[Verdict]) -> list[Note]:
     found = []
     for verdict in verdicts:
         before = next((c for c in workspace.conditions if c.get("type") == verdict.type), {})
-        if verdict.type in (WORKSPACE_SUCCEEDED, "MachineReady", "NodeClaimReady"):
+        if verdict.type in (WORKSPACE_SUCCEEDED, *CLAIMS_READY.values()):
             continue
         if verdict.type == WORKSPACE_READY and verdict.status != "True":
             continue
@@ -226,17 +246,19 @@ def notes(workspace: Workspace, verdicts: Iterable[Verdict]) -> list[Note]:
 
 
 def told_together(notes: Iterable[Note]) -> list[Note]:
-    """One Event for the good news of one moment, under the last one's reason; each warning for itself."""
+    """One Event for the good news of one moment, under the last one's reason; what is told alone, and each warning, for
+    itself."""
     notes = list(notes)
-    good = [note for note in notes if note.type == "Normal"]
+    good = [note for note in notes if note.type == "Normal" and not note.alone]
     joined = [Note("Normal", good[-1].reason, "; ".join(note.message for note in good))] if good else []
-    return [*joined, *(note for note in notes if note.type == "Warning")]
+    alone = [note for note in notes if note.type == "Normal" and note.alone]
+    return [*joined, *alone, *(note for note in notes if note.type == "Warning")]
 
 
 def _verdict(condition: str, outcome: Outcome, *, reasons: tuple[str, str, str], done: str) -> Verdict:
     ready, waiting, failed = reasons
     if outcome.ready:
-        return Verdict(condition, "True", ready, done)
+        return Verdict(condition, "True", ready, outcome.message or done)
     return Verdict(condition, "False", failed if outcome.state == "failed" else waiting, outcome.message)
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from kaito_hooks.api.conditions import find
 from kaito_hooks.runtime import Obj
 from kaito_hooks.workspace.decision.actions import Outcome
+from kaito_hooks.workspace.status import missing_secrets
 
 IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 MAX_MESSAGE = 600
 WAITING = "waiting for the Pod"
 STAGES = {
-    "check": "checking that the adapter may be pushed",
+    "push-right": "checking that the adapter may be pushed",
+    "tokenizer": "fetching the model's tokenizer",
+    "check": "checking the data",
     "weights": "fetching the weights",
     "data": "fetching the data",
     "tune": "training",
@@ -43,20 +47,22 @@ def explain(
     pods: Iterable[Obj],
     warnings: Mapping[str, str],
     *,
-    said: Collection[str] = (),
+    pull_errors: Mapping[str, str] | None = None,
+    pull_secrets: Mapping[str, str] | None = None,
     servers: Mapping[str, Outcome] | None = None,
 ) -> Outcome | None:
     """The worst that is true of these Pods: a failure before a wait; None if there is nothing to say.
 
-    ``said``: messages of before; a kubelet that waits before it pulls again may not say any more why. ``servers``: by
-    Pod uid, what servers that run say of themselves.
+    ``pull_errors``: those of before. ``pull_secrets``: by Pod uid, what the kubelet says of those it does not find.
+    ``servers``: by Pod uid, what servers that run say of themselves.
 
     A Pod that has failed as a whole (evicted, or ``UnexpectedAdmissionError`` of a kubelet that restarted before its
     device plugin) is replaced by its owner and stays behind; it counts only as long as there is no other.
     """
     there = sorted(pods, key=_name)
     current = [pod for pod in there if (pod.get("status") or {}).get("phase") != "Failed"] or there
-    told = [_explain_one(pod, warnings, said, (servers or {}).get(_uid(pod))) for pod in current]
+    causes = _Causes(warnings, pull_errors or {}, pull_secrets or {}, servers or {})
+    told = [_explain_one(pod, causes) for pod in current]
     found = [outcome for outcome in told if outcome is not None]
     return next((o for o in found if o.state == "failed"), found[0] if found else None)
 
@@ -72,44 +78,89 @@ def owned_by_job(pod: Obj) -> bool:
     return any(owner.get("kind") == "Job" for owner in pod["metadata"].get("ownerReferences") or ())
 
 
-def _explain_one(
-    pod: Obj, warnings: Mapping[str, str], said: Collection[str], server: Outcome | None
-) -> Outcome | None:
+def has_ended(pod: Obj) -> bool:
+    """Whether none of the Pod's containers runs any more, or will."""
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True, slots=True)
+class _Causes:
+    """What is known besides the Pods' states, by Pod uid; ``pull_errors`` also by container."""
+
+    warnings: Mapping[str, str]
+    pull_errors: Mapping[str, str]
+    pull_secrets: Mapping[str, str]
+    servers: Mapping[str, Outcome]
+
+
+def _explain_one(pod: Obj, causes: _Causes) -> Outcome | None:
     if pod["metadata"].get("deletionTimestamp") or is_ready(pod):
         return None
     status = pod.get("status") or {}
     for kind, part in (("init container", "initContainerStatuses"), ("container", "containerStatuses")):
         for container in status.get(part) or ():
             who = f"Pod {_name(pod)}: {kind} {container.get('name')}: "
-            if (problem := _pull_problem(container, who, said) or _container_problem(container)) is not None:
-                return Outcome("failed", who + problem)
+            if (problem := _pull_problem(pod, container, causes) or _container_problem(container)) is not None:
+                return Outcome("failed", who + problem + _wanted_secrets(pod, problem))
     if status.get("phase") == "Failed":
         return Outcome("failed", f"Pod {_name(pod)}: {status.get('reason', 'Failed')}: {status.get('message', '')}")
-    if warning := warnings.get(_uid(pod)):
-        return Outcome("failed", f"Pod {_name(pod)}: {short(warning)}")
+    if warning := causes.warnings.get(_uid(pod)):
+        return Outcome("failed", f"Pod {_name(pod)}: {short(warning)}{_wanted_secrets(pod, warning)}")
     scheduled = find(status.get("conditions"), "PodScheduled")
     if scheduled is not None and scheduled.get("status") == "False":
         cause = _NOT_A_CAUSE.sub("", str(scheduled.get("message", "")))
         return Outcome("waiting", f"Pod {_name(pod)} cannot be scheduled: {short(cause)}")
-    if server is not None:
+    if (server := causes.servers.get(_uid(pod))) is not None:
         return Outcome(server.state, f"Pod {_name(pod)}: {server.message}")
     stage = _stage(status)
     return Outcome("waiting", f"Pod {_name(pod)}: {stage}" if stage else WAITING)
 
 
-def _pull_problem(container: Mapping[str, Any], who: str, said: Collection[str]) -> str | None:
-    """Why an image cannot be pulled: the same words while it is tried and while the next try is waited for."""
+def pull_errors(pods: Iterable[Obj], earlier: Mapping[str, str]) -> dict[str, str]:
+    """Why images cannot be pulled, by ``<Pod uid>/<container>``: a kubelet that waits before it pulls again may not say
+    any more what it said before."""
+    found = {}
+    for pod in pods:
+        status = pod.get("status") or {}
+        for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+            if (waiting := _failed_pull(container)) is None:
+                continue
+            place = _place(pod, container)
+            if error := _pull_error(waiting) or earlier.get(place):
+                found[place] = error
+    return found
+
+
+def _failed_pull(container: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The state of a container whose image cannot be pulled, while it is tried and while the next try is waited for."""
     waiting = (container.get("state") or {}).get("waiting") or {}
-    if waiting.get("reason") not in IMAGE_REASONS:
-        return None
-    head = f"image {container.get('image')} cannot be pulled"
+    return waiting if waiting.get("reason") in IMAGE_REASONS else None
+
+
+def _pull_error(waiting: Mapping[str, Any]) -> str:
+    """The cause in what the kubelet says of a failed pull; "" if it only says that it waits."""
     cause = _BACK_OFF.sub("", " ".join(str(waiting.get("message") or "").split()))
     while (bare := _WRAPPING.sub("", cause)) != cause:
         cause = bare
-    if cause:
-        return f"{head}: {short(_SOURCE_PORT.sub('', cause))}"
-    earlier = [message[start + len(who) :] for message in said if (start := message.find(f"{who}{head}: ")) >= 0]
-    return earlier[0] if earlier else head
+    return short(_SOURCE_PORT.sub("", cause))
+
+
+def _pull_problem(pod: Obj, container: Mapping[str, Any], causes: _Causes) -> str | None:
+    """Why an image cannot be pulled, in the same words while it is tried and while the next try is waited for."""
+    if (waiting := _failed_pull(container)) is None:
+        return None
+    cause = _pull_error(waiting) or causes.pull_errors.get(_place(pod, container), "")
+    secrets = missing_secrets.of_a_pull(causes.pull_secrets.get(_uid(pod), ""))
+    wanted = missing_secrets.wanted(secrets, _namespace(pod))
+    return f"image {container.get('image')} cannot be pulled" + (f": {cause}" if cause else "") + wanted
+
+
+def _wanted_secrets(pod: Obj, message: str) -> str:
+    return missing_secrets.wanted(missing_secrets.of_a_state(message), _namespace(pod))
+
+
+def _place(pod: Obj, container: Mapping[str, Any]) -> str:
+    return f"{_uid(pod)}/{container.get('name')}"
 
 
 def _container_problem(container: Mapping[str, Any]) -> str | None:
@@ -189,6 +240,10 @@ def short(text: str) -> str:
 
 def _name(pod: Obj) -> str:
     return str(pod["metadata"]["name"])
+
+
+def _namespace(pod: Obj) -> str:
+    return str(pod["metadata"].get("namespace", ""))
 
 
 def _uid(pod: Obj) -> str:

@@ -1,7 +1,8 @@
 """Pods are asked for their progress beside the reconciles, which only read what was answered last.
 
 A Pod that cannot be reached costs a second at each question. Those seconds are spent by workers of their own, so that
-no other Workspace waits for them, and are spent less often the longer nobody answers.
+no other Workspace waits for them, and are spent less often the longer nobody answers. A container that only starts
+refuses at once, which costs nothing: it is asked as often as one that answers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from kaito_hooks.workspace.status import progress
 
 WORKERS = 8
 LONGEST_PAUSE = 30.0
-"""Seconds between two questions to Pods that do not answer; the pause doubles up to it."""
+"""Seconds between two questions to Pods that let wait; the pause doubles up to it."""
 
 Said = Mapping[str, Any]
 Place = tuple[str, int]
@@ -72,16 +73,22 @@ class ProgressPoller:
             polled = self._polled.get(key)
         if polled is None:
             return Result()
-        said = {uid: progress.fetch(*place) for uid, place in polled.places.items()}
+        said: dict[str, Said | None] = {}
+        waited = False
+        for uid, place in polled.places.items():
+            try:
+                said[uid] = progress.fetch(*place)
+            except TimeoutError:
+                said[uid], waited = None, True
         with self._lock:
             if self._polled.get(key) is not polled:
                 # Meanwhile other Pods are to be asked, or none.
                 return Result()
             changed = polled.said != said
             polled.said = said
-            answered = bool(polled.answers())
-            pause = progress.PERIOD if answered else polled.pause
-            polled.pause = progress.PERIOD if answered else min(2 * pause, LONGEST_PAUSE)
+            silent = waited and not polled.answers()
+            pause = polled.pause if silent else progress.PERIOD
+            polled.pause = min(2 * pause, LONGEST_PAUSE) if silent else progress.PERIOD
         if changed:
             self._tell(key)
         return Result(requeue_after=pause)

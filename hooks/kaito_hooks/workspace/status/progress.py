@@ -19,7 +19,7 @@ _MOST = 65536
 
 
 def fetch(address: str, port: int, *, limit: float = LIMIT) -> Mapping[str, Any] | None:
-    """GET /progress; None if there is no good answer within ``limit`` seconds, however slowly it comes."""
+    """GET /progress; None if there is no good answer. Raises TimeoutError once it took ``limit`` seconds."""
     end = time.monotonic() + limit
     host = f"[{address}]" if ":" in address else address
     request = f"GET /progress HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n"
@@ -29,6 +29,8 @@ def fetch(address: str, port: int, *, limit: float = LIMIT) -> Mapping[str, Any]
             answer = http.client.HTTPResponse(_Received(_receive(connection, end)))  # type: ignore[arg-type]
         answer.begin()
         return read(answer.read()) if answer.status == 200 else None
+    except TimeoutError:
+        raise
     except (OSError, http.client.HTTPException, ValueError):
         return None
 

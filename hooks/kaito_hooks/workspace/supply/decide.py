@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
+from kaito_hooks.api import labels
 from kaito_hooks.api.workspace import ResourceSpec
 from kaito_hooks.runtime import Obj
 from kaito_hooks.workspace.decision.actions import Action, BuyClaim, Delete, LabelNode, Note, Outcome
@@ -15,6 +17,10 @@ from kaito_hooks.workspace.decision.snapshot import Snapshot
 from kaito_hooks.workspace.supply import node_facts, nodes, placement
 from kaito_hooks.workspace.supply.slot_table import Table, fill
 from kaito_hooks.workspace.supply.slots import FAILED, Slot, State, find_node
+
+NOT_BOUGHT = "no node is bought at the moment"
+_COMING = frozenset({State.CLAIM_PENDING, State.ORDERED, State.TO_BUY})
+"""States of slots whose claim is to become a node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +42,21 @@ class Supply:
 
 @dataclass(frozen=True, slots=True)
 class ClaimProgress:
-    """For the condition MachineReady or NodeClaimReady. ``pending``: claims that are still to become nodes."""
+    """For the condition MachineReady or NodeClaimReady."""
 
-    state: str
-    """``pending``, ``creation failed``, ``status failed`` or ``ready``."""
+    state: Literal["pending", "creation failed", "status failed", "ready"]
     message: str = ""
-    pending: int = 0
 
 
-def supply(s: Snapshot, resource: ResourceSpec, *, disk_gib: int, buy: bool) -> Supply:
-    """Choose nodes, buy what is missing (if ``buy``), give back what is too much, say what the Workspace waits for."""
-    table = fill(s, resource, disk_gib=disk_gib, buy=buy)
+def supply(s: Snapshot, resource: ResourceSpec, *, disk_gib: int, why_not: str) -> Supply:
+    """Choose nodes, buy what is missing, give back what is too much, say what the Workspace waits for.
+
+    ``why_not``: nothing is bought; "" if it is.
+    """
+    table = fill(s, resource, disk_gib=disk_gib, buy=not why_not)
     purchases = [slot.buy for slot in table.slots if slot.buy is not None]
     return Supply(
-        outcome=_outcome(s, resource, table),
+        outcome=_outcome(s, resource, table, why_not=why_not or NOT_BOUGHT),
         nodes=table.nodes,
         claims=_progress(s, table),
         actions=(
@@ -76,7 +83,7 @@ def _kind_and_name(purchase: BuyClaim) -> tuple[str, str]:
     return purchase.claim["kind"], purchase.claim["metadata"]["name"]
 
 
-def _outcome(s: Snapshot, resource: ResourceSpec, table: Table) -> Outcome:
+def _outcome(s: Snapshot, resource: ResourceSpec, table: Table, *, why_not: str) -> Outcome:
     if table.ready:
         return Outcome("ready", "workspace resource is ready")
     usable = sum(slot.state is State.READY for slot in table.slots)
@@ -84,7 +91,7 @@ def _outcome(s: Snapshot, resource: ResourceSpec, table: Table) -> Outcome:
     message = first.message
     if first.state is State.FREE:
         free = sum(slot.state is State.FREE for slot in table.slots)
-        message = _bring_your_own(s, resource, free) if s.settings.node_api == "none" else "a node"
+        message = _bring_your_own(s, resource, table, free) if s.settings.node_api == "none" else why_not
     return Outcome("failed" if first.state in FAILED else "waiting", f"node {usable}/{resource.count} ready; {message}")
 
 
@@ -92,18 +99,36 @@ def _most_urgent(table: Table) -> Slot:
     return min(table.slots, key=lambda slot: slot.urgency)
 
 
-def _bring_your_own(s: Snapshot, resource: ResourceSpec, missing: int) -> str:
+def _bring_your_own(s: Snapshot, resource: ResourceSpec, table: Table, missing: int) -> str:
     selector = ",".join(f"{key}={value}" for key, value in sorted(resource.match_labels.items())) or "any label"
     text = (
         f"{missing} more Ready node{'s' if missing > 1 else ''} with the labels {selector} needed; "
         "nothing is bought because nodeAPI is none"
     )
-    for node in s.nodes:
-        found = node_facts.facts(node)
-        if found is not None and nodes.has_labels(node, resource) and not node_facts.may_use(s, node):
-            gpus = f"{found.gpu_count} x {found.gpu_model or 'GPU'} with {found.per_gpu_memory_gib} GiB"
-            return f"{text}; the GPUs of node {nodes.name_of(node)} ({gpus}) do not hold what the Workspace runs"
-    return text
+    chosen = {nodes.name_of(node) for node in table.nodes}
+    labelled = [n for n in s.nodes if nodes.has_labels(n, resource) and nodes.name_of(n) not in chosen]
+    reasons = filter(None, (_why_not(s, resource, node) for node in labelled))
+    return f"{text}; {reason}" if (reason := next(reasons, "")) else text
+
+
+def _why_not(s: Snapshot, resource: ResourceSpec, node: Obj) -> str:
+    """Why a node that has the labels cannot be used; "" if nothing is known."""
+    name = nodes.name_of(node)
+    if node["metadata"].get("deletionTimestamp"):
+        return f"node {name} has the labels but is being deleted"
+    if not nodes.is_ready(node):
+        return f"node {name} has the labels but is not Ready"
+    if (tenant := nodes.in_others_hands([node], s.workspace, resource, tenants=s.tenants).get(name)) is not None:
+        return f"node {name} has the labels but is used by Workspace {tenant.namespace}/{tenant.name}"
+    if (node.get("spec") or {}).get("unschedulable"):
+        return f"node {name} has the labels but is cordoned"
+    if node_facts.may_use(s, node):
+        return ""
+    if (found := node_facts.facts(node)) is not None:
+        gpus = f"{found.gpu_count} x {found.gpu_model or 'GPU'} with {found.per_gpu_memory_gib} GiB"
+        return f"the GPUs of node {name} ({gpus}) do not hold what the Workspace runs"
+    kind = nodes.labels_of(node).get(labels.INSTANCE_TYPE, "of no type")
+    return f"node {name} ({kind}) has the labels but offers no nvidia.com/gpu, and the Workspace needs GPUs"
 
 
 def _progress(s: Snapshot, table: Table) -> ClaimProgress | None:
@@ -111,18 +136,18 @@ def _progress(s: Snapshot, table: Table) -> ClaimProgress | None:
         return None
     if table.ready:
         return ClaimProgress("ready")
-    first = _most_urgent(table)
+    first, kind = _most_urgent(table), "machine" if s.settings.node_api == "Machine" else "nodeClaim"
     match first.state:
         case State.CLAIM_FAILED | State.BACKING_OFF | State.REFUSED:
             return ClaimProgress("creation failed", first.message)
         case State.GPUS_LATE:
             return ClaimProgress("status failed", first.message)
         case State.CLAIM_LATE:
-            what = "machine" if s.settings.node_api == "Machine" else "nodeClaim"
-            text = f"check {what} status timed out. {what} {first.claim} is not ready: {first.text}"
+            text = f"check {kind} status timed out. {kind} {first.claim} is not ready: {first.text}"
             return ClaimProgress("status failed", text)
-    pending = sum(slot.state not in (State.READY, State.AWAY) for slot in table.slots)
-    return ClaimProgress("pending", "" if pending else f"waiting for {first.message}", pending)
+    if coming := sum(slot.state in _COMING for slot in table.slots):
+        return ClaimProgress("pending", f"creating {coming} {kind}s")
+    return ClaimProgress("pending", NOT_BOUGHT if first.state is State.FREE else first.message)
 
 
 def _lost_to(s: Snapshot, resource: ResourceSpec, table: Table) -> str:

@@ -81,6 +81,13 @@ def admits(pod: Obj, node: Obj) -> bool:
     )
 
 
+def is_stranded(s: Snapshot, made: Obj) -> bool:
+    """Whether nothing of a workload or Job runs, and it may go to none of the nodes that the Workspace has: it was made
+    for others. A Pod that has ended holds no node."""
+    mine = [node for node in s.nodes if nodes.name_of(node) in s.workspace.worker_nodes]
+    return bool(mine) and not any(map(nodes.of_pod, s.pods)) and not any(admits(pod_of(made), node) for node in mine)
+
+
 def _are_met(rules: Iterable[Obj] | None, marks: Mapping[str, str]) -> bool:
     return all(
         marks.get(rule["key"]) in rule["values"] if rule["operator"] == "In" else rule["key"] not in marks

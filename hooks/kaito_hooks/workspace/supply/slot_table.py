@@ -64,9 +64,11 @@ def fill(s: Snapshot, resource: ResourceSpec, *, disk_gib: int, buy: bool) -> Ta
 
 
 def _chosen(s: Snapshot, resource: ResourceSpec) -> list[Obj]:
+    """A node whose claim is being deleted is kept while it is in use, and not taken any more."""
+    going = {claim.node_name for claim in s.claims if claim.deleting} - set(s.workspace.worker_nodes)
     return nodes.select(
         nodes.candidates(
-            s.nodes,
+            [node for node in s.nodes if nodes.name_of(node) not in going],
             s.workspace,
             resource,
             tenants=s.tenants,

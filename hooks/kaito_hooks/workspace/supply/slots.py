@@ -193,7 +193,7 @@ def _empty(s: Snapshot, resource: ResourceSpec, number: int, *, disk_gib: int, b
             "install the chart gpu-provisioner, or set nodeAPI to what is installed"
         )
         return Slot(number, State.REFUSED, text, s.now + timedelta(seconds=UNSERVED_PAUSE))
-    if unobtainable := claims.unobtainable(resource.match_labels):
+    if unobtainable := claims.unobtainable(resource, s.catalog):
         return Slot(number, State.REFUSED, f"resource.labelSelector: {unobtainable}")
     losses = s.memory.purchases.of(number)
     if losses.not_before is not None and s.now < losses.not_before:

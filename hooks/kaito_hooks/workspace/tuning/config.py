@@ -11,12 +11,11 @@ from typing import Any
 
 from kaito_hooks.api.workspace import TuningSpec, Workspace
 from kaito_hooks.runtime import Obj
-from kaito_hooks.workspace.configuration.errors import ConfigInvalid
 from kaito_hooks.workspace.decision.snapshot import TuningConfig
 from kaito_hooks.workspace.rules.spelling import nearest
 from kaito_hooks.workspace.rules.validate import Problem
 from kaito_hooks.workspace.tuning import fields
-from kaito_hooks.workspace.tuning.document import MAX_SIZE, read, shown, shown_name
+from kaito_hooks.workspace.tuning.document import MAX_SIZE, ConfigInvalid, read, shown, shown_name
 
 KEY = "training_config.yaml"
 ROOT = "training_config"
@@ -32,11 +31,13 @@ _GO_TYPES = {str: "string", int: "int", float: "float64", list: "[]interface {}"
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """``output_dir``: where the results go. ``copy``: a default to put into the Workspace's namespace first."""
+    """``output_dir``: where the results go. ``copy``: a default to put into the Workspace's namespace first.
+    ``text``: the configuration itself, as it is written."""
 
     output_dir: str = DEFAULT_OUTPUT
     problems: tuple[Problem, ...] = ()
     copy: Obj | None = None
+    text: str = ""
 
 
 def name_of(spec: TuningSpec) -> str:
@@ -73,7 +74,7 @@ def check(workspace: Workspace, config: TuningConfig | None, *, release_namespac
         "metadata": {"name": name, "namespace": workspace.namespace},
         "data": dict(data),
     }
-    return Checked(content.output_dir, copy=None if found else copied)
+    return Checked(content.output_dir, copy=None if found else copied, text=str(data[KEY]))
 
 
 def problems(name: str, data: Mapping[str, Any], *, method: str) -> list[Problem]:

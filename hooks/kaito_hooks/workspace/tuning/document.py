@@ -12,8 +12,6 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from kaito_hooks.workspace.configuration.errors import ConfigInvalid
-
 MAX_SIZE = 32 * 1024
 """Characters of a document."""
 MAX_DEPTH = 20
@@ -24,6 +22,10 @@ _CONVERSION_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, V
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _MAX_SHOWN
+
+
+class ConfigInvalid(Exception):
+    """The document cannot be read. One sentence: where, what, what to do instead."""
 
 
 def read(text: str) -> Any:

@@ -2,7 +2,8 @@
 
 ``fields.json`` is generated from the trainer's pinned libraries (``make fields``): the fields, the kinds of value and,
 where a library enumerates them, the values that they take, with the trainer's own lists of fields that were renamed,
-are gone or are refused. The trainer checks the same again, in the same words.
+are gone or are refused. The trainer checks the same again, in the same words. Which numbers nothing can be trained
+with, no rows or an infinite rate, its code alone knows: the check that it makes refuses them before a node is bought.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def problems(sections: Mapping[str, Mapping[Any, Any]]) -> Iterator[str]:
                 yield from _not_offered(section, name, value)
     yield from _dtypes(named["ModelConfig"], named["QuantizationConfig"])
     yield from _split(named["DatasetConfig"].get("train_test_split"))
+    yield from _bad_rows(named["DatasetConfig"].get("max_bad_rows"))
 
 
 def _named(section: str, given: Mapping[Any, Any]) -> Generator[str, None, dict[str, Any]]:
@@ -114,3 +116,9 @@ def _split(value: object) -> Iterator[str]:
     number = _number(value)
     if number is not None and not 0 < number <= 1:
         yield f"Train/Test split needs to be between 0 and 1, got DatasetConfig.train_test_split {shown(value)}"
+
+
+def _bad_rows(value: object) -> Iterator[str]:
+    number = _number(value)
+    if number is not None and not 0 <= number < 1:
+        yield f"DatasetConfig.max_bad_rows must be from 0 to below 1, got {shown(value)}"

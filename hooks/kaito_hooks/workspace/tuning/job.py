@@ -19,6 +19,8 @@ GRACE_PERIOD = 120
 """Seconds for a checkpoint after SIGTERM."""
 PORT = 5000
 TUNE, PUSH = "tune", "push"
+_PORTS: list[Obj] = [{"name": "progress", "containerPort": PORT, "protocol": "TCP"}]
+"""Of either step; the chart's PodMonitor knows them by that name."""
 # A proxy that a service mesh puts into the Pod never ends, and with it the Pod, which holds its GPUs. Istio and Kuma
 # read labels, their older releases annotations as the others do.
 NO_PROXY_LABELS = {"sidecar.istio.io/inject": "false", "kuma.io/sidecar-injection": "disabled"}
@@ -40,10 +42,12 @@ def job(
     gpus: int,
     revision: str,
     tuning_hash: str,
+    checked: bool,
     settings: Settings,
 ) -> Obj:
     """The Job. ``place``: where its Pod may run; ``gpus``: GPUs of the node, all of which the trainer takes;
-    ``revision`` and ``tuning_hash``: of what it tunes."""
+    ``revision`` and ``tuning_hash``: of what it tunes; ``checked``: whether a check has passed, and with it the right
+    to push, which a step before the training asks for otherwise."""
     metadata = workload.metadata(workspace)
     metadata["annotations"] = {labels.REVISION: revision, labels.TUNING_HASH: tuning_hash}
     return {
@@ -55,10 +59,7 @@ def job(
             # A Pod that is still going holds the GPUs that its successor needs.
             "podReplacementPolicy": "Failed",
             "template": {
-                "metadata": {
-                    "labels": {labels.WORKSPACE: workspace.name, **NO_PROXY_LABELS},
-                    "annotations": {labels.DEFAULT_CONTAINER: TUNE, **NO_PROXY_ANNOTATIONS},
-                },
+                "metadata": pod_metadata(workspace, TUNE),
                 "spec": _pod(
                     workspace,
                     preset=preset,
@@ -66,6 +67,7 @@ def job(
                     output_dir=output_dir,
                     image=image,
                     gpus=gpus,
+                    checked=checked,
                     settings=settings,
                 ),
             },
@@ -81,6 +83,7 @@ def _pod(
     output_dir: str,
     image: str,
     gpus: int,
+    checked: bool,
     settings: Settings,
 ) -> Obj:
     spec = workspace.tuning
@@ -91,17 +94,15 @@ def _pod(
     secrets = {spec.output.image_push_secret, *spec.input.image_pull_secrets}
     if images.model_image(spec.preset, preset, settings):
         secrets.update(spec.preset.image_pull_secrets)
-    pod: Obj = {
+    return {
         "restartPolicy": "OnFailure",
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "securityContext": containers.POD_SECURITY,
+        **containers.pod_head(settings),
         "terminationGracePeriodSeconds": GRACE_PERIOD,
         **place,
         "initContainers": [
-            _check_step(spec, output_dir=output_dir, settings=settings),
+            *([] if checked else [_push_right_step(spec, output_dir=output_dir, settings=settings)]),
             server.weights_step(spec.preset, preset, settings),
-            _data_step(spec, settings),
+            data_step(spec, settings),
             _tune_step(spec, preset=preset, output_dir=output_dir, image=image, gpus=gpus, settings=settings),
         ],
         "containers": [_push(spec, output_dir=output_dir, settings=settings)],
@@ -111,40 +112,72 @@ def _pod(
             server.weights_volume(preset, spec.preset),
             {"name": "data-volume", "emptyDir": {}},
             {"name": "results-volume", "emptyDir": {}},
-            {
-                "name": "config-volume",
-                "configMap": {"name": name_of(spec), "items": [{"key": KEY, "path": KEY}]},
-            },
+            config_volume(spec),
             *server.hub_token_volumes(preset, spec.preset),
             *containers.registry_secret_volumes(secrets),
         ],
     }
-    if settings.images.pull_secrets:
-        pod["imagePullSecrets"] = [{"name": name} for name in settings.images.pull_secrets]
-    return pod
 
 
-def _push_secret(spec: TuningSpec) -> list[str]:
+def pod_metadata(workspace: Workspace, step: str) -> Obj:
+    """Of the Pods of a Job: whose they are, ``step`` as the one that kubectl asks, and no proxy of a service mesh."""
+    return {
+        "labels": {labels.WORKSPACE: workspace.name, **NO_PROXY_LABELS},
+        "annotations": {labels.DEFAULT_CONTAINER: step, **NO_PROXY_ANNOTATIONS},
+    }
+
+
+def environment(spec: TuningSpec, preset: Preset) -> list[Obj]:
+    """What the trainer and the check before it are told alike."""
+    return [
+        {"name": "HOME", "value": containers.TMP},
+        {"name": "YAML_FILE_PATH", "value": f"{CONFIG_PATH}/{KEY}"},
+        {"name": "DATASET_FOLDER_PATH", "value": DATA_PATH},
+        {"name": "METHOD", "value": spec.method},
+        {"name": "CONTEXT_LENGTH", "value": str(preset.context_length)},
+        {"name": "SERVE_RESULT", "value": "true" if spec.serve_result else "false"},
+    ]
+
+
+def config_volume(spec: TuningSpec) -> Obj:
+    """The volume with the tuning configuration."""
+    return {"name": "config-volume", "configMap": {"name": name_of(spec), "items": [{"key": KEY, "path": KEY}]}}
+
+
+def model_identity(spec: TuningSpec, preset: Preset) -> list[Obj]:
+    """Environment: the name by which others know the model, and its commit; that is "" of a model in an image."""
+    assert spec.preset is not None
+    hub = preset.weights if isinstance(preset.weights, HubWeights) and not spec.preset.image else None
+    return [
+        {"name": "MODEL_ID", "value": hub.repo if hub else preset.name},
+        {"name": "MODEL_REVISION", "value": hub.revision if hub else ""},
+    ]
+
+
+def push_secret(spec: TuningSpec) -> list[str]:
+    """The Secret with which the adapter is pushed, as a list of one or none."""
     return [spec.output.image_push_secret] if spec.output is not None else []
 
 
-def _output_image(spec: TuningSpec) -> str:
+def output_image(spec: TuningSpec) -> str:
+    """The image that the adapter becomes."""
     return spec.output.image if spec.output is not None else ""
 
 
-def _check_step(spec: TuningSpec, *, output_dir: str, settings: Settings) -> Obj:
+def _push_right_step(spec: TuningSpec, *, output_dir: str, settings: Settings) -> Obj:
     """Opens an upload and cancels it: a wrong Secret is told before any training, and not asked about after it."""
-    secret = _push_secret(spec)
-    args = ["check", "--image", _output_image(spec), "--results", output_dir]
+    secret = push_secret(spec)
+    args = ["check", "--image", output_image(spec), "--results", output_dir]
     return containers.artifact_step(
-        "check",
+        "push-right",
         [*args, *containers.docker_config_args(secret)],
         mounts=[{"name": "results-volume", "mountPath": output_dir}, *containers.registry_secret_mounts(secret)],
         settings=settings,
     )
 
 
-def _data_step(spec: TuningSpec, settings: Settings) -> Obj:
+def data_step(spec: TuningSpec, settings: Settings) -> Obj:
+    """Fetches the data into the volume ``data-volume``."""
     source = spec.input
     assert source is not None
     args, mounts = ["data"], [{"name": "data-volume", "mountPath": DATA_PATH}]
@@ -161,7 +194,6 @@ def _data_step(spec: TuningSpec, settings: Settings) -> Obj:
 
 def _tune_step(spec: TuningSpec, *, preset: Preset, output_dir: str, image: str, gpus: int, settings: Settings) -> Obj:
     assert spec.preset is not None
-    hub = preset.weights if isinstance(preset.weights, HubWeights) and not spec.preset.image else None
     return {
         "name": TUNE,
         "image": image,
@@ -171,16 +203,12 @@ def _tune_step(spec: TuningSpec, *, preset: Preset, output_dir: str, image: str,
             _POD_IP,
             {"name": "HOST", "value": "$(POD_IP)"},
             {"name": "PORT", "value": str(PORT)},
-            {"name": "HOME", "value": containers.TMP},
-            {"name": "YAML_FILE_PATH", "value": f"{CONFIG_PATH}/{KEY}"},
-            {"name": "DATASET_FOLDER_PATH", "value": DATA_PATH},
+            *environment(spec, preset),
             {"name": "MODEL_PATH", "value": server.WEIGHTS_PATH},
-            {"name": "MODEL_ID", "value": hub.repo if hub else preset.name},
-            {"name": "MODEL_REVISION", "value": hub.revision if hub else ""},
-            {"name": "METHOD", "value": spec.method},
+            *model_identity(spec, preset),
             {"name": "PYTORCH_CUDA_ALLOC_CONF", "value": "expandable_segments:True"},
         ],
-        "ports": [{"containerPort": PORT, "protocol": "TCP"}],
+        "ports": _PORTS,
         "resources": containers.with_gpus(settings.tuning.resources, gpus),
         "securityContext": containers.CONTAINER_SECURITY,
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -199,8 +227,8 @@ _POD_IP: Obj = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "statu
 
 
 def _push(spec: TuningSpec, *, output_dir: str, settings: Settings) -> Obj:
-    secret = _push_secret(spec)
-    args = ["push", "--image", _output_image(spec), "--folder", f"{output_dir}/adapter", "--results", output_dir]
+    secret = push_secret(spec)
+    args = ["push", "--image", output_image(spec), "--folder", f"{output_dir}/adapter", "--results", output_dir]
     args += containers.docker_config_args(secret)
     args += ["--port", str(PORT), "--deadline", format_duration(settings.tuning.push_deadline)]
     step = containers.artifact_step(
@@ -212,4 +240,4 @@ def _push(spec: TuningSpec, *, output_dir: str, settings: Settings) -> Obj:
         ],
         settings=settings,
     )
-    return {**step, "env": [_POD_IP, *step["env"]], "ports": [{"containerPort": PORT, "protocol": "TCP"}]}
+    return {**step, "env": [_POD_IP, *step["env"]], "ports": _PORTS}

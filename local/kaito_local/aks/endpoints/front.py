@@ -255,7 +255,7 @@ class Front:
                 "nodeResourceGroup": settings.node_resource_group,
                 "enableRBAC": True,
                 "agentPoolProfiles": [
-                    _system_pool(settings.subnet),
+                    _system_pool(settings),
                     *({"name": pool.name, **pool.body(settings)["properties"]} for pool in self._pools.listing()),
                 ],
             },
@@ -313,7 +313,7 @@ class Front:
         return flags
 
 
-def _system_pool(subnet: str) -> dict[str, Any]:
+def _system_pool(settings: Settings) -> dict[str, Any]:
     profile = {
         "name": SYSTEM_POOL,
         "mode": "System",
@@ -325,7 +325,8 @@ def _system_pool(subnet: str) -> dict[str, Any]:
         "provisioningState": SUCCEEDED,
         "powerState": {"code": "Running"},
     }
-    return {**profile, "vnetSubnetID": subnet} if subnet else profile
+    subnets = {"vnetSubnetID": settings.subnet, "podSubnetID": settings.pod_subnet}
+    return profile | {name: subnet for name, subnet in subnets.items() if subnet}
 
 
 def _route(request: Request) -> _Route:

@@ -28,6 +28,11 @@ _RESERVED = ("kubernetes.azure.com", "kubernetes.io", "k8s.io")
 _ALLOWED = ("node.kubernetes.io", "kubelet.kubernetes.io", "node-restriction.kubernetes.io")
 
 
+_TEXTS = ("osType", "osSKU", "mode", "vnetSubnetID", "podSubnetID", "scaleSetPriority")
+_OBJECTS = ("powerState", "gpuProfile", "nodeLabels", "tags")
+_LISTS = ("nodeTaints", "availabilityZones")
+
+
 def check_name(name: str) -> None:
     """Raises Refusal for a name that no pool may have."""
     if not _NAME.fullmatch(name):
@@ -43,6 +48,7 @@ def check_body(body: Any, settings: Settings) -> Mapping[str, Any]:
     properties = body.get("properties") if isinstance(body, Mapping) else None
     if not isinstance(properties, Mapping):
         raise aks_error(400, "InvalidRequestContent", "The request content has no properties.")
+    _check_types(properties)
     size = properties.get("vmSize")
     if not isinstance(size, str) or not size:
         raise _invalid("agentPoolProfile.vmSize", "Required parameter agentPoolProfile.vmSize is missing (null).")
@@ -55,35 +61,51 @@ def check_body(body: Any, settings: Settings) -> Mapping[str, Any]:
     disk = properties.get("osDiskSizeGB") or 0
     if type(disk) is not int or (disk != 0 and not 30 <= disk <= 2048):
         raise _invalid("agentPoolProfile.osDiskSizeGB", f"The disk size {disk!r} GB is not between 30 and 2048.")
-    if properties.get("osType", "Linux") not in ("Linux", "Windows"):
+    if (properties.get("osType") or "Linux") not in ("Linux", "Windows"):
         raise _invalid("agentPoolProfile.osType", f"The OS type {properties['osType']!r} is not supported.")
-    if properties.get("mode", "User") not in ("User", "System", "Gateway"):
+    if (properties.get("mode") or "User") not in ("User", "System", "Gateway"):
         raise _invalid("agentPoolProfile.mode", f"The mode {properties['mode']!r} is not supported.")
     power = (properties.get("powerState") or {}).get("code", "Running")
     if power not in ("Running", "Stopped"):
         raise _invalid("agentPoolProfile.powerState", f"The power state {power!r} is not Running or Stopped.")
     _check_machines(properties)
     _check_subnet(properties.get("vnetSubnetID") or "", settings.subnet)
+    if (pods := properties.get("podSubnetID")) and not _SUBNET.fullmatch(pods):
+        raise _invalid("agentPoolProfile.podSubnetID", f"'{pods}' is not the resource id of a subnet.")
     for key, value in (properties.get("nodeLabels") or {}).items():
         _check_label(key, value)
     for taint in properties.get("nodeTaints") or []:
-        if not isinstance(taint, str) or not _TAINT.fullmatch(taint):
+        if not _TAINT.fullmatch(taint):
             raise _invalid("agentPoolProfile.nodeTaints", f"Taint {taint!r} is not of the form key=value:effect.")
     return properties
 
 
+def _check_types(properties: Mapping[str, Any]) -> None:
+    """What is not of a field's type ARM cannot read; null is as good as nothing."""
+    for names, kind, called in ((_TEXTS, str, "a string"), (_OBJECTS, Mapping, "an object"), (_LISTS, list, "a list")):
+        for name in names:
+            value = properties.get(name)
+            if value is not None and not isinstance(value, kind):
+                raise _invalid(f"agentPoolProfile.{name}", f"{value!r} is not {called}.")
+    for name in _LISTS:
+        if any(not isinstance(item, str) for item in properties.get(name) or ()):
+            raise _invalid(f"agentPoolProfile.{name}", "An item is not a string.")
+
+
 def _check_machines(properties: Mapping[str, Any]) -> None:
     sku = properties.get("osSKU") or "Ubuntu"
-    if properties.get("osType", "Linux") == "Linux" and sku not in _LINUX:
+    if (properties.get("osType") or "Linux") == "Linux" and sku not in _LINUX:
         raise _invalid("agentPoolProfile.osSKU", f"The OS SKU {sku!r} is not supported.")
     zones = properties.get("availabilityZones") or []
-    if not isinstance(zones, list) or any(zone not in _ZONES for zone in zones):
+    if any(zone not in _ZONES for zone in zones):
         raise _invalid("agentPoolProfile.availabilityZones", f"Of the zones {zones!r} only 1, 2 and 3 are supported.")
+    if (priority := properties.get("scaleSetPriority") or "Regular") not in ("Regular", "Spot"):
+        raise _invalid("agentPoolProfile.scaleSetPriority", f"The priority {priority!r} is not Regular or Spot.")
     driver = (properties.get("gpuProfile") or {}).get("driver", "Install")
     if driver not in ("Install", "None"):
         raise _invalid("agentPoolProfile.gpuProfile.driver", f"The driver {driver!r} is not Install or None.")
     tags = properties.get("tags") or {}
-    if not isinstance(tags, Mapping) or not all(isinstance(value, str) for value in tags.values()):
+    if not all(isinstance(value, str) for value in tags.values()):
         raise _invalid("agentPoolProfile.tags", "A tag's value is not a string.")
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable
+from typing import Any
 
 from tests.cluster.workspace.stand_ins.following import Follower, Later, Obj
 
@@ -11,7 +13,21 @@ from kaito_hooks.runtime import Client, NotFound
 from kaito_hooks.workspace.resources import POD
 
 State = Callable[[Obj], Obj]
-JOB_STEPS = ("check", "weights", "data", "tune", "push")
+JOB_STEPS = ("weights", "data", "tune", "push")
+CHECK_STEPS = ("push-right", "tokenizer", "data", "check")
+REPORT: Obj = {
+    "form": "messages",
+    "files": ["train.parquet"],
+    "rows": {"training": 1200, "evaluation": 60, "skipped": 3},
+    "tokens": {"p50": 100, "p95": 512, "max": 1024, "cutShare": 0.0125},
+    "problems": [],
+    "warnings": ["3 rows are skipped"],
+    "reason": "",
+    "maxLength": 1024,
+    "tokensPerEpoch": 150000,
+    "estimatedSteps": 1200,
+}
+"""What a check says of data that can be trained."""
 
 
 class Kubelet(Follower):
@@ -58,7 +74,9 @@ class Kubelet(Follower):
 
 
 def running(pod: Obj) -> Obj:
-    """All containers run and the Pod is Ready."""
+    """All containers run and the Pod is Ready; a check has passed."""
+    if is_check(pod):
+        return passed(pod)
     return {
         "phase": "Running",
         "conditions": [
@@ -112,31 +130,60 @@ def failing_weights(message: str) -> State:
 
 
 def at_step(step: str, state: Obj, *, ip: str = "127.0.0.1") -> State:
-    """A tuning Job's Pod with that step in that state, those before it done; other Pods are Ready."""
+    """A tuning Job's Pod with that step in that state, those before it done. Its check has passed, other Pods are
+    Ready."""
 
+    def report(pod: Obj) -> Obj:
+        if not _is_of_job(pod):
+            return running(pod)
+        return passed(pod) if is_check(pod) else _stepping(JOB_STEPS, step, state, ip=ip)
+
+    return report
+
+
+def checking(step: str, state: Obj, **status: Any) -> State:
+    """A check's Pod with that step in that state, those before it done; other Pods are Ready."""
+
+    def report(pod: Obj) -> Obj:
+        return {**_stepping(CHECK_STEPS, step, state), **status} if is_check(pod) else running(pod)
+
+    return report
+
+
+def passed(pod: Obj) -> Obj:
+    """A check's Pod that has found nothing wrong."""
+    return _stepping(CHECK_STEPS, "check", {"terminated": {"exitCode": 0, "message": json.dumps(REPORT)}})
+
+
+def is_check(pod: Obj) -> bool:
+    """Whether the Pod looks at a tuning before a node is bought."""
+    return any(c["name"] == "check" for c in (pod.get("spec") or {}).get("containers") or ())
+
+
+def _is_of_job(pod: Obj) -> bool:
+    return any(owner["kind"] == "Job" for owner in pod["metadata"].get("ownerReferences") or ())
+
+
+def _stepping(names: tuple[str, ...], step: str, state: Obj, *, ip: str = "127.0.0.1") -> Obj:
     def of(name: str) -> Obj:
         if name == step:
             found = state
-        elif JOB_STEPS.index(name) < JOB_STEPS.index(step):
+        elif names.index(name) < names.index(step):
             found = {"terminated": {"exitCode": 0, "reason": "Completed"}}
         else:
             found = {"waiting": {"reason": "PodInitializing"}}
         return {"name": name, "image": name, "imageID": "", "ready": False, "restartCount": 0, "state": found}
 
-    def report(pod: Obj) -> Obj:
-        if not any(owner["kind"] == "Job" for owner in pod["metadata"].get("ownerReferences") or ()):
-            return running(pod)
-        statuses = [of(name) for name in JOB_STEPS]
-        done = step == "push" and (state.get("terminated") or {}).get("exitCode") == 0
-        return {
-            "phase": "Succeeded" if done else "Running" if step == "push" else "Pending",
-            "podIP": ip,
-            "podIPs": [{"ip": ip}],
-            "initContainerStatuses": statuses[:-1],
-            "containerStatuses": statuses[-1:],
-        }
-
-    return report
+    statuses = [of(name) for name in names]
+    last = step == names[-1]
+    done = last and (state.get("terminated") or {}).get("exitCode") == 0
+    return {
+        "phase": "Succeeded" if done else "Running" if last else "Pending",
+        "podIP": ip,
+        "podIPs": [{"ip": ip}],
+        "initContainerStatuses": statuses[:-1],
+        "containerStatuses": statuses[-1:],
+    }
 
 
 def _has(status: Obj, state: Obj) -> bool:

@@ -114,6 +114,12 @@ def add_node(client: Client, name: str, labels: dict[str, str], *, instance_type
     client.create(NODE, node)
 
 
+def add_node_without_gpu(client: Client, name: str) -> None:
+    """A bare Node that anything may run on, and that no Workspace asks for."""
+    marks = {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"}
+    client.create(NODE, {"metadata": {"name": name, "labels": marks}, "status": _status(0, ready=True)})
+
+
 def set_gpus(client: Client, name: str, gpus: int, *, ready: bool = True) -> None:
     """What the node's kubelet reports."""
     client.patch(NODE, name, {"status": _status(gpus, ready=ready)}, subresource="status")

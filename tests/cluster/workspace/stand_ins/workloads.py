@@ -7,6 +7,7 @@ import hashlib
 import json
 
 from tests.cluster.workspace.stand_ins.following import Follower, Later, Obj, let_go
+from tests.cluster.workspace.stand_ins.kubelet import REPORT
 
 from kaito_hooks.runtime import Client, NotFound
 from kaito_hooks.workspace.resources import DEPLOYMENT, JOB, POD
@@ -51,7 +52,8 @@ def digest_of(image: str) -> str:
 
 
 class Jobs(Follower):
-    """Each Job has a Pod, and with it a pushed adapter, ``delay`` seconds after it appeared.
+    """Each Job of a Workspace has a Pod, and with it a pushed adapter or a check that has passed, ``delay`` seconds
+    after it appeared.
 
     ``seen``: every Job that ever was, by uid, with its namespace, which needs a service account for the Pod. A Pod goes
     with its Job, as with a garbage collector.
@@ -66,6 +68,8 @@ class Jobs(Follower):
         if new is None:
             return
         metadata = new["metadata"]
+        if "kaito.sh/workspace" not in (metadata.get("labels") or {}):
+            return
         if metadata.get("deletionTimestamp"):
             self._later.call(0.0, lambda: self._end(new))
         elif metadata["uid"] not in self.seen:
@@ -76,7 +80,7 @@ class Jobs(Follower):
         metadata = job["metadata"]
         owner = {"apiVersion": "batch/v1", "kind": "Job", "name": metadata["name"], "uid": metadata["uid"]}
         marks = {"kaito.sh/workspace": metadata["labels"]["kaito.sh/workspace"]}
-        [push] = job["spec"]["template"]["spec"]["containers"]
+        [last] = job["spec"]["template"]["spec"]["containers"]
         pod = {
             "metadata": {
                 "name": _pod_name(job),
@@ -84,12 +88,14 @@ class Jobs(Follower):
                 "labels": marks,
                 "ownerReferences": [{**owner, "controller": True}],
             },
-            "spec": {"restartPolicy": "Never", "containers": [{"name": push["name"], "image": push["image"]}]},
+            "spec": {"restartPolicy": "Never", "containers": [{"name": last["name"], "image": last["image"]}]},
         }
         self.client.create(POD, pod)
-        said = json.dumps({"digest": digest_of(push["args"][push["args"].index("--image") + 1])})
+        said = json.dumps(REPORT)
+        if last["name"] == "push":
+            said = json.dumps({"digest": digest_of(last["args"][last["args"].index("--image") + 1])})
         ended = {"terminated": {"exitCode": 0, "reason": "Completed", "message": said}}
-        kept = {"name": push["name"], "image": push["image"], "imageID": "", "ready": False, "restartCount": 0}
+        kept = {"name": last["name"], "image": last["image"], "imageID": "", "ready": False, "restartCount": 0}
         status = {"phase": "Succeeded", "containerStatuses": [{**kept, "state": ended}]}
         self.client.patch(
             POD, _pod_name(job), {"status": status}, namespace=metadata["namespace"], subresource="status"

@@ -42,6 +42,15 @@ def test_what_is_pushed_is_there(fake: FakeRegistry, transfer: Transfer, packed:
     assert fake.paths[f"/v2/team/model/blobs/{packed.layer_digest}"][2] == packed.layer.read_bytes()
 
 
+def test_what_is_there_is_not_sent_again(fake: FakeRegistry, transfer: Transfer, packed: Package) -> None:
+    writer(fake, transfer).push(packed)
+    sent = len(fake.requests)
+    assert writer(fake, transfer).push(packed) == packed.digest
+    assert [(request.method, request.path) for request in fake.requests[sent:]] == [
+        ("GET", "/v2/team/model/manifests/1")
+    ]
+
+
 def test_a_push_asks_once_for_the_right_to_pull_and_to_push(
     fake: FakeRegistry, transfer: Transfer, packed: Package
 ) -> None:

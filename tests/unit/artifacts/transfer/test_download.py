@@ -78,7 +78,7 @@ def test_a_file_is_called_as_its_url_ends(site: Site, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "name"),
     [
-        ("http://x/a/train.parquet?signature=ab/cd%2F&to=/e/", "train.parquet_signature_ab_cd%2F_to__e_"),
+        ("http://x/a/train.parquet?part=ab/cd%2F&to=/e/", "train.parquet_part_ab_cd%2F_to__e_"),
         ("http://x/train.parquet?file=a/other.csv#b/c", "train.parquet_file_a_other.csv"),
         ("http://x/a//train.csv", "train.csv"),
     ],
@@ -170,3 +170,23 @@ def test_what_is_no_whole_file_is_told(
     with pytest.raises(error, match="Failed to download"):
         download.fetch([f"{site.url}/f.csv"], transfer=transfer(), destination=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("query", "secret"),
+    [
+        ("sv=2024&sig=Zq7w", "Zq7w"),
+        ("download=true&token=hf_abcdefghijkl", "hf_abc"),
+        ("X-Amz-Credential=AK1&X-Amz-Expires=60", "AK1"),
+        ("anything=0123456789", "0123456789"),
+        ("hf_abcdefghijkl", "hf_abc"),
+        ("t=abcdefghijkl==", "abcdef"),
+        ("%73ig=Zq7w", "Zq7w"),
+    ],
+)
+def test_a_file_name_holds_no_secret_of_a_url_and_still_tells_urls_apart(query: str, secret: str) -> None:
+    name = download.file_name(f"http://x/chat.jsonl?{query}")
+    other = download.file_name(f"http://x/chat.jsonl?{query.replace(secret, secret[::-1])}")
+    assert secret not in name
+    assert name.startswith("chat.jsonl_")
+    assert name != other

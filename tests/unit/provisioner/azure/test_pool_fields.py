@@ -22,11 +22,13 @@ from kaito_local.aks import Settings as CloudSettings
 
 SCHEMA = Path(__file__).parents[4] / "charts" / "gpu-provisioner" / "values.schema.json"
 NETWORK = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/corporate"
-SYSTEM_SUBNET, GPU_SUBNET = f"{NETWORK}/subnets/system", f"{NETWORK}/subnets/gpu"
+SYSTEM_SUBNET, POD_SUBNET, GPU_SUBNET = (f"{NETWORK}/subnets/{name}" for name in ("system", "pods", "gpu"))
 
 
-def cloud_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, subnet: str) -> Iterator[Emulator]:
-    settings = CloudSettings(directory=tmp_path / "cloud", clock_speed=0, subnet=subnet)
+def cloud_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, subnet: str, pod_subnet: str = ""
+) -> Iterator[Emulator]:
+    settings = CloudSettings(directory=tmp_path / "cloud", clock_speed=0, subnet=subnet, pod_subnet=pod_subnet)
     with Emulator(settings) as emulator:
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(emulator.endpoints.authority))
         yield emulator
@@ -96,6 +98,32 @@ def test_in_a_network_of_its_users_a_pool_joins_the_system_pools_subnet(own_netw
     assert asked(own_network)["vnetSubnetID"] == SYSTEM_SUBNET
 
 
+def test_where_pods_have_a_subnet_of_their_own_a_pool_joins_the_system_pools(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cloud in cloud_in(tmp_path, monkeypatch, subnet=SYSTEM_SUBNET, pod_subnet=POD_SUBNET):
+        buy(Provider(cloud, tmp_path))
+        assert (asked(cloud)["vnetSubnetID"], asked(cloud)["podSubnetID"]) == (SYSTEM_SUBNET, POD_SUBNET)
+
+
+@pytest.mark.parametrize(
+    ("fields", "pods"),
+    [({"podSubnetID": GPU_SUBNET}, GPU_SUBNET), ({"vnetSubnetID": GPU_SUBNET}, None)],
+    ids=["the Pods' own", "the nodes' own, which names the network"],
+)
+def test_the_operators_pod_subnet_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], pods: str | None
+) -> None:
+    for cloud in cloud_in(tmp_path, monkeypatch, subnet=SYSTEM_SUBNET, pod_subnet=POD_SUBNET):
+        buy(Provider(cloud, tmp_path, fields=fields))
+        assert asked(cloud).get("podSubnetID") == pods
+
+
+def test_where_pods_have_none_a_pool_is_asked_for_none(own_network: Emulator, tmp_path: Path) -> None:
+    buy(Provider(own_network, tmp_path))
+    assert "podSubnetID" not in asked(own_network)
+
+
 def test_the_cluster_is_asked_for_its_subnet_once(own_network: Emulator, tmp_path: Path) -> None:
     provider = Provider(own_network, tmp_path)
     for name in ("ws00000000a", "ws00000000b", "ws00000000c"):
@@ -151,3 +179,17 @@ def test_the_charts_schema_has_exactly_the_fields_that_can_be_set() -> None:
     schema = json.loads(SCHEMA.read_text())["properties"]["agentPool"]
     assert sorted(schema["properties"]) == sorted(known_fields())
     assert DECIDED_BY_THE_CLAIM.isdisjoint(known_fields())
+
+
+def test_the_charts_schema_names_the_values_that_are_possible() -> None:
+    schema = json.loads(SCHEMA.read_text())["properties"]["agentPool"]
+    chosen = {name: field["enum"] for name, field in schema["properties"].items() if "enum" in field}
+    assert {"osSKU", "osDiskType", "kubeletDiskType", "gpuInstanceProfile"} <= chosen.keys()
+    for name, values in chosen.items():
+        with pytest.raises(ConfigurationInvalid) as caught:
+            pool_fields({name: "none of them"})
+        possible = str(caught.value).partition("must be one of ")[2].split(", ")
+        assert sorted(values) == sorted(["", *possible]), name
+    driver = json.loads(SCHEMA.read_text())["$defs"]["gpuProfile"]["properties"]["driver"]["enum"]
+    for value in driver:
+        assert pool_fields({"gpuProfile": {"driver": value}})

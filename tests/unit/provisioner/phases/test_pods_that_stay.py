@@ -27,6 +27,7 @@ from kaito_hooks.runtime import (
 )
 
 CLAIM = "ws000000001"
+NODE = f"aks-{CLAIM}-12345678-vmss000000"
 PROTECTED = {"annotations": {"karpenter.sh/do-not-disrupt": "true"}}
 REFUSALS = {
     "budget": TooManyRequests("it would violate the budget", status=429),
@@ -254,3 +255,38 @@ def test_any_other_volume_does(world: World, volume: str) -> None:
     world.cluster.drop(resources.VOLUME_ATTACHMENT, "of-another")
     world.run(90)
     assert world.claim() is None
+
+
+def blocked(world: World) -> float | None:
+    """What the metric says of the Node that is drained."""
+    return world.registry.get_sample_value("kaito_provisioner_drain_blocked_seconds", {"node": NODE})
+
+
+def test_how_long_a_node_is_held_is_told_until_nobody_refuses_any_more(world: World) -> None:
+    world.allow(drain(1200))
+    refused: dict[str, ApiError] = {"stubborn": REFUSALS["budget"]}
+    refuse(world, refused)
+    assert node_name(world) == NODE
+    world.give_back()
+    world.run(600)
+    assert 580 <= (blocked(world) or 0) <= 600
+    refused.clear()
+    stubborn = pod(world, "stubborn")
+    assert stubborn is not None
+    stubborn["spec"]["terminationGracePeriodSeconds"] = 300
+    world.cluster.put(resources.POD, stubborn)
+    world.run(30)
+    assert pod(world, "stubborn") is not None, "it is on its way, which takes it minutes"
+    assert blocked(world) is None
+
+
+def test_a_node_that_somebody_took_away_is_not_told_as_held(world: World) -> None:
+    world.allow(drain(900) + END)
+    refuse(world, {"stubborn": REFUSALS["budget"]})
+    world.give_back()
+    world.run(600)
+    assert blocked(world)
+    world.cluster.drop(resources.NODE, NODE)
+    world.run(240)
+    assert world.claim() is None
+    assert blocked(world) is None

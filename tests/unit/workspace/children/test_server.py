@@ -10,6 +10,7 @@ import pytest
 from tests.unit.workspace.worlds import CATALOG, node_object, snapshot, workspace_object
 
 from kaito_hooks.api.catalog import Catalog
+from kaito_hooks.api.version import VERSION
 from kaito_hooks.api.workspace import PresetSpec
 from kaito_hooks.workspace.children.server import weights_mount, weights_volume
 from kaito_hooks.workspace.configuration.settings import Images, Proxy, Registries, Serving, Settings, Workloads
@@ -47,7 +48,7 @@ def preset(name: str, **more: Any) -> Obj:
 
 def test_the_server_is_started_as_its_contract_says() -> None:
     server = step(pod(), "phi")
-    assert server["image"] == "ghcr.io/kaito-python/kaito-serving:0.1.0-cu126"
+    assert server["image"] == f"ghcr.io/kaito-python/kaito-serving:{VERSION}-cu126"
     assert server["command"] == ["python", "-m", "kaito_serving"]
     assert server["args"] == [
         "--pipeline", "text-generation",
@@ -100,7 +101,7 @@ def test_the_startup_probe_waits_for_an_answer_instead_of_failing_again_and_agai
 
 def test_weights_come_out_of_the_model_image() -> None:
     weights = step(pod(), "weights")
-    assert weights["image"] == "ghcr.io/kaito-python/kaito-hooks:0.1.0"
+    assert weights["image"] == f"ghcr.io/kaito-python/kaito-hooks:{VERSION}"
     assert weights["command"] == ["python", "-m", "kaito_hooks.artifacts"]
     assert weights["args"] == [
         "weights",
@@ -300,9 +301,21 @@ def test_the_platforms_and_the_users_own_taints_are_tolerated() -> None:
     ]
     assert pod(settings)["tolerations"] == [*OF_GPU_NODES, own]
     assert pod(settings, metadata=metadata)["tolerations"] == [*OF_GPU_NODES, own, *of_user]
-    template = {"spec": {"containers": [{"name": "c"}], "tolerations": [of_user[0]]}}
+    template = {"spec": {"containers": [{"name": "c", "image": "own"}], "tolerations": [of_user[0]]}}
     found = pod(settings, metadata=metadata, inference={"template": template})["tolerations"]
     assert found == [of_user[0], *OF_GPU_NODES, own, *of_user[1:]]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "instance_type", "image"),
+    [(1, "Standard_Down_v9", "cu126"), (0, "Standard_Down_v9", "cpu"), (1, "Standard_NC6s_v3", "cu126")],
+)
+def test_where_nodes_are_not_bought_the_image_is_for_what_they_have(gpus: int, instance_type: str, image: str) -> None:
+    settings = Settings(node_api="none")
+    resource = workspace_object()["resource"] | {"instanceType": instance_type}
+    server = step(pod(settings, resource=resource, gpus=gpus, node_type=instance_type), "phi")
+    assert server["image"].endswith(f":{VERSION}-{image}")
+    assert server["resources"].get("limits", {}).get("nvidia.com/gpu") == (str(gpus) if gpus else None)
 
 
 @pytest.mark.parametrize(
@@ -314,6 +327,9 @@ def test_the_platforms_and_the_users_own_taints_are_tolerated() -> None:
         ("Standard_NC6s_v3", 1, "cpu", "cpu", "1"),
         ("Standard_Nnew", 3, "", "cu126", "3"),
         ("Standard_D8s_v5", 0, "", "cpu", None),
+        # Of no type that anybody lists, on which the GPUs are what they are.
+        ("Standard_Down_v9", 2, "", "cu126", "2"),
+        ("Standard_Down_v9", 0, "", "cpu", None),
     ],
 )
 def test_image_and_gpus_follow_the_instance_type(
@@ -322,7 +338,7 @@ def test_image_and_gpus_follow_the_instance_type(
     resource = workspace_object()["resource"] | {"instanceType": instance_type}
     settings = Settings(images=Images(variant=forced))
     server = step(pod(settings, resource=resource, gpus=gpus, node_type=instance_type), "phi")
-    assert server["image"].endswith(f":0.1.0-{variant}")
+    assert server["image"].endswith(f":{VERSION}-{variant}")
     assert server["resources"].get("limits", {}).get("nvidia.com/gpu") == requested
 
 

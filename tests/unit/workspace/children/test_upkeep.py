@@ -45,3 +45,10 @@ def test_what_we_posted_moves_to_the_applier() -> None:
     moved = owned_by_apply([posted, status, users], applier="kaito")
     assert moved == [status, users, posted | {"manager": "kaito", "operation": "Apply"}]
     assert owned_by_apply(moved, applier="kaito") == moved
+
+
+@pytest.mark.parametrize("key", ["selector", "podSelector", "matchLabels", "nodeSelector"])
+def test_a_selector_with_a_label_more_selects_something_else(key: str) -> None:
+    assert contains({key: {"a": "b"}}, {key: {"a": "b"}})
+    assert not contains({key: {"a": "b", "c": "d"}}, {key: {"a": "b"}})
+    assert contains({key: {}}, {key: {}})

@@ -14,6 +14,8 @@ from tests.unit.workspace.worlds import (
     snapshot,
     spread_object,
     tuning_object,
+    unchecked,
+    uncounted,
     workspace_object,
 )
 
@@ -64,7 +66,7 @@ def test_a_policy_that_is_switched_off_goes_and_nothing_else() -> None:
 
 
 def test_a_policy_that_is_switched_off_goes_while_a_job_runs() -> None:
-    world = SmallWorld(tuning_object(), settings=Settings(release_namespace="kaito"))
+    world = SmallWorld(unchecked(tuning_object()), settings=Settings(release_namespace="kaito"))
     for _ in range(4):
         world.reconcile()
         world.provision()
@@ -75,7 +77,7 @@ def test_a_policy_that_is_switched_off_goes_while_a_job_runs() -> None:
 
 
 def test_the_job_of_a_tuned_model_stays_beside_its_server() -> None:
-    world = served(tuning_object())
+    world = served(unchecked(tuning_object()))
     assert {"Job/phi", "Deployment/phi"} <= names(world)
     assert [d for d in world.deleted if d.kind != "ControllerRevision"] == []
 
@@ -189,7 +191,9 @@ def test_what_was_scaled_since_the_plan_is_not_scaled_back() -> None:
     live["spec"]["replicas"] = 5
     live["metadata"]["resourceVersion"] = "77"
     server: Any = Scaled(live)
-    executor = Executor(server, recorder=server, memories=Memories(), clock=TurnedClock(), refusal_pause=1.0)
+    executor = Executor(
+        server, recorder=server, memories=Memories(), metrics=uncounted(), clock=TurnedClock(), refusal_pause=1.0
+    )
     executor.execute(snapshot(), Plan(actions=(ApplyChild(planned, planned["metadata"]["uid"]),)))
     [applied] = server.applied
     # And the version says that nobody scales it between the look and the write.

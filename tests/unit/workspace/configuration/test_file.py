@@ -5,7 +5,7 @@ import pytest
 
 from kaito_hooks.workspace.configuration.errors import SettingsError
 from kaito_hooks.workspace.configuration.file import load, process, read
-from kaito_hooks.workspace.configuration.settings import Window, Workloads
+from kaito_hooks.workspace.configuration.settings import Check, Window, Workloads
 
 
 def test_the_charts_configuration_is_read() -> None:
@@ -23,7 +23,11 @@ def test_the_charts_configuration_is_read() -> None:
             "proxy": {"httpProxy": "http://p:1", "httpsProxy": "http://p:2", "noProxy": ["10.0.0.0/8"]},
             "huggingFaceEndpoint": "https://hub.example.com",
             "serving": {"resources": {"limits": {"memory": "1Gi"}}, "extraArgs": ["--x"], "extraEnv": []},
-            "tuning": {"pushDeadline": "24h", "download": {"allowedPrivateCIDRs": ["10.0.0.0/8"]}},
+            "tuning": {
+                "pushDeadline": "24h",
+                "download": {"allowedPrivateCIDRs": ["10.0.0.0/8"]},
+                "check": {"enabled": False, "maxBytes": "500Mi", "timeout": "30s", "deadline": "90m", "resources": {}},
+            },
             "steps": {"resources": {"limits": {"memory": "2Gi"}}},
             "workloads": {
                 "tolerations": [{"key": "team", "operator": "Exists"}],
@@ -32,7 +36,13 @@ def test_the_charts_configuration_is_read() -> None:
                 "window": {"days": ["Sat", "Sun"], "start": "22:00", "duration": "6h"},
             },
             "networkPolicy": {"enabled": False},
-            "timeouts": {"claimReady": "20m", "nodeNotReady": "2m", "gpuPlugin": "90s", "buyBackoffMax": "1h30m"},
+            "timeouts": {
+                "claimReady": "20m",
+                "nodeNotReady": "2m",
+                "nodeIdle": "20m",
+                "gpuPlugin": "90s",
+                "buyBackoffMax": "1h30m",
+            },
             "maxNodesPerWorkspace": 7,
             "workers": 2,
         },
@@ -49,6 +59,7 @@ def test_the_charts_configuration_is_read() -> None:
     assert settings.proxy.no_proxy == ("10.0.0.0/8",)
     assert settings.hugging_face_endpoint == "https://hub.example.com"
     assert settings.tuning.push_deadline == 86400
+    assert settings.tuning.check == Check(False, 500 * 1024**2, 30, {}, deadline=5400)
     assert settings.steps.resources == {"limits": {"memory": "2Gi"}}
     assert settings.network_policy is False
     assert settings.timeouts.claim_ready == 1200
@@ -56,7 +67,7 @@ def test_the_charts_configuration_is_read() -> None:
         ({"key": "team", "operator": "Exists"},), "rolling", 3, Window(frozenset({5, 6}), time(22), 21600)
     )
     assert (settings.timeouts.gpu_plugin, settings.timeouts.buy_backoff_max) == (90, 5400)
-    assert settings.timeouts.node_not_ready == 120
+    assert (settings.timeouts.node_not_ready, settings.timeouts.node_idle) == (120, 1200)
     assert settings.max_nodes_per_workspace == 7
     assert (settings.cloud, settings.release_namespace, settings.workers) == ("aws", "kaito", 2)
 
@@ -77,6 +88,14 @@ def test_the_charts_configuration_is_read() -> None:
         ({"workloads": {"maxUnavailable": 0}}, "workloads.maxUnavailable is 0, not a whole number above 0"),
         ({"workloads": {"window": {"days": ["Monday"]}}}, "workloads.window.days is ['Monday'], not a list of days"),
         ({"workloads": {"window": {"start": "24:00"}}}, "workloads.window.start is '24:00', not a time of the day"),
+        (
+            {"workloads": {"window": {"start": "22:00", "duration": "0s"}}},
+            "workloads.window.duration is '0s', not a duration above 0 such as 4h: the window would never open",
+        ),
+        (
+            {"workloads": {"window": {"start": "22:00"}}},
+            "workloads.window.duration is missing; give a duration above 0",
+        ),
         ("text", "the document is 'text', not a mapping"),
     ],
 )

@@ -14,10 +14,12 @@ from tests.unit.workspace.worlds import (
     snapshot,
     spread_object,
     tuning_object,
+    unchecked,
     workspace_object,
 )
 
 from kaito_hooks.api.catalog import Engine
+from kaito_hooks.api.version import VERSION
 from kaito_hooks.workspace.configuration.settings import Images, Settings
 from kaito_hooks.workspace.decision.actions import ApplyChild, BuyClaim, CreateChild, Delete
 from kaito_hooks.workspace.plan import plan
@@ -85,13 +87,13 @@ def test_the_annotation_chooses_then_the_chart(
 ) -> None:
     world = served(on_an_a100(runtime), variant=variant, default=default)
     assert option(server(world), "--engine") == engine
-    assert server(world)["image"].endswith(f":0.1.0-{image}")
+    assert server(world)["image"].endswith(f":{VERSION}-{image}")
     assert world.children["Deployment/phi"]["metadata"]["annotations"][RUNTIME] == engine
 
 
 @pytest.mark.parametrize(("runtime", "variant"), [("vllm", "cpu"), ("vllm", ""), ("transformers", "vllm")])
 def test_the_trainer_has_the_image_of_its_own_variant(runtime: str, variant: str) -> None:
-    obj = tuning_object(metadata={"annotations": {RUNTIME: runtime}}, resource=A100)
+    obj = unchecked(tuning_object(metadata={"annotations": {RUNTIME: runtime}}, resource=A100))
     world = SmallWorld(obj, settings=Settings(images=Images(variant=variant)))
     for _ in range(4):
         world.reconcile()

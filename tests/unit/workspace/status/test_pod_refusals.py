@@ -7,7 +7,15 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.unit.workspace.worlds import START, SmallWorld, conditions, spread_object, tuning_object, workspace_object
+from tests.unit.workspace.worlds import (
+    START,
+    SmallWorld,
+    conditions,
+    spread_object,
+    tuning_object,
+    unchecked,
+    workspace_object,
+)
 
 from kaito_hooks.runtime import format_time
 from kaito_hooks.workspace.plan import plan
@@ -62,7 +70,7 @@ def child_of(obj: Obj, kind: str) -> tuple[SmallWorld, Obj]:
 
 @pytest.mark.parametrize(
     ("obj", "kind", "condition"),
-    [(tuning_object(), "Job", "JobStarted"), (spread_object(), "StatefulSet", "InferenceReady")],
+    [(unchecked(tuning_object()), "Job", "JobStarted"), (spread_object(), "StatefulSet", "InferenceReady")],
     ids=["job", "stateful set"],
 )
 def test_a_refused_pod_is_a_failure_until_there_is_one(obj: Obj, kind: str, condition: str) -> None:

@@ -3,11 +3,11 @@ from typing import Any
 import pytest
 
 from kaito_hooks.workspace.decision.actions import Outcome
-from kaito_hooks.workspace.status.pods import explain, sentence
+from kaito_hooks.workspace.status.pods import explain, pull_errors, sentence
 
 
 def pod(**status: Any) -> dict[str, Any]:
-    return {"metadata": {"name": "phi-1", "uid": "u"}, "status": {"phase": "Pending", **status}}
+    return {"metadata": {"name": "phi-1", "namespace": "models", "uid": "u"}, "status": {"phase": "Pending", **status}}
 
 
 def container(name: str = "weights", **more: Any) -> dict[str, Any]:
@@ -175,6 +175,44 @@ def test_a_missing_secret_is_read_from_the_kubelets_event() -> None:
     assert 'secret "pull" not found' in found.message
 
 
+@pytest.mark.parametrize(
+    ("event", "secret"),
+    [
+        ('MountVolume.SetUp failed for volume "secret-push" : secret "push" not found', "push"),
+        ('MountVolume.SetUp failed for volume "x" : references non-existent secret key: .dockerconfigjson', ""),
+        ('MountVolume.SetUp failed for volume "x" : configmap "training" not found', ""),
+    ],
+)
+def test_only_a_missing_secret_is_asked_for_by_name(event: str, secret: str) -> None:
+    message = told(pod(), u=event).message
+    asked = f"; create the Secret {secret} in the namespace models, the Pod then goes on by itself"
+    assert message.startswith(f"Pod phi-1: {event}")
+    assert message.endswith(asked if secret else event)
+
+
+def test_a_missing_secret_of_a_variable_is_asked_for_by_name() -> None:
+    waiting = {"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "hub" not found'}}
+    message = told(pod(containerStatuses=[container("phi", state=waiting)])).message
+    assert message == (
+        'Pod phi-1: container phi: CreateContainerConfigError: secret "hub" not found; '
+        "create the Secret hub in the namespace models, the Pod then goes on by itself"
+    )
+
+
+def test_an_image_that_cannot_be_pulled_without_its_secret_names_it() -> None:
+    known = {
+        "u": "Unable to retrieve some image pull secrets (own, other); attempting to pull the image may not succeed."
+    }
+    found = explain([unpulled("ErrImagePull", "rpc error: code = Unknown desc = 401")], {}, pull_secrets=known)
+    assert found == Outcome(
+        "failed",
+        f"{CANNOT}: 401; create the Secrets own, other in the namespace models, the Pod then goes on by itself",
+    )
+    # An image that anybody may pull needs none of them.
+    running = pod(containerStatuses=[container("phi", state={"running": {}})])
+    assert explain([running], {}, pull_secrets=known) == Outcome("waiting", "Pod phi-1: loading the model")
+
+
 def test_ready_and_leaving_pods_have_nothing_to_tell() -> None:
     ready = pod(conditions=[{"type": "Ready", "status": "True"}])
     leaving = pod(initContainerStatuses=[container(**crashed("old"))])
@@ -210,9 +248,14 @@ def test_an_image_that_cannot_be_pulled_is_told_in_one_stable_form(reason: str, 
 
 
 def test_a_kubelet_that_only_backs_off_does_not_take_the_cause_back() -> None:
-    said = f"deployment phi is not progressing: {CANNOT}: r.io/x:1: not found"
+    tried = unpulled("ErrImagePull", "rpc error: code = NotFound desc = r.io/x:1: not found")
     waiting = unpulled("ImagePullBackOff", 'Back-off pulling image "r.io/x:1"')
-    assert explain([waiting], {}, said=["", said]) == Outcome("failed", f"{CANNOT}: r.io/x:1: not found")
+    known = pull_errors([tried], {})
+    assert explain([waiting], {}, pull_errors=known) == Outcome("failed", f"{CANNOT}: r.io/x:1: not found")
+    assert pull_errors([waiting], known) == known
+    # Of another Pod, or of a container that runs, nothing is remembered.
+    assert pull_errors([pod(initContainerStatuses=[container(state={"running": {}})])], known) == {}
+    assert pull_errors([], known) == {}
 
 
 REFUSED = {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no healthy devices present"}

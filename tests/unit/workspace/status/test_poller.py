@@ -18,7 +18,7 @@ from kaito_hooks.workspace.status.progress import PERIOD
 Obj = dict[str, Any]
 KEY = Key("models", "phi")
 LOADING = {"state": "loading", "message": "loading weights"}
-SILENT = "127.255.255.1", 1
+REFUSING = "127.255.255.1", 1
 
 
 class Polled:
@@ -66,24 +66,30 @@ def test_only_the_pods_of_the_last_look_are_asked() -> None:
         assert polled.poller.answers(KEY, places) == {}
 
 
-def test_who_does_not_answer_is_asked_ever_more_seldom_until_it_does() -> None:
-    polled = Polled()
-    with answering(LOADING) as server:
-        polled.poller.answers(KEY, {"uid-1": SILENT})
-        pauses = [polled.poller.poll(KEY).requeue_after for _ in range(5)]
-        assert pauses == [PERIOD, 2 * PERIOD, 4 * PERIOD, LONGEST_PAUSE, LONGEST_PAUSE]
-        assert polled.told == []
-        polled.poller.answers(KEY, {"uid-1": SILENT, "uid-2": (server.address, PORT)})
-        assert polled.poller.poll(KEY).requeue_after == PERIOD
-        assert polled.poller.answers(KEY, {"uid-1": SILENT}) == {}
-        assert polled.poller.poll(KEY).requeue_after == PERIOD
-
-
 @pytest.fixture
 def mute() -> Iterator[tuple[str, int]]:
     """Where a connection is taken and nothing is ever answered."""
     with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
         yield server.getsockname()
+
+
+def test_who_lets_wait_is_asked_ever_more_seldom_until_it_answers(mute: tuple[str, int]) -> None:
+    polled = Polled()
+    with answering(LOADING) as server:
+        polled.poller.answers(KEY, {"uid-1": mute})
+        pauses = [polled.poller.poll(KEY).requeue_after for _ in range(5)]
+        assert pauses == [PERIOD, 2 * PERIOD, 4 * PERIOD, LONGEST_PAUSE, LONGEST_PAUSE]
+        assert polled.told == []
+        polled.poller.answers(KEY, {"uid-1": mute, "uid-2": (server.address, PORT)})
+        assert polled.poller.poll(KEY).requeue_after == PERIOD
+        assert polled.poller.answers(KEY, {"uid-1": mute}) == {}
+        assert polled.poller.poll(KEY).requeue_after == PERIOD
+
+
+def test_a_container_that_only_starts_is_asked_as_often_as_one_that_answers() -> None:
+    polled = Polled()
+    polled.poller.answers(KEY, {"uid-1": REFUSING})
+    assert [polled.poller.poll(KEY).requeue_after for _ in range(4)] == [PERIOD] * 4
 
 
 def test_an_answer_counts_for_nothing_once_its_pod_is_not_to_be_asked(mute: tuple[str, int]) -> None:

@@ -12,6 +12,7 @@ from tests.unit.workspace.running import LOOK, START, RunningWorld, one
 from tests.unit.workspace.worlds import CATALOG_OBJECT
 
 from kaito_hooks.api.workspace import Workspace
+from kaito_hooks.runtime import Forbidden
 from kaito_hooks.workspace import resources
 from kaito_hooks.workspace.configuration.settings import Settings, Timeouts
 from kaito_hooks.workspace.purchases.claims import claim_name
@@ -90,6 +91,8 @@ def test_a_node_of_ones_own_that_is_away_for_a_moment_keeps_its_place_and_nothin
     assert status == "False"
     assert message.startswith("node 0/1 ready; node mine is not Ready since 2026-01-02T03:05:05Z")
     assert "2026-01-02T03:10:05Z" in message
+    if node_api == "Machine":
+        assert f"node 0/1 ready; {world.told('MachineReady')[1]}" == message
     assert world.worker_nodes() == ["mine"]
     world.set_ready("mine", True)
     world.run(20)
@@ -286,6 +289,54 @@ def test_a_bought_node_that_is_away_for_a_moment_keeps_its_place() -> None:
     assert (world.told()[0], len(world.purchases), world.worker_nodes()) == ("True", 1, [node])
 
 
+def test_what_is_told_while_a_bought_node_is_away_and_then_repaired_is_true() -> None:
+    world = RunningWorld(one(), repair_seconds=600)
+    world.allow(START)
+    world.run(300)
+    [node] = world.worker_nodes()
+    world.allow(START)
+    world.set_ready(node, False)
+    told = []
+    for _ in range(60):
+        world.run(10)
+        told.append((world.told("ResourceReady")[1], world.told("MachineReady")[1]))
+    away = [about for about in told if "not Ready since" in about[0]]
+    repaired = [about for about in told if f"waiting for {slot_name(0)}: its node {node} is not Ready" in about[0]]
+    # The grace of 5 minutes, and the rest of the 10 after which the provisioner gives the node up.
+    assert len(away) == pytest.approx(30, abs=1)
+    assert len(repaired) == pytest.approx(29, abs=2)
+    assert {resource.removeprefix("node 0/1 ready; ") for resource, _ in away} == {claims for _, claims in away}
+    assert {resource.removeprefix("node 0/1 ready; ") for resource, _ in repaired} == {c for _, c in repaired}
+
+
+def test_where_nothing_is_bought_yet_no_machine_is_said_to_be_created() -> None:
+    world = RunningWorld(one())
+    world.allow(START)
+    world.run(1)
+    assert world.told("MachineReady") == ("Unknown", "creating 1 machines")
+    world.run(181)
+    world.allow(START)
+    world.delete_claim(slot_name(0))
+    world.remove_node(f"node-{slot_name(0)}")
+    world.run(10)
+    assert world.told("MachineReady")[1] == (
+        f"{slot_name(0)} is being deleted, its replacement is bought when it is gone"
+    )
+
+
+def test_where_nothing_may_be_bought_that_is_what_is_told() -> None:
+    world = RunningWorld(one())
+    world.allow(START)
+    world.run(300)
+    world.cluster.put(resources.CATALOG, {**CATALOG_OBJECT, "spec": {**CATALOG_OBJECT["spec"], "presets": {}}})
+    world.allow(START)
+    world.delete_claim(slot_name(0))
+    world.remove_node(f"node-{slot_name(0)}")
+    world.run(400)
+    assert world.told("MachineReady")[1] == "no node is bought at the moment"
+    assert world.told("ResourceReady")[1].startswith("Unsupported inference preset name")
+
+
 def test_a_claim_whose_node_is_repaired_is_kept_until_its_provisioner_gives_it_up() -> None:
     world = RunningWorld(one())
     world.allow(START)
@@ -421,3 +472,39 @@ def test_of_many_workspaces_with_one_label_only_whom_it_concerns_is_woken_by_a_n
     world.run(60)
     assert world.worker_nodes(waits) == ["n4"]
     assert world.told(of=waits)[0] == "True"
+
+
+@pytest.mark.parametrize("kind", ["ControllerRevision", "Service", "Deployment"])
+def test_an_object_that_a_namespace_refuses_is_tried_again_after_a_pause_and_not_at_once(kind: str) -> None:
+    world = RunningWorld(one())
+    note = world.cluster.touch
+
+    def refuse(what: str, after: bool) -> None:
+        note(what, after)
+        if what.startswith(f"create {kind} ") and not after:
+            raise Forbidden("exceeded quota", status=403, reason="Forbidden")
+
+    world.cluster.touch = refuse
+    world.bring_node("mine")
+    world.allow(2 * START)
+    world.run(60)
+    world.allow(12 * LOOK)
+    world.run(120)
+    world.cluster.touch = note
+    world.allow(START)
+    world.run(120)
+    assert world.told()[0] == "True"
+
+
+def test_a_revision_that_no_cache_shows_is_no_reason_to_write_it_again_and_again() -> None:
+    """Somebody took its label away."""
+    world = served()
+    [revision] = world.cluster.all(resources.CONTROLLER_REVISION)
+    del revision["metadata"]["labels"]
+    world.cluster.put(resources.CONTROLLER_REVISION, revision)
+    world.cluster.writes.clear()
+    world.allow(6 * LOOK)
+    world.run(60)
+    assert world.told()[0] == "True"
+    # Its data cannot be changed, and what has its name and owner has its data.
+    assert ("apply", "ControllerRevision", revision["metadata"]["name"]) not in world.cluster.writes

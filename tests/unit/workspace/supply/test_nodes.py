@@ -201,3 +201,33 @@ def test_gpus_are_known_by_their_model_and_the_memory_that_they_are_sold_with(
     found = facts(node_object("mine", labels=discovered(product, memory)))
     assert found is not None
     assert (found.gpu_model, found.per_gpu_memory_gib, found.gpu_count) == (model, sold, 1)
+
+
+def why_not(node: dict[str, Any], **changes: Any) -> str:
+    """What is said of the nodes where nothing is bought and that one is there."""
+    s = snapshot(workspace_object(), nodes=(node,), settings=Settings(node_api="none"), **changes)
+    _, _, message = conditions(plan(s))["ResourceReady"]
+    assert message.startswith("node 0/1 ready; 1 more Ready node with the labels apps=phi-3 needed")
+    return message.partition("nodeAPI is none")[2]
+
+
+@pytest.mark.parametrize("type", ["Standard_D8s_v3", "standard_e4s_v5"])
+def test_of_a_node_without_gpus_it_is_told_that_they_are_what_it_lacks(type: str) -> None:
+    cpu = node_object("cpu", gpus=0, labels={"node.kubernetes.io/instance-type": type})
+    text = why_not(cpu)
+    assert text == f"; node cpu ({type}) has the labels but offers no nvidia.com/gpu, and the Workspace needs GPUs"
+
+
+def test_of_a_node_that_cannot_be_taken_it_is_told_why() -> None:
+    assert why_not(node_object("mine", ready=False)) == "; node mine has the labels but is not Ready"
+    cordoned = {**node_object("mine"), "spec": {"unschedulable": True}}
+    assert why_not(cordoned) == "; node mine has the labels but is cordoned"
+    going = node_object("mine", deletionTimestamp="2026-01-02T12:00:00Z")
+    assert why_not(going) == "; node mine has the labels but is being deleted"
+    tenant = {"mine": (Tenant("2025-01-01T00:00:00Z", "models", "older"),)}
+    text = "; node mine has the labels but is used by Workspace models/older"
+    assert why_not(node_object("mine"), tenants=tenant) == text
+
+
+def test_who_brought_no_node_is_told_of_none() -> None:
+    assert why_not(node_object("other", labels={"apps": "another"})) == ""

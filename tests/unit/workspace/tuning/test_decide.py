@@ -1,4 +1,4 @@
-"""A tuning Workspace's way: configuration, node, Job, record, server; as plain data and in a small world."""
+"""A tuning Workspace's way after its check: node, Job, record, server; as plain data and in a small world."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ from tests.unit.workspace.worlds import (
     tuning_object,
 )
 
+from kaito_hooks.api.version import VERSION
 from kaito_hooks.runtime import format_time
-from kaito_hooks.workspace.configuration.settings import Settings, Tuning
+from kaito_hooks.workspace.configuration.settings import Check, Settings, Tuning
 from kaito_hooks.workspace.decision.actions import CopyConfigMap, CreateChild, Delete
 from kaito_hooks.workspace.decision.snapshot import Memory, Snapshot, Tenant, TuningConfig
 from kaito_hooks.workspace.plan import Plan, plan
 
 Obj = dict[str, Any]
 COPIED = TuningConfig("qlora-params-template", found={"data": TEMPLATE})
-SETTINGS = Settings(release_namespace="kaito", tuning=Tuning(allowed_private_cidrs=("10.0.0.0/8",)))
+UNCHECKED = Settings(
+    release_namespace="kaito", tuning=Tuning(allowed_private_cidrs=("10.0.0.0/8",), check=Check(enabled=False))
+)
 
 
 def created(decided: Plan, kind: str) -> Obj:
@@ -37,7 +40,7 @@ def created(decided: Plan, kind: str) -> Obj:
 
 
 def start(obj: Obj | None = None, **changes: Any) -> Plan:
-    known = {"nodes": (node_object("mine"),), "settings": SETTINGS, "tuning_config": COPIED, **changes}
+    known = {"nodes": (node_object("mine"),), "settings": UNCHECKED, "tuning_config": COPIED, **changes}
     return plan(snapshot(obj or tuning_object(), **known))
 
 
@@ -92,7 +95,7 @@ class TestTheJob:
     def test_the_steps_run_the_commands_of_their_contract(self) -> None:
         steps = steps_of(created(start(), "Job"))
         secret = "/var/run/secrets/kaito.sh/registry/push/.dockerconfigjson"
-        assert steps["check"]["args"] == [
+        assert steps["push-right"]["args"] == [
             "check", "--image", "r.io/team/adapter:0.1", "--results", "/mnt/results", "--docker-config", secret,
         ]  # fmt: skip
         assert steps["data"]["args"] == [
@@ -121,7 +124,7 @@ class TestTheJob:
             "METHOD": "qlora",
         }
         assert (env["HOST"], env["PORT"]) == ("$(POD_IP)", "5000")
-        assert tune["image"] == "ghcr.io/kaito-python/kaito-tuning:0.1.0-cu126"
+        assert tune["image"] == f"ghcr.io/kaito-python/kaito-tuning:{VERSION}-cu126"
         assert tune["resources"]["limits"] == {"nvidia.com/gpu": "1"}
         mounts = {m["mountPath"]: m.get("readOnly", False) for m in tune["volumeMounts"]}
         assert mounts == {
@@ -136,7 +139,7 @@ class TestTheJob:
     def test_a_step_can_write_its_completion_file_where_its_results_are(self) -> None:
         steps = steps_of(created(start(), "Job"))
         for name, volume, folder in (
-            ("check", "results-volume", "/mnt/results"),
+            ("push-right", "results-volume", "/mnt/results"),
             ("data", "data-volume", "/mnt/data"),
             ("tune", "results-volume", "/mnt/results"),
         ):
@@ -153,7 +156,7 @@ class TestTheJob:
         }
         job = created(start(tuning_object(tuning=private)), "Job")
         assert secrets_seen(job) == {
-            "check": {"push"},
+            "push-right": {"push"},
             "weights": {"model"},
             "data": {"rows"},
             "tune": set(),
@@ -221,7 +224,7 @@ class TestTheConfiguration:
 
 
 def running(step: str, **changes: Any) -> tuple[Plan, Snapshot]:
-    """A Job of revision 1 whose Pod is in that step."""
+    """A Job of revision 1 whose Pod is in that step; ``trained``: what its trainer left when it ended."""
     job = created(start(), "Job")
     job["metadata"]["uid"] = "uid-job"
     obj = tuning_object(
@@ -236,7 +239,11 @@ def running(step: str, **changes: Any) -> tuple[Plan, Snapshot]:
     state = changes.pop("state", {"running": {}})
     job["status"] = changes.pop("status", {"active": 1, "ready": 0})
     obj["status"] = changes.pop("before", {})
-    known = {"nodes": (node_object("mine"),), "settings": SETTINGS, "pods": (job_pod(job, step, state),), **changes}
+    pod, trained = job_pod(job, step, state), changes.pop("trained", "")
+    if trained:
+        [tune] = [found for found in pod["status"]["initContainerStatuses"] if found["name"] == "tune"]
+        tune["state"] = {"terminated": {"exitCode": 0, "message": trained}}
+    known = {"nodes": (node_object("mine"),), "settings": UNCHECKED, "pods": (pod,), **changes}
     found = snapshot(obj, children={"Job/phi": job}, **known)
     return plan(found), found
 
@@ -284,7 +291,7 @@ class TestTheStatus:
     @pytest.mark.parametrize(
         ("step", "words"),
         [
-            ("check", "checking that the adapter may be pushed"),
+            ("push-right", "checking that the adapter may be pushed"),
             ("weights", "fetching the weights"),
             ("data", "fetching the data"),
         ],
@@ -296,11 +303,11 @@ class TestTheStatus:
 
     def test_a_wrong_push_secret_is_told_before_any_training(self) -> None:
         ended = {"terminated": {"exitCode": 1, "message": "r.io refuses the credentials of the Secret push"}}
-        decided, _ = running("check", state=ended)
+        decided, _ = running("push-right", state=ended)
         assert conditions(decided)["JobStarted"] == (
             "False",
             "WorkspaceTuningJobStatusFailed",
-            "Pod phi-abcde: init container check: r.io refuses the credentials of the Secret push",
+            "Pod phi-abcde: init container push-right: r.io refuses the credentials of the Secret push",
         )
         assert not [a for a in decided.actions if isinstance(a, Delete)]
 
@@ -315,18 +322,59 @@ class TestTheStatus:
         assert decided.status["progress"] == "pushing the adapter"
 
     def test_a_job_whose_tries_are_used_up_keeps_the_cause(self) -> None:
+        decided, _ = running("tune", state={"terminated": {"exitCode": 1, "message": "OutOfMemory: too big"}})
         cause = "Pod phi-abcde: init container tune: OutOfMemory: too big"
-        before = {"conditions": [{"type": "JobStarted", "reason": "WorkspaceTuningJobStatusFailed", "message": cause}]}
+        assert conditions(decided)["JobStarted"][2] == cause
         used_up = {"failed": 21, "conditions": [{"type": "Failed", "status": "True", "message": "limit"}]}
-        decided, _ = running("tune", pods=(), status=used_up, before=before)
+        decided, _ = running("tune", pods=(), status=used_up, memory=decided.memory)
         sentence = f"job phi has failed 21 pods: {cause}"
         assert conditions(decided)["JobStarted"][2] == sentence
         assert decided.status is not None
         assert decided.status["tuning"] == {"revision": "1", "failure": sentence}
 
+    def test_a_controller_that_comes_later_knows_what_the_job_last_failed_with(self) -> None:
+        decided, _ = running("tune", state={"terminated": {"exitCode": 1, "message": "DiskFull: no space left"}})
+        cause = "Pod phi-abcde: init container tune: DiskFull: no space left"
+        assert decided.status is not None
+        assert decided.status["tuning"]["training"] == {"revision": "1", "lastFailure": cause}
+        # The next Pod trains, under another controller, and goes with its Job.
+        decided, _ = running("tune", before=decided.status)
+        used_up = {"failed": 21, "conditions": [{"type": "Failed", "status": "True", "message": "limit"}]}
+        decided, _ = running("tune", pods=(), status=used_up, before=decided.status)
+        assert decided.status is not None
+        assert decided.status["tuning"]["failure"] == f"job phi has failed 21 pods: {cause}"
+
+    def test_what_the_job_of_an_earlier_revision_failed_with_is_not_told_of_the_next_one(self) -> None:
+        before = {"tuning": {"training": {"revision": "0", "lastFailure": "DiskFull: no space left"}}}
+        used_up = {"failed": 21, "conditions": [{"type": "Failed", "status": "True", "message": "limit"}]}
+        decided, _ = running("tune", pods=(), status=used_up, before=before)
+        assert conditions(decided)["JobStarted"][2] == "job phi has failed 21 pods: limit"
+
+    def test_a_job_that_is_made_again_begins_without_the_failures_of_the_one_before(self) -> None:
+        w = SmallWorld(tuning_object(), settings=UNCHECKED)
+        while "Job/phi" not in w.children:
+            w.reconcile()
+            w.provision()
+        w.ending_step, w.job_ends = "tune", {"exitCode": 1, "message": "DiskFull: no space left"}
+        w.run_workloads()
+        w.reconcile()
+        assert w.workspace is not None
+        assert "DiskFull" in w.workspace["status"]["tuning"]["training"]["lastFailure"]
+        del w.children["Job/phi"]
+        w.pods = []
+        w.reconcile()
+        assert "Job/phi" in w.children
+        assert "lastFailure" not in (w.workspace["status"]["tuning"].get("training") or {})
+
+    def test_a_used_up_job_of_which_nothing_is_remembered_has_its_own_words_and_none_of_the_status(self) -> None:
+        said = {"type": "JobStarted", "reason": "WorkspaceTuningJobStatusFailed", "message": "something of before"}
+        used_up = {"failed": 21, "conditions": [{"type": "Failed", "status": "True", "message": "limit"}]}
+        decided, _ = running("tune", pods=(), status=used_up, before={"conditions": [said]})
+        assert conditions(decided)["JobStarted"][2] == "job phi has failed 21 pods: limit"
+
 
 def world(**tuning: Any) -> SmallWorld:
-    return SmallWorld(tuning_object(tuning=tuning), settings=SETTINGS)
+    return SmallWorld(tuning_object(tuning=tuning), settings=UNCHECKED)
 
 
 def ready(w: SmallWorld) -> dict[str, str]:
@@ -351,6 +399,7 @@ class TestTheWay:
             "adapterDigest": DIGEST,
             "revision": "1",
             "metrics": {"loss": 0.5},
+            "served": True,
         }
         assert w.workspace["status"]["progress"] == "completed, loss 0.50"
         spec = w.children["Deployment/phi"]["spec"]["template"]["spec"]
@@ -410,6 +459,54 @@ class TestTheWay:
         assert w.jobs_made == 1
         assert ready(w)["WorkspaceReady"] == "True"
 
+    @pytest.mark.parametrize("phase", [None, "Pending", "Failed"], ids=["no Pod", "a Pod that waits", "an evicted Pod"])
+    def test_a_job_that_may_go_to_none_of_the_nodes_that_are_there_is_made_again(self, phase: str | None) -> None:
+        w = self._training()
+        job = w.children["Job/phi"]
+        w.pods = []
+        if phase:
+            w.pods = [job_pod(job, "push-right", {"waiting": {}}, phase=phase)]
+            w.pods[0]["spec"] = {"nodeName": "gone"} if phase == "Failed" else {}
+        self._replace_the_node(w)
+        assert w.jobs_made == 2
+        rules = w.children["Job/phi"]["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]
+        terms = rules["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+        assert [{"key": "metadata.name", "operator": "In", "values": ["mine"]}] in [t.get("matchFields") for t in terms]
+
+    @pytest.mark.parametrize("end", ["Complete", "Failed"])
+    def test_a_job_that_has_ended_is_not_made_again_on_another_node(self, end: str) -> None:
+        w = self._training()
+        w.pods = []
+        w.children["Job/phi"]["status"] = {"conditions": [{"type": end, "status": "True"}], "failed": 3}
+        self._replace_the_node(w)
+        assert w.jobs_made == 1
+
+    def test_a_job_whose_pod_runs_is_not_made_again_on_another_node(self) -> None:
+        w = self._training()
+        w.pods = [job_pod(w.children["Job/phi"], "tune", {"running": {}}, phase="Running")]
+        w.pods[0]["spec"] = {"nodeName": "elsewhere"}
+        self._replace_the_node(w)
+        assert w.jobs_made == 1
+
+    @staticmethod
+    def _replace_the_node(w: SmallWorld) -> None:
+        """By one of the user's own, of another type, that the Workspace did not name when the Job was made."""
+        assert w.workspace is not None
+        w.workspace["resource"]["preferredNodes"] = ["mine"]
+        labels = {"node.kubernetes.io/instance-type": "Standard_NC24ads_A100_v4"}
+        w.claims, w.nodes = {}, {"mine": node_object("mine", labels=labels)}
+        for _ in range(4):
+            w.reconcile()
+
+    def _training(self) -> SmallWorld:
+        w = world()
+        for _ in range(3):
+            w.reconcile()
+            w.provision()
+        w.reconcile()
+        assert "Job/phi" in w.children
+        return w
+
     def test_annotations_that_somebody_took_away_do_not_train_again(self) -> None:
         w = world()
         w.settle()
@@ -457,6 +554,44 @@ class TestTheWay:
         w.settle()
         assert ready(w)["WorkspaceReady"] == "True"
         assert w.workspace["status"]["tuning"]["adapterDigest"] == DIGEST
+
+    @pytest.mark.parametrize("end", ["it never will", "its tries are used up"])
+    def test_what_has_failed_for_good_keeps_no_node(self, end: str) -> None:
+        w = world()
+        if end == "it never will":
+            w.ending_step, w.job_ends = "tune", {"exitCode": 2, "message": "OutOfMemory: a longer row than fits"}
+        else:
+            w.ending_step, w.job_ends = "tune", {"exitCode": 1, "message": "DiskFull: no space left"}
+            while "Job/phi" not in w.children:
+                w.reconcile()
+                w.provision()
+            failed = {"type": "Failed", "status": "True", "message": "it has reached the limit"}
+            w.children["Job/phi"]["status"] = {"conditions": [failed], "failed": 21}
+        w.settle()
+        assert w.workspace is not None
+        assert (w.claims, w.nodes, w.bought) == ({}, {}, 1)
+        assert w.workspace["status"]["workerNodes"] == []
+        assert ready(w)["ResourceReady"] == "False"
+        assert "no node is kept for a tuning that has failed for good" in message(w, "ResourceReady")
+        assert message(w, "WorkspaceReady") == message(w, "JobStarted") == w.workspace["status"]["tuning"]["failure"]
+        w.memory = Memory()
+        w.settle()
+        assert (w.bought, w.jobs_made) == (1, 1)
+        w.ending_step, w.job_ends = "push", {"exitCode": 0, "message": DIGEST}
+        w.workspace["tuning"]["input"]["urls"] = ["https://example.com/better.parquet"]
+        w.settle()
+        assert (w.bought, w.jobs_made) == (2, 2)
+        assert ready(w)["WorkspaceReady"] == "True"
+
+    def test_nodes_of_ones_own_are_free_for_others_when_it_has_failed_for_good(self) -> None:
+        w = world()
+        w.settings = replace(w.settings, node_api="none")
+        w.nodes["mine"] = node_object("mine")
+        w.ending_step, w.job_ends = "tune", {"exitCode": 2, "message": "DatasetInvalid: no rows"}
+        w.settle()
+        assert w.workspace is not None
+        assert w.workspace["status"]["workerNodes"] == []
+        assert list(w.nodes) == ["mine"]
 
     def test_without_serving_the_node_is_given_back_and_not_bought_again(self) -> None:
         w = world(serveResult=False)

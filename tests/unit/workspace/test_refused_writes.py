@@ -1,0 +1,124 @@
+"""Writes that the API server refuses for good, by a quota, a policy or a right: told in the status, and tried again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.driven.budget import Budget
+from tests.unit.workspace.running import START, RunningWorld, one
+from tests.unit.workspace.tuning.running_jobs import TuningWorld
+from tests.unit.workspace.worlds import TEMPLATE, tuning_object
+
+from kaito_hooks.runtime import Forbidden, Obj
+from kaito_hooks.workspace import resources
+from kaito_hooks.workspace.configuration.settings import Settings
+
+WORDS = "exceeded quota: small, requested: count/all=1"
+PER_MINUTE = Budget(reconciles=6, requests=24)
+"""A try every 30 seconds, twice a look to learn and to tell it."""
+
+
+class Refusal:
+    """Refuses writes whose description (verb, kind, name) begins so, until it is lifted."""
+
+    def __init__(self, world: RunningWorld, what: str) -> None:
+        self.what, self.before = what, world.cluster.touch
+        world.cluster.touch = self
+
+    def __call__(self, what: str, after: bool) -> None:
+        if self.what and not after and what.startswith(self.what):
+            raise Forbidden(f"{what.split()[-1]} is forbidden: {WORDS}", status=403, reason="Forbidden")
+        self.before(what, after)
+
+
+@pytest.fixture
+def world() -> RunningWorld:
+    return RunningWorld()
+
+
+def test_a_revision_that_cannot_be_recorded_is_told_and_tried_again(world: RunningWorld) -> None:
+    refusal = Refusal(world, "create ControllerRevision")
+    world.apply(one())
+    world.allow(START + 10 * PER_MINUTE)
+    world.run(600)
+    status, message = world.told()
+    assert status == "False"
+    assert message.startswith("ControllerRevision/phi-")
+    assert WORDS in message
+    # It is served all the same.
+    assert world.told("InferenceReady")[0] == "True"
+    refusal.what = ""
+    world.allow(START)
+    world.run(60)
+    assert world.told()[0] == "True"
+    assert len(world.cluster.all(resources.CONTROLLER_REVISION)) == 1
+
+
+class WithoutPlugin(RunningWorld):
+    """The device plugin goes to labelled nodes alone."""
+
+    def bring_node(self, name: str, **changes: Any) -> Obj:
+        return super().bring_node(name, **{"gpus": 0, **changes})
+
+
+def test_a_node_that_cannot_be_labelled_and_has_no_gpus_for_it_is_told_and_tried_again() -> None:
+    world = WithoutPlugin()
+    refusal = Refusal(world, "patch Node")
+    world.apply(one())
+    world.allow(START + 10 * PER_MINUTE)
+    world.run(400)
+    status, message = world.told()
+    assert status == "False"
+    assert message.startswith("Node/node-ws")
+    assert WORDS in message
+    refusal.what = ""
+    world.allow(START)
+    world.run(60)
+    assert "has no nvidia.com/gpu yet" in world.told()[1]
+    [node] = world.cluster.all(resources.NODE)
+    assert node["metadata"]["labels"]["accelerator"] == "nvidia"
+
+
+def test_a_node_that_has_gpus_serves_without_the_label(world: RunningWorld) -> None:
+    Refusal(world, "patch Node")
+    world.apply(one())
+    world.allow(START + 10 * PER_MINUTE)
+    world.run(600)
+    assert world.told()[0] == "True"
+
+
+def test_a_claim_that_may_not_be_deleted_is_told_while_its_workspace_goes(world: RunningWorld) -> None:
+    world.apply(one())
+    world.allow(START)
+    world.run(300)
+    refusal = Refusal(world, "delete Machine")
+    world.delete()
+    world.allow(START + 10 * PER_MINUTE)
+    world.run(600)
+    [claim] = world.claims()
+    assert f"Machine/{claim} could not be deleted" in world.told()[1]
+    assert WORDS in world.told()[1]
+    refusal.what = ""
+    world.allow(START)
+    world.run(200)
+    assert world.claims() == []
+    assert world.cluster.all(resources.WORKSPACE) == []
+
+
+def test_a_template_that_cannot_be_copied_is_told_and_tried_again() -> None:
+    world = TuningWorld(settings=Settings(release_namespace="kaito"))
+    template: Any = {"metadata": {"name": "qlora-params-template", "namespace": "kaito"}, "data": TEMPLATE}
+    world.cluster.put(resources.CONFIG_MAP, template)
+    refusal = Refusal(world, "create ConfigMap")
+    world.apply(tuning_object(metadata={"name": "phi", "uid": "uid-phi"}))
+    world.check_ends = {"exitCode": 1, "message": "it waits for its configuration"}
+    world.allow(10 * START)
+    world.run(60)
+    status, message = world.told()
+    assert status == "False"
+    assert message.startswith("ConfigMap/qlora-params-template could not be written")
+    assert WORDS in message
+    refusal.what = ""
+    world.run(60)
+    assert WORDS not in world.told()[1]

@@ -1,0 +1,104 @@
+"""What a library's error means: one of the job's own, with a sentence that says what to change.
+
+torch, bitsandbytes and safetensors report memory and disks that are full as RuntimeErrors of their own, so some are
+known by their text. Before the first optimizer step nothing but the configuration, the data, the memory, the disk and
+the device can be at fault; after it the configuration and the data have shown that they work.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from typing import Literal
+
+from kaito_tuning.errors import (
+    ConfigInvalid,
+    DatasetInvalid,
+    DiskFull,
+    OutOfMemory,
+    TrainingFailed,
+    TuningError,
+)
+
+Memory = Literal["the GPU's memory", "the node's memory"]
+
+_DEVICE_MEMORY = re.compile(
+    r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
+    r"|NCCL error.*out of memory",
+    re.IGNORECASE,
+)
+_HOST_MEMORY = re.compile(r"DefaultCPUAllocator: (can't|not enough)|cannot allocate memory|\bstd::bad_alloc\b", re.I)
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+_DISK = re.compile(
+    r"inline_container|PytorchStreamWriter|No space left on device|File too large|Disk quota exceeded"
+    r"|\(os error (28|27|122|30|5)\)",
+    re.IGNORECASE,
+)
+_DEVICE = re.compile(r"\bCUDA\b|CUDNN|CUBLAS|\bNCCL\b|\bcuda\b|uncorrectable ECC|Gloo|ProcessGroup|NVML")
+_DATA_MODULES = ("jinja2", "pyarrow", "datasets")
+LONGEST = 400
+
+
+def memory(error: BaseException) -> Memory | None:
+    """Which memory ran out, if that is what the error, or one that it came from, means."""
+    for cause in chain(error):
+        text = str(cause)
+        if type(cause).__name__ == "OutOfMemoryError" or _DEVICE_MEMORY.search(text):
+            return "the GPU's memory"
+        exhausted = isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)
+        if exhausted or _HOST_MEMORY.search(text):
+            return "the node's memory"
+    return None
+
+
+def explained(error: Exception, *, trained: bool, rows: str = "") -> TuningError:
+    """The job's own error for one that a library raised.
+
+    ``trained``: whether an optimizer step of this job was ever done. ``rows``: what was in work, such as "4 rows of
+    2,048 tokens".
+    """
+    if isinstance(error, TuningError):
+        return error
+    if where := memory(error):
+        return OutOfMemory(
+            f"{where} does not suffice{f' for {rows}' if rows else ''}; lower TrainingArguments.max_length or "
+            "per_device_train_batch_size, or choose a bigger instance type",
+            rows=rows,
+        )
+    if full := disk(error):
+        return full
+    if isinstance(error, OSError) or _DEVICE.search(f"{type(error).__name__}: {error}") or trained:
+        return TrainingFailed(f"the training failed: {sentence(error)}")
+    if any(type(cause).__module__.partition(".")[0] in _DATA_MODULES for cause in chain(error)):
+        return DatasetInvalid(f"a row cannot be prepared for this model: {sentence(error)}")
+    return ConfigInvalid(f"training_config.yaml cannot be trained with: {sentence(error)}")
+
+
+def disk(error: BaseException) -> DiskFull | None:
+    """What to say if the error means that a file could not be written."""
+    for cause in chain(error):
+        if isinstance(cause, OSError) and cause.errno in _DISK_ERRORS:
+            where = f" ({cause.filename})" if cause.filename else ""
+            return DiskFull(f"a file could not be written: {cause.strerror}{where}; the node needs more disk space")
+        if not isinstance(cause, OSError) and _DISK.search(str(cause)):
+            return DiskFull(f"a checkpoint could not be written: {sentence(cause)}; the node needs more disk space")
+    return None
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it came from, newest first."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def sentence(error: BaseException) -> str:
+    """The error's text on one line, or its type where it has none, without the frames that CUDA adds to it."""
+    text = " ".join(str(error).partition("\nException raised from")[0].split())
+    if not text or isinstance(error, KeyError):
+        text = f"{type(error).__name__} {text}".strip()
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
