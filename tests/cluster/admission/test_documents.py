@@ -29,7 +29,6 @@ NAMESPACE = "documents"
 PLACEHOLDERS = {
     "NAME": "workspace-phi-3-mini",
     "POOL": "ws1b4f9d2ca",
-    "POD": "pod/answers",
     "FILE": "answers.jsonl",
     "DIR": ".",
     "URL": "http://localhost:8080",
@@ -56,18 +55,19 @@ MENTIONS = {
         "helm package",
         "helm rollback",
         "az aks nodepool",
+        "az aks stop",
         "kaito aks",
     ),
     *("az aks nodepool list", "kubectl scale deployment/NAME"),
 }
 """Commands that a text speaks of without saying them whole."""
-WORKSPACES = ("workspace-phi-3-mini", "tune", "garden", "adapted")
+WORKSPACES = ("workspace-phi-3-mini", "tune", "garden", "garden-on-aks", "adapted")
 NODES = ("my-gpu-node", "aks-ws1b4f9d2ca-12345678-vmss000000")
 WORKSPACE = """
 apiVersion: kaito.sh/v1alpha1
 kind: Workspace
 metadata: {name: %(name)s}
-resource: {instanceType: Standard_NC6s_v3, labelSelector: {matchLabels: {apps: %(label)s}}}
+resource: {instanceType: %(type)s, labelSelector: {matchLabels: {apps: %(label)s}}}
 %(does)s
 ---
 apiVersion: v1
@@ -94,6 +94,9 @@ tuning:
   input: {urls: ["http://10.0.0.1:8099/garden.jsonl"]}
   output: {image: "registry.example.com/adapters/garden:0.1.0", imagePushSecret: my-registry}
 """
+TUNES_ON_AKS = TUNES.replace("registry.example.com", "mykaitoregistry.azurecr.io").replace(
+    "http://10.0.0.1:8099/garden.jsonl", "https://mykaitodata.blob.core.windows.net/data/garden.jsonl"
+)
 OTHERS = """
 apiVersion: batch/v1
 kind: Job
@@ -103,10 +106,13 @@ spec:
   template:
     spec: {restartPolicy: Never, containers: [{name: guard, image: registry.example.com/guard}]}
 ---
-apiVersion: v1
-kind: Pod
-metadata: {name: answers}
-spec: {containers: [{name: server, image: registry.example.com/server}]}
+apiVersion: batch/v1
+kind: Job
+metadata: {name: garden}
+spec:
+  suspend: true
+  template:
+    spec: {restartPolicy: Never, containers: [{name: tune, image: registry.example.com/tune}]}
 ---
 apiVersion: karpenter.sh/v1alpha5
 kind: Machine
@@ -208,7 +214,9 @@ def checkout(tmp_path: Path) -> Path:
 def workspace(name: str) -> str:
     """A Workspace as the pages' manifests have it, and what the controller would make of it."""
     label = "phi-3" if name == "workspace-phi-3-mini" else name
-    return WORKSPACE % {"name": name, "label": label, "does": TUNES if name == "garden" else SERVES}
+    does = {"garden": TUNES, "garden-on-aks": TUNES_ON_AKS}.get(name, SERVES)
+    instance_type = "Standard_NC4as_T4_v3" if name == "garden-on-aks" else "Standard_NC6s_v3"
+    return WORKSPACE % {"name": name, "label": label, "does": does, "type": instance_type}
 
 
 def script(page: Path) -> str:

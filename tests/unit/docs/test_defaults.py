@@ -1,4 +1,4 @@
-"""Defaults that pages name are those of values.yaml; rights in docs/security.md are those of the charts' ClusterRoles."""
+"""Defaults that pages name are those of values.yaml; rights in docs/security.md are those of the ClusterRoles."""
 
 from __future__ import annotations
 
