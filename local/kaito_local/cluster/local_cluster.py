@@ -97,6 +97,8 @@ class LocalCluster:
             if before is not None and was_running and before.control_plane_only != options.control_plane_only:
                 kind = "a control plane without nodes" if before.control_plane_only else "a whole cluster"
                 raise LocalError(f"{self.name} runs as {kind}; stop it first: kaito down --name {self.name}")
+            if not was_running:
+                self._stop()  # what was killed a moment ago may still hold ports, addresses and files
             try:
                 if options.control_plane_only:
                     self._up_control_plane(before or State())
@@ -278,6 +280,7 @@ class LocalCluster:
     def _start_cloud(self, cluster: Cluster, source: NodeSource) -> None:
         cloud = self.cloud
         if running_keeper(self.directory) is None:
+            stop_keeper(self.directory)
             cloud.require_port()
             self.progress("starting the cloud emulator")
             start_keeper(self.directory, [cloud.program(source)], until=cluster.process)
