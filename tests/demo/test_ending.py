@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,10 @@ import pytest
 from tests.ending import unfinished
 from tests.eventually import PATIENCE, never
 
+from kaito_local.errors import StartError
+from kaito_local.machine.processes import Identity
 from kaito_local.nodes.cluster import Cluster, reserve_network
+from kaito_local.nodes.node import Node, NodeSource, NodeSpec
 
 pytestmark = [
     pytest.mark.nodes,
@@ -46,3 +50,26 @@ def test_what_needs_a_clusters_addresses_waits_for_the_end_of_the_killed_one(
     again = start(directory)
     assert again.network == first.network
     assert Cluster.attach(directory) == again
+
+
+def test_a_node_is_dead_as_soon_as_its_cluster_is_and_none_is_added(directory: Path) -> None:
+    cluster = start(directory)
+    spec = NodeSpec(name="n1", provider_id="azure:///test/n1")
+    with subprocess.Popen(["sleep", "600"]) as process:
+        try:
+            node = Node(
+                cluster_directory=directory,
+                spec=spec,
+                index=2,
+                golden=None,
+                process=Identity.of(process.pid),
+                cluster_process=cluster.process,
+            )
+            assert node.pid == process.pid
+            with unfinished(cluster.pid):
+                os.kill(cluster.pid, signal.SIGKILL)
+                assert node.pid is None
+                with pytest.raises(StartError, match="does not run"):
+                    Node.add(cluster, spec, source=NodeSource(programs={}, mirror="http://127.0.0.1:9"))
+        finally:
+            process.kill()
