@@ -15,6 +15,7 @@ from tests.unit.tuning.test_tuning_templates import PHI3
 
 from kaito_tuning.config import DatasetConfig
 from kaito_tuning.data import load
+from kaito_tuning.errors import DatasetInvalid
 
 CHAT = [
     {"role": "user", "content": "Name a primary colour."},
@@ -150,3 +151,22 @@ def test_it_is_refused_with_the_way_out(folder: Path, row: dict[str, Any], sente
     found = check(folder)
     assert (found.code, found.report["reason"]) == (2, "DatasetInvalid")
     assert sentence in found.report["problems"][0]
+
+
+def test_a_time_that_no_calendar_has_is_the_datas_fault(tmp_path: Path) -> None:
+    turn = pa.struct([("role", pa.string()), ("content", pa.string()), ("at", pa.timestamp("us"))])
+    rows = pa.array([[{**message, "at": 1 << 62} for message in CHAT[:2]]], pa.list_(turn))
+    pq.write_table(pa.table({"messages": rows}), tmp_path / "rows.parquet")
+    with pytest.raises(DatasetInvalid, match=r"rows\.parquet cannot be read as parquet: .*out of range"):
+        load(tmp_path, DatasetConfig())
+
+
+def test_memory_that_a_file_needs_is_not_the_datas_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(pa.table({"text": ["a", "b"]}), tmp_path / "rows.parquet")
+
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise pa.ArrowMemoryError("malloc of size 1073741824 failed")
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", exhausted)
+    with pytest.raises(MemoryError, match="malloc of size"):
+        load(tmp_path, DatasetConfig())

@@ -46,8 +46,8 @@ def rows(source: Source, choose: Columns, scratch: Path) -> Iterator[Mapping[str
         yield from read(source, choose, scratch)
     except json_rows.Broken as error:
         raise DatasetInvalid(f"{source.name}: {error}") from None
-    except (UnicodeError, csv.Error, pa.ArrowException, *DAMAGED) as error:
-        if isinstance(error, OSError) and error.errno:
+    except (ValueError, OverflowError, csv.Error, pa.ArrowException, *DAMAGED) as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
             raise
         what = " ".join(str(error).split())[:300]
         raise DatasetInvalid(f"{source.name} cannot be read as {source.kind}: {what}") from error
