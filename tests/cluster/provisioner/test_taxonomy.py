@@ -141,7 +141,7 @@ def test_a_refusal_is_told_with_its_cause_on_the_claim_and_on_the_workspace(land
         reason, message = landscape.said(row.name)
         return reason == row.reason and message.startswith(row.begins)
 
-    eventually(told, every=0.2, what=f"the claim says {landscape.said(row.name)}")
+    eventually(told, every=0.2, what=lambda: f"the claim says {landscape.said(row.name)}")
     message = landscape.said(row.name)[1]
     assert len(message) <= 800
     assert "\n" not in message
@@ -154,7 +154,8 @@ def test_a_refusal_is_told_with_its_cause_on_the_claim_and_on_the_workspace(land
             return bool(found) and found["reason"] == wanted and said in found["message"]
 
         eventually(shown, every=0.2, what=f"{landscape.condition(row.name, condition)}, not {message}")
-    assert ("Warning" if not row.waiting else "Normal", row.reason) in eventually(lambda: landscape.events(claim))
+    event = ("Warning" if not row.waiting else "Normal", row.reason)
+    eventually(lambda: event in landscape.events(claim), every=0.2, what=lambda: f"{landscape.events(claim)}")
 
 
 @pytest.mark.parametrize(
@@ -230,7 +231,7 @@ def test_nobody_writes_before_the_time_that_arm_asked_for(landscape: Landscape, 
         return found.get("reason") == "workspaceResourceStatusPending" and words in found["message"]
 
     eventually(shown, every=0.1, what=f"{landscape.condition(row.name, 'ResourceReady')}")
-    assert ("Warning", "Throttled") in eventually(lambda: landscape.events(claim))
+    eventually(lambda: ("Warning", "Throttled") in landscape.events(claim), every=0.2)
     if row.retries[0] > 10:
         return
     eventually(lambda: landscape.bought(row.name).steps["registered"].done, every=0.2)

@@ -6,7 +6,7 @@ import json
 import re
 
 from tests.answering import answering
-from tests.cluster.workspace.conftest import Controllers, conditions, submit, until, workspace
+from tests.cluster.workspace.conftest import Controllers, conditions, submit, until, until_quiet, workspace
 from tests.cluster.workspace.stand_ins.following import Obj
 from tests.cluster.workspace.stand_ins.kubelet import Kubelet, State, running, starting
 from tests.cluster.workspace.stand_ins.provisioner import Provisioner
@@ -157,7 +157,7 @@ def test_an_unchanged_workspace_is_never_written_again(
 ) -> None:
     ws = submit(admin, workspace("quiet", place))
     until(admin, ws, "WorkspaceReady")
-    version = admin.get(WORKSPACE, "quiet", namespace=place)["metadata"]["resourceVersion"]
+    version = until_quiet(admin, ws, seconds=1)
     deployment = admin.get(DEPLOYMENT, "quiet", namespace=place)["metadata"]["generation"]
     [claim] = claims_of(admin, ws)
     admin.patch(NODE, claim["status"]["nodeName"], {"metadata": {"annotations": {"a": "b"}}})
@@ -189,7 +189,7 @@ def test_a_users_template_runs_as_written_and_is_not_rewritten(
     assert before["spec"]["template"]["metadata"]["labels"] == {"team": "a", "kaito.sh/workspace": "custom"}
     ports = admin.get(SERVICE, "custom", namespace=place)["spec"]["ports"]
     assert {p["name"]: (p["port"], p["targetPort"]) for p in ports}["http"] == (80, 8080)
-    version = admin.get(WORKSPACE, "custom", namespace=place)["metadata"]["resourceVersion"]
+    version = until_quiet(admin, ws, seconds=1)
     other = submit(admin, workspace("after", place))
     until(admin, other, "WorkspaceReady")
     after = admin.get(DEPLOYMENT, "custom", namespace=place)
