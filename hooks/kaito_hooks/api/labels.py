@@ -22,6 +22,8 @@ ROLL = "kaito.sh/roll"
 TUNING_CHECK = "kaito.sh/tuning-check"
 TUNING_GATE = "kaito.sh/tuning-gate"
 OFF = "off"
+WORKSPACE_ANNOTATIONS = (ENABLE_LOAD_BALANCER, ROLL, RUNTIME, TOLERATIONS, TUNING_CHECK, TUNING_GATE)
+"""What users may write on a Workspace, and the controller reads."""
 
 REVISION_HASH = "workspace.kaito.io/hash"
 REVISION = "workspace.kaito.io/revision"

@@ -242,6 +242,9 @@ def _nodes_in_use(s: Snapshot, outcomes: _Outcomes, actions: Sequence[Action]) -
         return []
     if outcomes.supplied is not None:
         used = [name_of(node) for node in outcomes.supplied.nodes]
+    elif idle.works(s):
+        # A Node that is deleted and registered again takes its Pods back, and must not be another's meanwhile.
+        used = list(s.workspace.worker_nodes)
     else:
         there = {name_of(node) for node in s.nodes}
         used = [name for name in s.workspace.worker_nodes if name in there]

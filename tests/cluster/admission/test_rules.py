@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -19,6 +21,13 @@ CATALOG = Resource("kaito.sh", "v1alpha1", "catalogs", "Catalog", False)
 POLICY = Resource(
     "admissionregistration.k8s.io", "v1", "validatingadmissionpolicies", "ValidatingAdmissionPolicy", False
 )
+
+WARNED_OF_NOTHING = {
+    "apiVersion": "kaito.sh/v1alpha1",
+    "kind": "Workspace",
+    "resource": {"instanceType": "Standard_NC4as_T4_v3", "labelSelector": {}},
+    "inference": {"preset": {"name": "phi-2"}},
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,7 +89,8 @@ def test_a_catalog_whose_spread_preset_has_another_engine_is_refused(admin: Clie
 
 
 def test_the_policies_have_no_type_errors(admin: Client) -> None:
-    for name in ("catalog.workspaces.kaito.sh", "workspaces.kaito.sh", "instance-types.workspaces.kaito.sh"):
+    prefixes = ("", "catalog.", "instance-types.", "annotations.")
+    for name in (f"{prefix}workspaces.kaito.sh" for prefix in prefixes):
         status = eventually(
             lambda name=name: (s := admin.get(POLICY, name).get("status", {})) and "typeChecking" in s and s,
             every=0.2,
@@ -110,6 +120,43 @@ def test_an_instance_type_that_may_not_be_had_is_warned_of(
         eventually(lambda: not apply(instance_type, "--warnings-as-errors"), every=0.2, what="nobody warns")
     assert "workspace.kaito.sh/w created" in apply(instance_type)
     assert "workspace.kaito.sh/w created" in apply("standard_nc4as_t4_v3", "--warnings-as-errors")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "warning"),
+    [
+        (
+            {"annotations": {"kaito.sh/runtme": "vllm"}},
+            "metadata.annotations: nothing reads kaito.sh/runtme of a Workspace; known are kaito.sh/enablelb,"
+            " kaito.sh/roll, kaito.sh/runtime, kaito.sh/tolerations, kaito.sh/tuning-check, kaito.sh/tuning-gate",
+        ),
+        (
+            {"annotations": {"Kaito.sh/Runtime": "vllm", "kaito.sh/bypass-resource-checks": "True"}},
+            "metadata.annotations: nothing reads Kaito.sh/Runtime, kaito.sh/bypass-resource-checks of a Workspace",
+        ),
+        ({"labels": {"kaito.sh/runtime": "vllm"}}, "metadata.labels: nothing reads kaito.sh/runtime among the labels"),
+    ],
+    ids=["misspelt", "upstream's and capitals", "as a label"],
+)
+def test_metadata_without_effect_are_warned_of_once(
+    admin: Client, installed: ControlPlane, metadata: dict[str, dict[str, str]], warning: str
+) -> None:
+    def apply(metadata: dict[str, dict[str, str]]) -> str:
+        text = json.dumps(WARNED_OF_NOTHING | {"metadata": {"name": "w", "namespace": "default", **metadata}})
+        options = ("--server-side", "--dry-run=server", "--warnings-as-errors")
+        return installed.kubectl("apply", *options, "-f", "-", input=text)
+
+    with pytest.raises(CommandError, match=re.escape(warning)):
+        eventually(lambda: not apply(metadata), every=0.2, what="nobody warns")
+    known = {"kaito.sh/runtime": "vllm", "kaito.sh/tuning-check": "off", "kaito.sh/roll": "1", "example.com/roll": "1"}
+    assert "serverside-applied" in apply({"annotations": known, "labels": {"kaito.sh/team": "ml"}})
+
+    _create(admin, WARNED_OF_NOTHING | {"metadata": {"name": "w", **metadata}})
+    try:
+        more = metadata.get("annotations", {}) | {"example.com/more": "1"}
+        assert "serverside-applied" in apply(metadata | {"annotations": more})
+    finally:
+        admin.delete(WORKSPACE, "w", namespace="default")
 
 
 def test_several_faults_are_told_at_once(admin: Client) -> None:

@@ -39,13 +39,14 @@ class Idle:
 
 def judge(s: Snapshot, resource: Outcome, *, why: str, going: Iterable[Delete] = ()) -> Idle | None:
     """What becomes of the claims of a Workspace that buys no node at the moment; None where something runs on them, or
-    may at any time, and where there are none.
+    may at any time, and where there are none; those that were given back count until something is made again.
 
     ``why``: no node is bought. ``going``: deletions that are decided already.
     """
     released = {action.uid for action in going}
     spare = [claim for claim in s.claims if not claim.deleting and claim.uid not in released]
-    if works(s) or not (spare or (s.settings.node_api != "none" and without_pods(s))):
+    goes_on = s.settings.node_api != "none" and (without_pods(s) or (s.claims and _since(s) is not None))
+    if works(s) or not (spare or goes_on):
         return None
     # What was made within the pause begins another; its clock is the API server's, and may go ahead of ours.
     since = max([_since(s) or s.now.replace(microsecond=0), *_made(s)])
@@ -82,16 +83,22 @@ def without_pods(s: Snapshot) -> str:
     it away instead would buy one again and again.
     """
     told = [f"{reference(child)} {why}" for child in _making(s) if (why := _hindrance(s, child))]
-    if (refused := unmade(s)) != "":
-        told.append(f"{refused} cannot be made")
+    if (why := unmade(s)) != "":
+        told.append(why)
     return f"no node is bought while {told[0]}" if told and not works(s) else ""
 
 
 def unmade(s: Snapshot) -> str:
-    """``Kind/name`` of the workload or Job that the API server has refused, and for which there is none yet: it is made
-    before its node is bought, as soon as it can be. "" if there is none."""
+    """Why the workload or Job that is not there is made before its node is bought: the API server has refused it, or
+    nothing has run on the nodes of before until they were given back, so that it is tried first. "" if there is none.
+    """
+    if _making(s):
+        return ""
     names = (f"{kind}/{s.workspace.name}" for kind in WITH_PODS)
-    return next((name for name in names if name in s.memory.refusals), "") if not _making(s) else ""
+    if (refused := next((name for name in names if name in s.memory.refusals), "")) != "":
+        return f"{refused} cannot be made"
+    buys_again = s.settings.node_api != "none" and not s.claims and _since(s) is not None
+    return "nothing is made that could run there" if buys_again else ""
 
 
 def _since(s: Snapshot) -> datetime | None:

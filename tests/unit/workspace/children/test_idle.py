@@ -6,6 +6,7 @@ from typing import Any
 
 from tests.driven.budget import Budget
 from tests.unit.workspace.running import START, RunningWorld, one
+from tests.unit.workspace.test_refused_writes import Refusal
 from tests.unit.workspace.worlds import CATALOG_OBJECT
 
 from kaito_hooks.runtime import Obj
@@ -99,6 +100,24 @@ def test_a_node_that_comes_after_an_edit_broke_a_rule_is_given_back_and_bought_a
     world.run(60 * MINUTE)
     assert len(world.purchases) == 1
     world.apply(one())
+    world.run(10 * MINUTE)
+    assert len(world.purchases) == 2
+    assert world.told()[0] == "True"
+
+
+def test_no_node_is_bought_again_for_a_model_that_may_not_be_made_once_a_broken_rule_is_mended() -> None:
+    world = RunningWorld(one())
+    world.allow(MANY)
+    world.run(1 * MINUTE)
+    world.apply(with_two_sources())
+    world.run(14 * MINUTE)
+    assert world.claims() == []
+    refusal = Refusal(world, "create Deployment")
+    world.apply(one())
+    world.run(5 * MINUTE)
+    assert len(world.purchases) == 1
+    assert "no node is bought while Deployment/phi cannot be made" in world.told("ResourceReady")[1]
+    refusal.what = ""
     world.run(10 * MINUTE)
     assert len(world.purchases) == 2
     assert world.told()[0] == "True"

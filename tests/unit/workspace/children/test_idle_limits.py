@@ -129,6 +129,23 @@ class TestWhatMayNotBeMade:
         assert len(world.purchases) == 2
         assert world.told()[0] == "True"
 
+    def test_a_controller_that_restarts_buys_no_node_for_it_either(self, kind: str) -> None:
+        world, refusal = with_refused_children(kind)
+        world.allow(60 * PER_MINUTE)
+        world.run(20 * MINUTE)
+        assert world.claims() == []
+        for _ in range(2):
+            world.start()
+            world.run(20 * MINUTE)
+        assert len(world.purchases) == 1
+        assert f"no node is bought while {kind}/phi cannot be made" in world.told("ResourceReady")[1]
+        refusal.what = ""
+        world.start()
+        world.run(10 * MINUTE)
+        assert len(world.purchases) == 2
+        assert world.told()[0] == "True"
+        assert "idleSince" not in world.workspace()["status"]
+
     def test_a_right_that_is_given_within_the_pause_buys_nothing_twice(self, kind: str) -> None:
         world, refusal = with_refused_children(kind)
         refusal.what = ""
