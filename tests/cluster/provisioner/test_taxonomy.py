@@ -164,15 +164,23 @@ def test_a_refusal_is_told_with_its_cause_on_the_claim_and_on_the_workspace(land
     ids=lambda row: row.name,
 )
 def test_a_type_that_cannot_be_had_is_told_with_others_that_fit(landscape: Landscape, row: Row) -> None:
-    eventually(lambda: landscape.said(row.name)[0] == row.reason, every=0.2)
-    message = landscape.said(row.name)[1]
+
+    def refused() -> tuple[str, float] | None:
+        """The words of the refusal, and the seconds until the next try; None amid a try."""
+        reason, message = landscape.said(row.name)
+        refusal, _, moment = message.partition(" (next try at ")
+        if reason != row.reason:
+            return None
+        wait = (datetime.fromisoformat(moment.removesuffix(")")) - datetime.now(UTC)).total_seconds()
+        return (refusal, wait) if wait > 0 else None
+
+    refusal, wait = eventually(refused, every=0.2)  # type: ignore[misc]
     entry: Any = ready_made()[row.name]
     error = entry.get("error") or entry["body"].get("error") or entry["body"]
-    assert " ".join(error["message"].split()) in message
-    refusal, _, moment = message.partition(" (next try at ")
+    assert " ".join(error["message"].split()) in refusal
     assert refusal.endswith(FITTING)
-    wait = (datetime.fromisoformat(moment.removesuffix(")")) - datetime.now(UTC)).total_seconds()
-    assert 0 < wait <= row.retries[0] * 1.2
+    tries = len(landscape.puts(landscape.bought(row.name).name))
+    assert wait <= row.retries[tries - 1] * 1.2
     shown = landscape.condition(row.name, "WorkspaceReady")
     eventually(lambda: FITTING in landscape.condition(row.name, "WorkspaceReady")["message"], what=str(shown))
 
