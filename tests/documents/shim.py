@@ -29,24 +29,36 @@ AZ = {
     "account show": {"--query", "--output"},
     "acr create": {"--resource-group", "--name", "--sku"},
     "acr login": {"--name", "--expose-token", "--query", "--output"},
+    "acr token create": {"--registry", "--name", "--repository", "--output"},
+    "acr token credential generate": {"--registry", "--name", "--password1", "--query", "--output"},
     "aks create": {"--resource-group", "--name", "--node-count", "--node-vm-size", "--enable-oidc-issuer",
                    "--enable-workload-identity", "--attach-acr", "--network-plugin", "--network-policy",
                    "--generate-ssh-keys"},
     "aks get-credentials": {"--resource-group", "--name"},
     "aks nodepool delete": {"--resource-group", "--cluster-name", "--name"},
-    "aks nodepool list": {"--resource-group", "--cluster-name", "--output"},
+    "aks nodepool list": {"--resource-group", "--cluster-name", "--query", "--output"},
     "aks nodepool scale": {"--resource-group", "--cluster-name", "--name", "--node-count"},
     "aks nodepool update": {"--resource-group", "--cluster-name", "--name", "--labels"},
     "aks show": {"--resource-group", "--name", "--query", "--output"},
     "aks update": {"--resource-group", "--name", "--enable-oidc-issuer", "--enable-workload-identity"},
     "group create": {"--name", "--location"},
+    "group delete": {"--name"},
     "identity create": {"--resource-group", "--name", "--location"},
     "identity delete": {"--resource-group", "--name"},
     "identity federated-credential create": {"--resource-group", "--identity-name", "--name", "--issuer", "--subject",
                                              "--audience"},
     "identity show": {"--resource-group", "--name", "--query", "--output"},
+    "login": set(),
+    "provider register": {"--namespace", "--wait"},
     "role assignment create": {"--assignee-object-id", "--assignee-principal-type", "--role", "--scope"},
-    "vm list-skus": {"--location", "--size", "--all"},
+    "role assignment delete": {"--assignee", "--scope"},
+    "storage account create": {"--resource-group", "--name", "--location", "--sku"},
+    "storage blob generate-sas": {"--account-name", "--container-name", "--name", "--auth-mode", "--permissions",
+                                  "--expiry", "--https-only", "--full-uri", "--output"},
+    "storage blob upload": {"--account-name", "--container-name", "--name", "--file", "--auth-mode"},
+    "storage container create": {"--account-name", "--name", "--auth-mode"},
+    "vm list-skus": {"--location", "--size", "--all", "--output"},
+    "vm list-usage": {"--location", "--query", "--output"},
 }  # fmt: skip
 """Commands of Azure's CLI and the options that they take, by its reference; nothing here can run them."""
 LOCAL = {
@@ -120,7 +132,7 @@ def helm(arguments: list[str]) -> str:
         case "test" | "rollback":
             _run("helm", ["status", *(word for word in arguments[1:])])
             return "its release is looked at; run on the local cluster, tests/demo/test_charts.py"
-        case "template":
+        case "template" | "list":
             _run("helm", arguments)
             return "run"
     raise SystemExit(f"nobody knows how to run helm {' '.join(arguments)}: teach tests/documents/shim.py")
@@ -138,6 +150,8 @@ def az(arguments: list[str]) -> str:
         raise SystemExit(f"az {' '.join(words)}: {', '.join(empty)} is empty: a variable is not set before")
     if "--query" in arguments:
         print("00000000-0000-0000-0000-000000000000")
+    if "--full-uri" in arguments:
+        print("https://mykaitodata.blob.core.windows.net/data/garden.jsonl?se=2026-12-01T00%3A00Z&sp=r&sig=0%3D")
     return "parsed: there is no Azure here"
 
 
@@ -225,7 +239,7 @@ SHIMS: dict[str, Callable[[list[str]], str]] = {
     "kubectl": kubectl, "helm": helm, "az": az, "kaito": kaito, "make": make, "curl": curl, "python3": python3,
     "python": python3, "skopeo": skopeo, "pip": pip, "oras": oras, "notation": notation,
 }  # fmt: skip
-REAL = ("realpath", "jq", "grep", "date", "seq", "mkdir", "cat", "sleep")
+REAL = ("realpath", "jq", "grep", "date", "sed", "seq", "mkdir", "cat", "sleep")
 """Programs of the machine that a page may use as they are."""
 
 

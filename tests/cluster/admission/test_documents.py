@@ -25,11 +25,21 @@ from kaito_local.errors import CommandError
 from kaito_local.machine import gotools
 from kaito_local.machine.folders import cache_folder
 
-NAMESPACE = "documents"
+NAMESPACES = {
+    "documents": "Standard_NC6s_v3",
+    "documents-sold": "Standard_NC4as_T4_v3",
+    "documents-own": "Standard_NC12s_v3",
+}
+"""Where the commands of pages run, and the instance type of the Workspaces there: it cannot be changed."""
+NAMESPACE_OF = {
+    "install-aks.md": "documents-sold",
+    "karpenter.md": "documents-sold",
+    "install-no-cloud.md": "documents-own",
+}
+"""Pages that put a type of their own into the manifests, or none, for which the API has a default."""
 PLACEHOLDERS = {
     "NAME": "workspace-phi-3-mini",
     "POOL": "ws1b4f9d2ca",
-    "POD": "pod/answers",
     "FILE": "answers.jsonl",
     "DIR": ".",
     "URL": "http://localhost:8080",
@@ -56,18 +66,19 @@ MENTIONS = {
         "helm package",
         "helm rollback",
         "az aks nodepool",
+        "az aks stop",
         "kaito aks",
     ),
     *("az aks nodepool list", "kubectl scale deployment/NAME"),
 }
 """Commands that a text speaks of without saying them whole."""
-WORKSPACES = ("workspace-phi-3-mini", "tune", "garden", "adapted")
+WORKSPACES = ("workspace-phi-3-mini", "tune", "garden", "garden-on-aks", "adapted")
 NODES = ("my-gpu-node", "aks-ws1b4f9d2ca-12345678-vmss000000")
 WORKSPACE = """
 apiVersion: kaito.sh/v1alpha1
 kind: Workspace
 metadata: {name: %(name)s}
-resource: {instanceType: Standard_NC6s_v3, labelSelector: {matchLabels: {apps: %(label)s}}}
+resource: {instanceType: %(type)s, labelSelector: {matchLabels: {apps: %(label)s}}}
 %(does)s
 ---
 apiVersion: v1
@@ -94,6 +105,9 @@ tuning:
   input: {urls: ["http://10.0.0.1:8099/garden.jsonl"]}
   output: {image: "registry.example.com/adapters/garden:0.1.0", imagePushSecret: my-registry}
 """
+TUNES_ON_AKS = TUNES.replace("registry.example.com", "mykaitoregistry.azurecr.io").replace(
+    "http://10.0.0.1:8099/garden.jsonl", "https://mykaitodata.blob.core.windows.net/data/garden.jsonl"
+)
 OTHERS = """
 apiVersion: batch/v1
 kind: Job
@@ -103,10 +117,13 @@ spec:
   template:
     spec: {restartPolicy: Never, containers: [{name: guard, image: registry.example.com/guard}]}
 ---
-apiVersion: v1
-kind: Pod
-metadata: {name: answers}
-spec: {containers: [{name: server, image: registry.example.com/server}]}
+apiVersion: batch/v1
+kind: Job
+metadata: {name: garden}
+spec:
+  suspend: true
+  template:
+    spec: {restartPolicy: Never, containers: [{name: tune, image: registry.example.com/tune}]}
 ---
 apiVersion: karpenter.sh/v1alpha5
 kind: Machine
@@ -168,29 +185,28 @@ def environment(
     for program in shim.REAL:
         (bin_folder / program).symlink_to(f"/usr/bin/{program}")
     home = tmp_path_factory.mktemp("home")
-    config = home / "kubeconfig"
-    config.write_text(installed.kubeconfig.read_text())
     made = {
         "PATH": str(bin_folder),
         "HOME": str(home),
         "PYTHONPATH": str(pages.ROOT),
-        "KUBECONFIG": str(config),
+        "KUBECONFIGS": str(home),
         "DOCUMENTS_KUBECTL": str(programs["kubectl"]),
         "DOCUMENTS_HELM": str(programs["helm"]),
     }
     signing = gotools.ensure(gotools.SIGNING, tools=pages.ROOT / "tools", cache=cache_folder())
     made |= {f"DOCUMENTS_{name.upper()}": str(path) for name, path in signing.items()}
-    installed.kubectl("create", "namespace", NAMESPACE)
-    run = [str(programs["kubectl"]), "--kubeconfig", str(config)]
-    subprocess.run([*run, "config", "set-context", "--current", "--namespace", NAMESPACE], check=True)
-    account = [*run, "get", "serviceaccount", "default"]
-    subprocess.run([*run, "wait", "--for=create", "serviceaccount/default", "--timeout=60s"], check=True)
-    subprocess.run(account, check=True)
-    manifest = "".join(workspace(name) for name in WORKSPACES) + OTHERS
-    manifest += "".join(f"\n---\napiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n" for name in NODES)
-    subprocess.run([*run, "apply", "-f", "-"], input=manifest, text=True, check=True, stdout=subprocess.DEVNULL)
+    others = OTHERS + "".join(f"\n---\napiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n" for name in NODES)
+    for namespace, instance_type in NAMESPACES.items():
+        installed.kubectl("create", "namespace", namespace)
+        config = home / namespace
+        config.write_text(installed.kubeconfig.read_text())
+        run = [str(programs["kubectl"]), "--kubeconfig", str(config)]
+        subprocess.run([*run, "config", "set-context", "--current", "--namespace", namespace], check=True)
+        subprocess.run([*run, "wait", "--for=create", "serviceaccount/default", "--timeout=60s"], check=True)
+        manifest = "".join(workspace(name, instance_type) for name in WORKSPACES) + others
+        subprocess.run([*run, "apply", "-f", "-"], input=manifest, text=True, check=True, stdout=subprocess.DEVNULL)
     yield made
-    installed.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+    installed.kubectl("delete", "namespace", *NAMESPACES, "--wait=false")
     installed.kubectl("delete", "job", "kaito-guard-uninstall", "--namespace", "kaito-workspace", "--wait=false")
     for kind, names in (("node", NODES), ("machine", ["ws1b4f9d2ca"])):
         installed.kubectl("delete", kind, *names, "--wait=false")
@@ -205,10 +221,11 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def workspace(name: str) -> str:
+def workspace(name: str, instance_type: str = "Standard_NC6s_v3") -> str:
     """A Workspace as the pages' manifests have it, and what the controller would make of it."""
     label = "phi-3" if name == "workspace-phi-3-mini" else name
-    return WORKSPACE % {"name": name, "label": label, "does": TUNES if name == "garden" else SERVES}
+    does = {"garden": TUNES, "garden-on-aks": TUNES_ON_AKS}.get(name, SERVES)
+    return WORKSPACE % {"name": name, "label": label, "does": does, "type": instance_type}
 
 
 def script(page: Path) -> str:
@@ -236,7 +253,11 @@ def test_the_commands_of_a_page_run(page: Path, environment: dict[str, str], che
     done = subprocess.run(
         ["/bin/bash", "-c", script(page)],
         cwd=checkout / page.parent.relative_to(pages.ROOT) if page in pages.CHARTS else checkout,
-        env={**environment, "DOCUMENTS_LOG": str(log)},
+        env={
+            **environment,
+            "DOCUMENTS_LOG": str(log),
+            "KUBECONFIG": f"{environment['KUBECONFIGS']}/{NAMESPACE_OF.get(page.name, 'documents')}",
+        },
         capture_output=True,
         text=True,
         check=False,

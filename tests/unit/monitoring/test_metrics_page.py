@@ -66,5 +66,5 @@ def test_the_controllers_process_exports_what_the_page_says(tmp_path: Path) -> N
 
 
 def test_the_page_explains_every_phase_of_a_start() -> None:
-    rows = re.findall(r"^\| `([A-Za-z]+)` \|", chapter("The first start, told by phases"), re.MULTILINE)
+    rows = re.findall(r"^\| `([A-Za-z]+)` \|", chapter("The first start by phases"), re.MULTILINE)
     assert rows == list(startup.WORDS)
