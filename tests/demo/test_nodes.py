@@ -23,6 +23,7 @@ from tests.eventually import PATIENCE, eventually
 from kaito_local.images.product import COREDNS_IMAGE
 from kaito_local.machine import gotools
 from kaito_local.machine.folders import cache_folder
+from kaito_local.machine.processes import Identity
 from kaito_local.nodes.cluster import Cluster
 from kaito_local.nodes.golden import ensure_golden
 from kaito_local.nodes.node import Node
@@ -158,8 +159,8 @@ def test_a_killed_node_is_not_ready_and_stays_until_it_is_removed(shared: NodeCl
     node = shared.add_node("dying")
     assert node.pid is not None
     os.kill(node.pid, signal.SIGKILL)
+    assert node.pid is None
     eventually(lambda: condition_ready(shared, "dying") == "Unknown", every=0.3)
-    eventually(lambda: node.pid is None)
     node.remove()
     assert not shared.exists("node", "dying")
     assert traces(node, shared.cluster) == []
@@ -257,12 +258,13 @@ def test_the_death_of_its_one_process_ends_a_cluster_and_its_state_starts_again(
 ) -> None:
     running = bring_up(directory, programs=binaries)
     node = running.add_system_node()
-    pids = [status.pid for status in (*running.cluster.programs(), *node.programs())]
+    statuses = (*running.cluster.programs(), *node.programs())
+    processes = [process for status in statuses if (process := Identity.of(status.pid))]
     os.kill(running.cluster.pid, signal.SIGKILL)
-    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
-    # The first process of a PID namespace ends after all others of it.
-    eventually(lambda: Cluster.attach(directory) is None, what="the cluster's own process does not end")
+    assert Cluster.attach(directory) is None
+    assert node.pid is None
     again = bring_up(directory, programs=binaries)
+    assert not any(process.alive() for process in processes)
     assert again.cluster.network == running.cluster.network
     again.add_system_node()
     begin = time.monotonic()

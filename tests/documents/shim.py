@@ -159,7 +159,7 @@ def kaito(arguments: list[str]) -> str:
     from kaito_local.commands import line
 
     if "--help" not in arguments:
-        line._parser().parse_args(arguments)
+        line.parser().parse_args(arguments)
     else:
         _run("kaito", arguments)
     if arguments[0] == "env":

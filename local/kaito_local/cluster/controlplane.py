@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import http.client
 import ipaddress
-import os
 import ssl
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from kaito_local.errors import CommandError, StartError
+from kaito_local.cluster.kubectl import run_kubectl
+from kaito_local.errors import StartError
 from kaito_local.machine.pki import Authority, KeyPair, service_account_key, write_kubeconfig
 from kaito_local.machine.ports import free_ports
 from kaito_local.machine.processes import Child, last_lines
@@ -176,19 +175,9 @@ class ControlPlane:
 
     def kubectl(self, *arguments: str, input: str | None = None, timeout: float = 60.0) -> str:
         """What kubectl prints; raises CommandError with what it says on stderr."""
-        done = subprocess.run(
-            [self._programs["kubectl"], *arguments],
-            env=os.environ
-            | {"KUBECONFIG": str(self.kubeconfig), "KUBECACHEDIR": str(self.directory / "kubectl-cache")},
-            input=input,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise CommandError(f"kubectl {' '.join(arguments)} failed: {done.stderr.strip()}")
-        return done.stdout
+        environment = {"KUBECONFIG": str(self.kubeconfig), "KUBECACHEDIR": str(self.directory / "kubectl-cache")}
+        program = self._programs["kubectl"]
+        return run_kubectl(program, *arguments, environment=environment, input=input, timeout=timeout)
 
     def close(self) -> None:
         """Ends every part; the API server first, so that nothing writes into an etcd that is going away."""

@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from kaito_local.errors import StartError
 from kaito_local.machine.pki import write_private
@@ -24,6 +25,8 @@ from kaito_local.machine.processes import Child, Identity, last_lines
 from kaito_local.machine.supervisor import Program, answers
 
 _PROCESS = "keeper-process.json"
+_STATUS = "keeper-status.json"
+_STOP_SECONDS = 30.0
 _TICK = 0.05
 _LOOK_EVERY = 1.0
 _BACKOFFS = (0.1, 0.5, 1.0, 2.0, 5.0)
@@ -31,9 +34,12 @@ _STEADY_SECONDS = 10.0
 
 
 def start_keeper(directory: Path, programs: Sequence[Program], *, until: Identity | None = None) -> None:
-    """Starts a keeper in the background; it outlives this command. Raises StartError if it does not come up."""
+    """Starts a keeper in the background; it outlives this command. Raises StartError if it does not come up.
+
+    One that is still ending is to be stopped first (`stop_keeper`).
+    """
     plan = directory / "keeper.json"
-    status = directory / "keeper-status.json"
+    status = directory / _STATUS
     status.unlink(missing_ok=True)
     described = {
         "programs": [program.write() for program in programs],
@@ -69,29 +75,31 @@ def start_keeper(directory: Path, programs: Sequence[Program], *, until: Identit
 
 
 def running_keeper(directory: Path) -> Identity | None:
-    """The keeper of this cluster, if it runs."""
-    try:
-        identity = Identity(**json.loads((directory / _PROCESS).read_text()))
-    except FileNotFoundError:
-        return None
-    return identity if identity.alive() else None
+    """The keeper of this cluster; None if it does not run, or has begun to stop what it keeps."""
+    keeper = _recorded(directory)
+    return keeper if keeper is not None and keeper.running() and (directory / _STATUS).exists() else None
 
 
 def stop_keeper(directory: Path) -> None:
-    """Ends the keeper and what it keeps. Idempotent."""
-    identity = running_keeper(directory)
-    if identity is not None and not identity.kill(signal.SIGTERM, wait=10.0):
-        identity.kill(signal.SIGKILL)
-    (directory / _PROCESS).unlink(missing_ok=True)
+    """Ends the keeper and what it keeps; returns when all of it is gone, also what was ending already. Idempotent.
+
+    Raises StartError if something does not end although it was killed.
+    """
+    keeper = _recorded(directory)
+    if keeper is not None and not keeper.kill(signal.SIGTERM, wait=_STOP_SECONDS):
+        keeper.send_signal(signal.SIGKILL)
+    # What a killed keeper kept ends a moment after it.
+    kept = [Identity(entry["pid"], entry["started"]) for entry in _entries(directory) if entry.get("started")]
+    for process in (*([keeper] if keeper is not None else []), *kept):
+        if not process.kill(wait=_STOP_SECONDS):
+            raise StartError(f"process {process.pid} of {directory} does not end although it was killed")
+    for name in (_STATUS, _PROCESS):
+        (directory / name).unlink(missing_ok=True)
 
 
 def kept_programs(directory: Path) -> list[tuple[str, int | None, Path]]:
     """Name, pid (None: waiting to be started) and log of what the keeper of this cluster keeps."""
-    try:
-        entries = json.loads((directory / "keeper-status.json").read_text())
-    except FileNotFoundError:
-        return []
-    return [(entry["name"], entry["pid"], Path(entry["log"])) for entry in entries]
+    return [(entry["name"], entry["pid"], Path(entry["log"])) for entry in _entries(directory)]
 
 
 class _Kept:
@@ -140,20 +148,40 @@ def main(plan_file: Path) -> int:
     kept = [_Kept(Program.read(data)) for data in plan["programs"]]
     status = Path(plan["status"])
     _write_status(status, kept)
-    while not stopping and (until is None or until.alive()):
+    while not stopping and (until is None or until.running()):
         # Not any(): every program is tended in every round.
         if sum(entry.tend() for entry in kept):
             _write_status(status, kept)
         waiting = any(not entry.child.alive() for entry in kept)
         if select.select([woken], [], [], _TICK if waiting else _LOOK_EVERY)[0]:
             os.read(woken, 1024)
+    status.unlink(missing_ok=True)  # from here on nothing is kept
     for entry in reversed(kept):
         entry.child.stop(grace=3.0)
     return 0
 
 
+def _recorded(directory: Path) -> Identity | None:
+    try:
+        return Identity(**json.loads((directory / _PROCESS).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def _entries(directory: Path) -> list[dict[str, Any]]:
+    try:
+        entries: list[dict[str, Any]] = json.loads((directory / _STATUS).read_text())
+    except FileNotFoundError:
+        return []
+    return entries
+
+
 def _write_status(file: Path, kept: Sequence[_Kept]) -> None:
-    entries = [{"name": entry.child.name, "pid": entry.child.pid, "log": str(entry.child.log)} for entry in kept]
+    entries = []
+    for child in (entry.child for entry in kept):
+        process = Identity.of(child.pid) if child.pid is not None else None
+        identity = asdict(process) if process is not None else {"pid": None, "started": None}
+        entries.append({"name": child.name, **identity, "log": str(child.log)})
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(entries))
     partial.rename(file)

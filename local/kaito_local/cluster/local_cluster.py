@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,20 +18,17 @@ from kaito_local.cluster import dns, preflight
 from kaito_local.cluster.charts import Charts, local_values, user_values
 from kaito_local.cluster.cloud import CloudEmulator, system_machine
 from kaito_local.cluster.controlplane import ADMINISTRATOR, ControlPlane, Ports, Settings
+from kaito_local.cluster.images import ClusterImages
 from kaito_local.cluster.keeper import running_keeper, start_keeper, stop_keeper
+from kaito_local.cluster.kubectl import kubectl_environment, link_programs, run_kubectl
 from kaito_local.cluster.pod_security import admission_argument
 from kaito_local.cluster.registry import USER, Registry
 from kaito_local.cluster.state import State, register_cluster, registered_clusters
-from kaito_local.errors import CommandError, LocalError, StartError
+from kaito_local.errors import LocalError, StartError
 from kaito_local.images import weights
-from kaito_local.images.build import Builder
 from kaito_local.images.mirrors import PUBLIC_REGISTRIES, Reference, mirrors_for_charts
-from kaito_local.images.models import ensure_model_image
-from kaito_local.images.product import cluster_images, preset_registry, product_images, tiny_model_image
-from kaito_local.images.torch_index import takes_default_wheel, wheels_folder
 from kaito_local.machine import gotools
 from kaito_local.machine.folders import ROOT, cache_folder
-from kaito_local.machine.gomodules import catalogue
 from kaito_local.machine.interruptions import interruptible, uninterrupted
 from kaito_local.machine.locks import file_lock
 from kaito_local.machine.network import SYSTEM_NODE_INDEX
@@ -50,7 +44,6 @@ SYSTEM_NODE = "system"
 _NODE_GRACE_SECONDS = 10.0
 _EVICTION_SECONDS = 5.0
 _GOLDEN_SECONDS = 600.0
-_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +97,8 @@ class LocalCluster:
             if before is not None and was_running and before.control_plane_only != options.control_plane_only:
                 kind = "a control plane without nodes" if before.control_plane_only else "a whole cluster"
                 raise LocalError(f"{self.name} runs as {kind}; stop it first: kaito down --name {self.name}")
+            if not was_running:
+                self._stop()  # what was killed a moment ago may still hold ports, addresses and files
             try:
                 if options.control_plane_only:
                     self._up_control_plane(before or State())
@@ -131,25 +126,12 @@ class LocalCluster:
 
     def kubectl(self, *arguments: str, input: str | None = None, timeout: float = 120.0) -> str:
         """What kubectl prints; raises CommandError with what it says on stderr."""
-        try:
-            done = subprocess.run(
-                [self.directory / "bin" / "kubectl", *arguments],
-                env=os.environ | self.kubectl_environment(),
-                input=input,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=timeout,
-            )
-        except subprocess.TimeoutExpired:
-            raise CommandError(f"kubectl {' '.join(arguments)} is not done after {timeout:.0f} s") from None
-        if done.returncode != 0:
-            raise CommandError(f"kubectl {' '.join(arguments)} failed: {done.stderr.strip()}")
-        return done.stdout
+        program, environment = self._programs_folder / "kubectl", kubectl_environment(self.directory)
+        return run_kubectl(program, *arguments, environment=environment, input=input, timeout=timeout)
 
     def environment(self) -> dict[str, str]:
         """What `kaito env` prints, without PATH; raises FileNotFoundError if the cluster was never up."""
-        variables = self.kubectl_environment()
+        variables = kubectl_environment(self.directory)
         state = State.load(self.directory)
         if state is not None and not state.control_plane_only:
             registry, network = self.registry, recorded_network(self.directory)
@@ -162,13 +144,13 @@ class LocalCluster:
             }
         return variables
 
-    def kubectl_environment(self) -> dict[str, str]:
-        """What kubectl and helm need to know; their caches lie with the cluster that they are about."""
-        variables = {"KUBECONFIG": str(self.kubeconfig), "KUBECACHEDIR": str(self.directory / "kubectl-cache")}
-        if any(os.environ.get(name) for name in _PROXIES):
-            with suppress(FileNotFoundError):
-                variables |= recorded_network(self.directory).without_proxy(os.environ)
-        return variables
+    @property
+    def _programs_folder(self) -> Path:
+        return self.directory / "bin"
+
+    @property
+    def _images(self) -> ClusterImages:
+        return ClusterImages(self.cache, self.progress)
 
     def _up_control_plane(self, state: State) -> None:
         programs = gotools.ensure(gotools.CONTROL_PLANE, tools=ROOT / "tools", cache=self.cache, progress=self.progress)
@@ -183,7 +165,7 @@ class LocalCluster:
             state.save(self.directory, control_plane_only=True)
             start_keeper(self.directory, plane.supervised())
         plane.wait_ready()
-        self._link_programs(programs)
+        link_programs(self._programs_folder, programs)
 
     def _loopback_plane(self, programs: Mapping[str, Path], state: State) -> ControlPlane:
         assert state.ports is not None
@@ -198,12 +180,10 @@ class LocalCluster:
     def _up_everything(self, state: State, options: UpOptions) -> None:
         require_machine(self.directory)
         user_values(options.values, options.settings)  # what is wrong with them is said before anything is built
-        known = weights.model_images(ROOT / "presets")
-        own = {
-            **state.weights,
-            **{k: str(v) for k, v in weights.parse_weights(options.weights, known=list(known)).items()},
-        }
-        missing = self._missing_gib()
+        presets = list(weights.model_images(ROOT / "presets"))
+        asked = weights.parse_weights(options.weights, known=presets)
+        own = {**state.weights, **{preset: str(folder) for preset, folder in asked.items()}}
+        missing = self._images.missing_gib()
         free = preflight.require_disk(self.cache, gib=missing + preflight.DISK_GIB_STATE)
         if missing:
             self.progress(f"what is still to be made takes about {missing:.0f} GiB of disk; {free:.0f} GiB are free")
@@ -217,7 +197,7 @@ class LocalCluster:
             network = reserve_network(self.directory)
             register_cluster(self.directory, cache=self.cache)
             state = state.save(self.directory, control_plane_only=False, weights=own)
-            published = self._images(own, known, building)
+            published = self._images.publish(self.registry, own_weights=own, programs=building)
             programs = building.result()
 
         settings = Settings(
@@ -234,7 +214,7 @@ class LocalCluster:
             stop_keeper(self.directory)
             members = [*plane.supervised(), *self.registry.programs(programs["registry"])]
             cluster = Cluster.start(self.directory, network=network, programs=members)
-        self._link_programs(programs)
+        link_programs(self._programs_folder, programs)
         for file in (self.kubeconfig, self.registry.password_file):
             _hand_to_invoker(file)
         plane.wait_ready()
@@ -248,65 +228,8 @@ class LocalCluster:
         if options.charts:
             self._install_charts(state, options, programs)
 
-    def _images(
-        self,
-        own_weights: Mapping[str, str],
-        known: Mapping[str, weights.ModelImage],
-        programs: Future[dict[str, Path]],
-    ) -> list[str]:
-        """Builds and publishes all images; returns the references of those that nodes run."""
-        builder = self._builder
-        product, own = product_images(), cluster_images(cache=self.cache)
-        with builder.alone():
-            digests = builder.ensure(product)
-            models = self._model_images(own_weights, known, builder)
-            programs.result()  # two of the cluster's own images hold one of them
-            digests |= builder.ensure(own)
-            self.registry.publish(builder.layout, digests | models)
-            builder.clean([*product, *own])
-        return list(digests)
-
-    def _model_images(
-        self, own_weights: Mapping[str, str], known: Mapping[str, weights.ModelImage], builder: Builder
-    ) -> dict[str, str]:
-        """The digests of the presets' model images, which nodes do not run, by reference."""
-        digests = {}
-        presets = preset_registry()
-        tiny: Path | None = None
-        for preset, image in known.items():
-            if preset in own_weights:
-                folder = Path(own_weights[preset])
-            elif image.architecture == weights.TINY_ARCHITECTURE:
-                tiny = tiny or weights.tiny_weights(self.cache, train=self._train)
-                self.progress.reused("weights", "tiny")
-                folder = tiny
-            else:
-                continue
-            reference = f"{presets}/kaito-{preset}:{image.tag}"
-            digests[reference] = ensure_model_image(builder.layout, folder, path=image.path)
-        return digests
-
-    @property
-    def _builder(self) -> Builder:
-        return Builder(self.cache, wheels=wheels_folder(), progress=self.progress)
-
-    def _train(self, folder: Path) -> None:
-        with self.progress.step("training a tiny model of Phi-3's architecture", part="weights", name="tiny") as step:
-            self._builder.extract(tiny_model_image(), folder, step=step)
-
-    def _missing_gib(self) -> float:
-        """What is still to be made needs about so much disk in the cache."""
-        known, images, gib = catalogue(ROOT / "tools", self.cache), product_images(), 0.0
-        if any(gotools.found(known[name]) is None for name in gotools.CLUSTER):
-            gib += preflight.DISK_GIB_PROGRAMS
-        if self._builder.missing(images):
-            gib += preflight.DISK_GIB_IMAGES
-            if takes_default_wheel("cpu", wheels=wheels_folder()):
-                gib += preflight.DISK_GIB_CUDA
-        return gib
-
     def _node_source(self, programs: Mapping[str, Path], published: Sequence[str]) -> NodeSource:
-        registry, builder = self.registry, self._builder
+        registry, builder = self.registry, self._images.builder
         mirror = f"http://{registry.mirror}"
         further = tuple(sorted({Reference.parse(name).registry for name in published} - set(PUBLIC_REGISTRIES)))
         self._wait_for_registry()
@@ -357,6 +280,7 @@ class LocalCluster:
     def _start_cloud(self, cluster: Cluster, source: NodeSource) -> None:
         cloud = self.cloud
         if running_keeper(self.directory) is None:
+            stop_keeper(self.directory)
             cloud.require_port()
             self.progress("starting the cloud emulator")
             start_keeper(self.directory, [cloud.program(source)], until=cluster.process)
@@ -366,7 +290,7 @@ class LocalCluster:
         network, registry = recorded_network(self.directory), self.registry
         charts = Charts(
             folder=ROOT / "charts",
-            environment=self.kubectl_environment(),
+            environment=kubectl_environment(self.directory),
             helm=programs["helm"],
             kubectl=programs["kubectl"],
             values=local_values(
@@ -387,17 +311,6 @@ class LocalCluster:
         with self.progress.step("waiting for the controllers"):
             charts.wait_ready()
         state.save(self.directory, charts=digest)
-
-    def _link_programs(self, programs: Mapping[str, Path]) -> None:
-        """kubectl, helm and `kaito` itself, which may lie in a virtual environment, in one folder, for PATH."""
-        folder = self.directory / "bin"
-        folder.mkdir(parents=True, exist_ok=True)
-        wanted = {name: programs[name] for name in ("kubectl", "helm") if name in programs}
-        for name, program in {**wanted, "kaito": Path(sys.executable).parent / "kaito"}.items():
-            partial = folder / f".{name}"
-            partial.unlink(missing_ok=True)
-            partial.symlink_to(program)
-            partial.rename(folder / name)
 
     def _stop(self) -> None:
         stop_keeper(self.directory)

@@ -23,7 +23,7 @@ from kaito_local.machine.progress import Progress
 
 def run(given: list[str]) -> int:
     """Does what the arguments say; the exit code. Raises KeyboardInterrupt, SystemExit (a bad command line)."""
-    options = _parser().parse_args(given)
+    options = parser().parse_args(given)
     preflight.complete_path()
     progress = Progress.to(sys.stderr)
     try:
@@ -79,11 +79,10 @@ def _up_options(options: argparse.Namespace) -> UpOptions:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="kaito", description="A whole local cluster, cloud included, on this machine."
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+def parser() -> argparse.ArgumentParser:
+    """What reads the command line of `kaito`; ``run`` among what it has read does what is asked for."""
+    kaito = argparse.ArgumentParser(prog="kaito", description="A whole local cluster, cloud included, on this machine.")
+    commands = kaito.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str, run: Callable[..., int]) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
@@ -123,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     down = command("down", "stop the cluster, leaving nothing behind", _down)
     down.add_argument("--purge", action="store_true", help="remove its state, too")
-    return parser
+    return kaito
 
 
 def _name_option(cluster: LocalCluster) -> str:

@@ -17,6 +17,9 @@ from pathlib import Path
 
 from kaito_local.errors import StartError
 
+_PF_EXITING = 0x4
+"""The kernel's flag of a task that is in do_exit() (include/linux/sched.h)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -28,24 +31,42 @@ class Identity:
     @classmethod
     def of(cls, pid: int) -> Identity | None:
         """The process that has ``pid`` now; None if there is none, or only its corpse."""
-        started = _start_time(pid)
+        started = _started(_stat(pid))
         return None if started is None else cls(pid, started)
 
     def alive(self) -> bool:
-        """Whether this very process still runs."""
-        return _start_time(self.pid) == self.started
+        """Whether this very process is still there, be it in its last moments."""
+        return _started(_stat(self.pid)) == self.started
 
-    def kill(self, sign: signal.Signals = signal.SIGKILL, *, wait: float = 10.0) -> bool:
-        """Signals the process and waits up to ``wait`` seconds for its end; whether it has ended."""
+    def running(self) -> bool:
+        """Whether it is there and not ending: a process that was killed may take its time to be gone.
+
+        The first process of a PID namespace stays until all others of it have ended (pid_namespaces(7)).
+        """
+        if _kill_pending(self.pid):
+            return False
+        fields = _stat(self.pid)
+        return _started(fields) == self.started and not int(fields[6]) & _PF_EXITING
+
+    def send_signal(self, sign: signal.Signals) -> None:
+        """Sends a signal, unless the process is gone."""
         if self.alive():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, sign)
-        deadline = time.monotonic() + wait
+
+    def wait(self, seconds: float) -> bool:
+        """Waits up to so many seconds for its end; whether it has ended."""
+        deadline = time.monotonic() + seconds
         while self.alive():
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.02)
         return True
+
+    def kill(self, sign: signal.Signals = signal.SIGKILL, *, wait: float = 10.0) -> bool:
+        """Signals the process and waits up to ``wait`` seconds for its end; whether it has ended."""
+        self.send_signal(sign)
+        return self.wait(wait)
 
 
 _WITH_ITS_STARTER = ("setpriv", "--pdeathsig", "KILL", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
@@ -123,12 +144,26 @@ def last_lines(log: Path, *, count: int = 8, width: int = 400) -> str:
     return "\n".join(line[:width] for line in lines)
 
 
-def _start_time(pid: int) -> int | None:
+def _kill_pending(pid: int) -> bool:
+    """Whether the process has a SIGKILL that it has not died of yet (proc_pid_status(5))."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    pending = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return any(signals >> (signal.SIGKILL - 1) & 1 for signals in pending)
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third one, the state, on (proc_pid_stat(5)); empty if there is none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return None
+        return []
     # The command's name, in brackets, may hold blanks and brackets itself.
-    fields = stat[stat.rindex(")") + 2 :].split()
-    state, started = fields[0], fields[19]
-    return None if state in "ZX" else int(started)
+    return stat[stat.rindex(")") + 2 :].split()
+
+
+def _started(fields: Sequence[str]) -> int | None:
+    """The start time in what `_stat` returns; None for no process and for a corpse."""
+    return None if not fields or fields[0] in "ZX" else int(fields[19])

@@ -19,9 +19,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,6 +38,7 @@ from kaito_local.machine.supervisor import Program
 _NETWORK_FILE = "network.json"
 _PROCESS_FILE = "cluster-process.json"
 _STATUS_FILE = "cluster-programs.json"
+_END_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +96,8 @@ class Cluster:
     def start(cls, directory: Path, *, network: Network, programs: Sequence[Program]) -> Cluster:
         """Makes namespaces and links and starts ``programs``, without waiting for them; a no-op if it runs.
 
-        Raises MissingPrerequisite (not root, a kernel feature, addresses taken), StartError. Interrupted or failed,
-        it leaves nothing.
+        One that was killed and is still ending is waited for. Raises MissingPrerequisite (not root, a kernel feature,
+        addresses taken), StartError. Interrupted or failed, it leaves nothing.
         """
         directory = directory.resolve()
         require_machine(directory)
@@ -141,14 +144,14 @@ class Cluster:
 
     @classmethod
     def attach(cls, directory: Path) -> Cluster | None:
-        """The running cluster of this state folder, None if it does not run."""
+        """The running cluster of this state folder, None if it does not run or is ending."""
         directory = directory.resolve()
         try:
-            process = Identity(**json.loads((directory / _PROCESS_FILE).read_text()))
+            process = _recorded_process(directory)
             network = recorded_network(directory)
         except FileNotFoundError:
             return None
-        if not process.alive():
+        if not process.running():
             return None
         return cls(directory=directory, network=network, process=process)
 
@@ -160,8 +163,8 @@ class Cluster:
             return
         with file_lock(directory / ".cluster.lock"):
             running = cls.attach(directory)
-            if running is not None and not running.process.kill(wait=30.0):
-                raise StartError(f"the cluster's process {running.pid} does not end although it was killed")
+            if running is not None:
+                running.process.send_signal(signal.SIGKILL)
             _clean(directory, recorded_network(directory))
 
     def programs(self) -> list[ProgramStatus]:
@@ -212,6 +215,11 @@ def require_machine(directory: Path) -> None:
             )
 
 
+def _recorded_process(directory: Path) -> Identity:
+    """Raises FileNotFoundError."""
+    return Identity(**json.loads((directory / _PROCESS_FILE).read_text()))
+
+
 def _link_to_host(network: Network, pid: int, *, owner: Path) -> None:
     ip(
         [
@@ -226,7 +234,14 @@ def _link_to_host(network: Network, pid: int, *, owner: Path) -> None:
 
 
 def _clean(directory: Path, network: Network) -> None:
-    """Removes what a dead cluster left; not what belongs to another one that meanwhile took its place."""
+    """Waits for the end of a killed cluster and removes what it left; not what belongs to one that took its place.
+
+    Raises StartError if it does not end.
+    """
+    with suppress(FileNotFoundError):
+        process = _recorded_process(directory)
+        if not process.wait(_END_SECONDS):
+            raise StartError(f"the cluster's process {process.pid} does not end although it was killed")
     alias = Path(f"/sys/class/net/{network.host_link}/ifalias")
     if not alias.exists() or alias.read_text().strip() == _alias(directory):
         remove_link(network.host_link)

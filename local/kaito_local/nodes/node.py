@@ -91,13 +91,18 @@ class Node:
     def add(cls, cluster: Cluster, spec: NodeSpec, *, source: NodeSource, index: int | None = None) -> Node:
         """Boots the node and returns as its programs start (about 0.1 s); the Node is Ready a second later.
 
-        A running node of that name is returned as it is; a dead one is booted again with its state. Without
-        ``index`` a free one above 1 is taken. Raises StartError, MissingPrerequisite. Interrupted or failed, it
-        leaves nothing.
+        A running node of that name is returned as it is; a dead one is booted again with its state, once it has ended.
+        Without ``index`` a free one above 1 is taken. Raises StartError, also for a cluster that is dead or ending,
+        and MissingPrerequisite. Interrupted or failed, it leaves nothing.
         """
+        if not cluster.process.running():
+            raise StartError(f"the cluster in {cluster.directory} does not run")
         existing = cls.load(cluster.directory, spec.name)
         if existing is not None and existing.pid is not None:
             return existing
+        if existing is not None:
+            existing.kill()
+            existing._disconnect(cluster)
         node = existing or cls._allocate(cluster, spec, index=index, golden=source.golden)
         launched = None
         try:
@@ -150,8 +155,10 @@ class Node:
 
     @property
     def pid(self) -> int | None:
-        """The process that owns the node, in this machine's numbering; None if it is dead."""
-        return self.process.pid if self.process is not None and self.process.alive() else None
+        """The process that owns the node, in this machine's numbering; None if it or its cluster is dead or ending."""
+        if self.process is None or self.cluster_process is None:
+            return None
+        return self.process.pid if self.process.running() and self.cluster_process.running() else None
 
     def wait_ready(self, *, seconds: float) -> None:
         """Until the Node is Ready; StartError with the last lines of kubelet's log if it is not in time."""

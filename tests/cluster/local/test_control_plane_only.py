@@ -98,8 +98,20 @@ def test_nothing_outlives_a_killed_keeper_and_up_repairs(kaito: Command) -> None
     kaito("up", "--control-plane-only")
     running = kaito.all_processes()
     os.kill(running["keeper"].pid, signal.SIGKILL)
-    eventually(lambda: not any(process.alive() for process in running.values()))
     kaito("up", "--control-plane-only")
+    assert not any(process.alive() for process in running.values())
+    assert "default" in kaito.kubectl("get", "namespaces").stdout
+
+
+def test_up_waits_for_a_keeper_that_is_stopping_and_starts_another(kaito: Command) -> None:
+    kaito("up", "--control-plane-only")
+    running = kaito.processes()
+    # A program that does not listen is given some seconds.
+    os.kill(running["kube-scheduler"].pid, signal.SIGSTOP)
+    os.kill(running["keeper"].pid, signal.SIGTERM)
+    eventually(lambda: not kept_programs(kaito.directory), what="the keeper does not stop")
+    kaito("up", "--control-plane-only")
+    assert not any(process.alive() for process in running.values())
     assert "default" in kaito.kubectl("get", "namespaces").stdout
 
 

@@ -1,4 +1,4 @@
-"""Defaults that pages name are those of values.yaml; rights in docs/security.md are those of the ClusterRoles."""
+"""Defaults, rights and annotations that pages name are those of the charts."""
 
 from __future__ import annotations
 
@@ -86,3 +86,10 @@ def rights(section: str) -> Iterator[tuple[str, str]]:
         verbs = [part.split(", ") for part in cells[1].partition(".")[0].split("; ")]
         for resource, of_it in zip(resources, verbs if len(verbs) > 1 else verbs * len(resources), strict=True):
             yield from ((resource, verb) for verb in of_it)
+
+
+def test_the_annotations_that_the_page_lists_are_those_that_admission_knows() -> None:
+    policy = (pages.ROOT / "charts" / "kaito" / "templates" / "policy-annotations.yaml").read_text()
+    known = re.findall(r"'(kaito\.sh/[a-z-]+)'", policy.partition("knownAnnotations")[2].partition("- name:")[0])
+    section = (pages.ROOT / "docs" / "operations.md").read_text().partition("\n## Annotations of a Workspace\n")[2]
+    assert sorted(re.findall(r"^\| `(kaito\.sh/[a-z-]+)` \|", section, re.MULTILINE)) == sorted(known) != []

@@ -13,6 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from kaito_local.cluster import preflight
+from kaito_local.cluster.images import ClusterImages
+from kaito_local.cluster.kubectl import link_programs
 from kaito_local.cluster.local_cluster import LocalCluster
 from kaito_local.commands import status
 from kaito_local.images import torch_index
@@ -82,7 +84,7 @@ def test_the_disk_that_is_needed_is_that_of_what_is_still_to_be_made(
 ) -> None:
     for make in made:
         make(cluster)
-    assert cluster._missing_gib() == needed
+    assert ClusterImages(cluster.cache).missing_gib() == needed
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def test_torchs_default_wheel_needs_the_disk_of_cudas_libraries_while_images_are
     monkeypatch.setattr(torch_index, "_INDEX", "http://127.0.0.1:9/whl")
     for make in made:
         make(cluster)
-    assert cluster._missing_gib() == needed
+    assert ClusterImages(cluster.cache).missing_gib() == needed
 
 
 def links(cluster: LocalCluster) -> dict[str, Path]:
@@ -114,22 +116,22 @@ def test_kubectl_helm_and_kaito_are_links_in_one_folder_and_nothing_else_is(
     cluster: LocalCluster, tmp_path: Path
 ) -> None:
     programs = {name: tmp_path / "built" / name for name in ("etcd", "helm", "kubectl", "kubelet")}
-    cluster._link_programs(programs)
+    link_programs(cluster.directory / "bin", programs)
     assert links(cluster) == {"kubectl": programs["kubectl"], "helm": programs["helm"], "kaito": KAITO}
 
 
 def test_programs_of_another_version_replace_the_links_even_half_made_ones(
     cluster: LocalCluster, tmp_path: Path
 ) -> None:
-    cluster._link_programs({"kubectl": tmp_path / "old" / "kubectl"})
+    link_programs(cluster.directory / "bin", {"kubectl": tmp_path / "old" / "kubectl"})
     (cluster.directory / "bin" / ".kubectl").symlink_to(tmp_path / "interrupted")
     for _ in range(2):
-        cluster._link_programs({"kubectl": tmp_path / "new" / "kubectl"})
+        link_programs(cluster.directory / "bin", {"kubectl": tmp_path / "new" / "kubectl"})
     assert links(cluster) == {"kubectl": tmp_path / "new" / "kubectl", "kaito": KAITO}
 
 
 def test_without_charts_there_is_no_helm_to_link(cluster: LocalCluster, tmp_path: Path) -> None:
-    cluster._link_programs({"kubectl": tmp_path / "kubectl", "etcd": tmp_path / "etcd"})
+    link_programs(cluster.directory / "bin", {"kubectl": tmp_path / "kubectl", "etcd": tmp_path / "etcd"})
     assert set(links(cluster)) == {"kubectl", "kaito"}
 
 
