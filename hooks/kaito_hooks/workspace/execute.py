@@ -20,11 +20,10 @@ from kaito_hooks.runtime import (
     Obj,
     format_time,
 )
-from kaito_hooks.workspace.decision.actions import Delete, Note
+from kaito_hooks.workspace.decision.actions import Delete, Note, Plan
 from kaito_hooks.workspace.decision.snapshot import Memory, Snapshot
 from kaito_hooks.workspace.memory import Memories
 from kaito_hooks.workspace.metrics import WorkspaceMetrics
-from kaito_hooks.workspace.plan import Plan
 from kaito_hooks.workspace.resources import WORKSPACE
 from kaito_hooks.workspace.status import conditions
 from kaito_hooks.workspace.writer import Writer, delete

@@ -9,6 +9,7 @@ from tests.unit.monitoring.queries import Fired, fired
 from tests.unit.monitoring.test_dashboards import alerts, rendered
 
 WAITING = 'kaito_workspaces{condition="ResourceReady", status="False"}'
+LAUNCHING = 'kaito_provisioner_claims{kind="Machine", phase="Launching", instance="p"}'
 LEADS = 'leader_election_master_status{{name="{}", instance="{}"}}'
 CONTROLLER, OTHER = LEADS.format("workspace", "a"), LEADS.format("workspace", "b")
 PROVISIONER = LEADS.format("gpu-provisioner", "p")
@@ -26,6 +27,8 @@ HEALTHY: Mapping[str, str] = {
     REFUSED.format("QuotaExceeded"): "0x400",
     FAILED.format("QuotaExceeded"): "0x400",
     WAITING: "1x5 0x395",
+    LAUNCHING: "1x5 0x395",
+    'kaito_provisioner_claims{kind="Machine", phase="Ready", instance="p"}': "0x5 1x395",
     "kaito_claims_lost_total": "0x400",
     "kaito_provisioner_orphan_pools": "0x400",
     "kaito_provisioner_arm_throttled_seconds_total": "0x400",
@@ -135,6 +138,14 @@ def test_an_alert_tells_of_what_is_wrong_and_no_other_does(name: str) -> None:
     assert "<no value>" not in str(alert.annotations)
 
 
+def test_the_refusals_of_a_claim_that_belongs_to_no_workspace_are_told() -> None:
+    # Tried again after ever longer pauses, as where a quota is used up.
+    refused = {REFUSED.format("QuotaExceeded"): "0x10 1x5 2x10 3x20 4x60 5x62 6x400", LAUNCHING: "0x10 1x400"}
+    [alert] = told(refused)
+    assert (alert.alert, alert.labels["class"], alert.end) == ("KaitoLaunchesRefused", "QuotaExceeded", 180 * 60)
+    assert abs(alert.begin / 60 - 71) <= 2
+
+
 # What looks like trouble and is none.
 HARMLESS: Mapping[str, Mapping[str, str]] = {
     "a controller that restarts": {
@@ -156,6 +167,15 @@ HARMLESS: Mapping[str, Mapping[str, str]] = {
         'kaito_claims_longest_pending_seconds{kind="Machine"}': "0x10 0+60x15 0x400",
         'kaito_workspaces_longest_unready_seconds{type="inference"}': "0x10 0+60x55 0x400",
     },
+    "a claim of no Workspace that is deleted while it is refused": {
+        REFUSED.format("QuotaExceeded"): "0x10 1x10 2x400",
+        LAUNCHING: "0x10 1x30 0x400",
+    },
+    "refusals for which nobody waits any more": {
+        REFUSED.format("QuotaExceeded"): "0x10 1x10 2x400",
+        LAUNCHING: "0x10 1x30 stale",
+        WAITING: "stale",
+    },
     "a request that fails, of few": {REQUESTS.format(200): "0x400", REQUESTS.format(503): "0x10 1x400"},
     "a panic": {'controller_runtime_reconcile_panics_total{controller="workspace", instance="a"}': "0x10 1x400"},
     "a node that dies": {"kaito_claims_lost_total": "0x10 1x400"},
@@ -174,6 +194,8 @@ HARMLESS: Mapping[str, Mapping[str, str]] = {
     },
     "a cluster whose provisioner is Karpenter": {
         PROVISIONER: "",
+        LAUNCHING: "",
+        'kaito_provisioner_claims{kind="Machine", phase="Ready", instance="p"}': "",
         REFUSED.format("QuotaExceeded"): "",
         FAILED.format("QuotaExceeded"): "",
         "kaito_provisioner_orphan_pools": "",

@@ -37,20 +37,30 @@ def world() -> RunningWorld:
     return RunningWorld()
 
 
-def test_a_revision_that_cannot_be_recorded_is_told_and_tried_again(world: RunningWorld) -> None:
-    refusal = Refusal(world, "create ControllerRevision")
+def refused(world: RunningWorld, what: str, *, of: str) -> Refusal:
+    """A Workspace that says why it is not ready: such writes are refused, which begins with the object's name."""
+    refusal = Refusal(world, what)
     world.apply(one())
     world.allow(START + 10 * PER_MINUTE)
     world.run(600)
     status, message = world.told()
     assert status == "False"
-    assert message.startswith("ControllerRevision/phi-")
+    assert message.startswith(of)
     assert WORDS in message
-    # It is served all the same.
-    assert world.told("InferenceReady")[0] == "True"
+    return refusal
+
+
+def lift(world: RunningWorld, refusal: Refusal) -> None:
     refusal.what = ""
     world.allow(START)
     world.run(60)
+
+
+def test_a_revision_that_cannot_be_recorded_is_told_and_tried_again(world: RunningWorld) -> None:
+    refusal = refused(world, "create ControllerRevision", of="ControllerRevision/phi-")
+    # It is served all the same.
+    assert world.told("InferenceReady")[0] == "True"
+    lift(world, refusal)
     assert world.told()[0] == "True"
     assert len(world.cluster.all(resources.CONTROLLER_REVISION)) == 1
 
@@ -64,17 +74,8 @@ class WithoutPlugin(RunningWorld):
 
 def test_a_node_that_cannot_be_labelled_and_has_no_gpus_for_it_is_told_and_tried_again() -> None:
     world = WithoutPlugin()
-    refusal = Refusal(world, "patch Node")
-    world.apply(one())
-    world.allow(START + 10 * PER_MINUTE)
-    world.run(400)
-    status, message = world.told()
-    assert status == "False"
-    assert message.startswith("Node/node-ws")
-    assert WORDS in message
-    refusal.what = ""
-    world.allow(START)
-    world.run(60)
+    refusal = refused(world, "patch Node", of="Node/node-ws")
+    lift(world, refusal)
     assert "has no nvidia.com/gpu yet" in world.told()[1]
     [node] = world.cluster.all(resources.NODE)
     assert node["metadata"]["labels"]["accelerator"] == "nvidia"

@@ -9,10 +9,9 @@ from tests.unit.runtime.clocks import TurnedClock
 from tests.unit.workspace.worlds import claim_object, snapshot, uncounted, workspace_object
 
 from kaito_hooks.runtime import AlreadyExists, Conflict, NotFound
-from kaito_hooks.workspace.decision.actions import Action, Adopt, ApplyChild, BuyClaim, CreateChild, Note, Release
+from kaito_hooks.workspace.decision.actions import Action, Adopt, ApplyChild, BuyClaim, CreateChild, Note, Plan, Release
 from kaito_hooks.workspace.execute import Executor
 from kaito_hooks.workspace.memory import Memories
-from kaito_hooks.workspace.plan import Plan
 
 Obj = dict[str, Any]
 SERVICE = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "phi", "namespace": "models"}}

@@ -11,8 +11,8 @@ from tests.unit.workspace.worlds import Obj, conditions, node_object, snapshot, 
 
 from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.workspace.configuration.settings import NodeAPISetting, Settings
-from kaito_hooks.workspace.decision.actions import BuyClaim
-from kaito_hooks.workspace.plan import Plan, plan
+from kaito_hooks.workspace.decision.actions import BuyClaim, Plan
+from kaito_hooks.workspace.plan import plan
 
 RULE = [case for case in creations() if case.rule == "C41"]
 REFUSED = "no node can be bought with a label agentpool of your own"

@@ -21,11 +21,12 @@ from kaito_hooks.workspace.decision.actions import (
     CreateChild,
     Delete,
     LabelNode,
+    Plan,
     Release,
 )
 from kaito_hooks.workspace.decision.snapshot import Memory, Snapshot, TuningConfig
 from kaito_hooks.workspace.metrics import WorkspaceMetrics
-from kaito_hooks.workspace.plan import Plan, plan
+from kaito_hooks.workspace.plan import plan
 from kaito_hooks.workspace.tuning.config import name_of
 
 Obj = dict[str, Any]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from kaito_hooks.api import labels
+from kaito_hooks.api.pods import has_ended
 from kaito_hooks.runtime import Obj, parse_time
 
 CRITICAL_CLASSES = ("system-cluster-critical", "system-node-critical")
@@ -21,7 +22,6 @@ STUCK_AFTER = timedelta(minutes=1)
 DEFAULT_GRACE = 30
 SHORTEST_WAIT, LONGEST_WAIT = 1.0, 10.0
 _MIRROR = "kubernetes.io/config.mirror"
-_OVER = ("Succeeded", "Failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +82,12 @@ def must_leave(pod: Obj, now: datetime) -> bool:
     Not for one that has ended, belongs to the Node itself, wants to stay through a disruption, or has outlived its own
     deletion by a minute: its kubelet is gone.
     """
-    return not _is_over(pod) and not stays(pod, now)
+    return not has_ended(pod) and not stays(pod, now)
 
 
 def stays(pod: Obj, now: datetime) -> bool:
     """Whether the Pod, and with it its volumes, stays on the Node to its end, though it has not ended itself."""
-    if _is_over(pod):
+    if has_ended(pod):
         return False
     metadata = pod["metadata"]
     if _MIRROR in (metadata.get("annotations") or {}) or _owned_by(pod, "Node") or _tolerates_disruption(pod):
@@ -100,10 +100,6 @@ def wave(pod: Obj) -> int:
     """0 others, 1 other daemons, 2 critical, 3 critical daemons."""
     critical = (pod.get("spec") or {}).get("priorityClassName") in CRITICAL_CLASSES
     return 2 * critical + _owned_by(pod, "DaemonSet")
-
-
-def _is_over(pod: Obj) -> bool:
-    return (pod.get("status") or {}).get("phase") in _OVER
 
 
 def _protected(pod: Obj) -> bool:

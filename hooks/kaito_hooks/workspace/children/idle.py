@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 
 from kaito_hooks.api.claim import Claim
 from kaito_hooks.api.conditions import find
+from kaito_hooks.api.pods import has_ended
 from kaito_hooks.runtime import Obj, format_duration, format_time, parse_time
 from kaito_hooks.workspace.children.upkeep import is_owned, reference
 from kaito_hooks.workspace.children.workload import is_over
@@ -133,7 +134,7 @@ def _hindrance(s: Snapshot, child: Obj) -> str:
     """Why the child, which has no Pod, makes none; "" if it may. Where Events alone say that the API server refuses
     them, and get old, that holds until there is a Pod. Scaled to zero it has its nodes kept, and lost ones not bought
     again."""
-    if any(pods.owned_by_job(pod) == (child["kind"] == "Job") and not pods.has_ended(pod) for pod in s.pods):
+    if any(pods.owned_by_job(pod) == (child["kind"] == "Job") and not has_ended(pod) for pod in s.pods):
         return ""
     spec, was_idle = child.get("spec") or {}, _was_idle(s, child)
     if spec.get("suspend"):

@@ -1,12 +1,13 @@
-"""What a plan asks for: actions as data, in the order in which they must happen."""
+"""What a plan asks for: actions as data, in the order in which they must happen, and the Plan that has them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from kaito_hooks.runtime import Obj
+from kaito_hooks.workspace.decision.snapshot import Memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +97,24 @@ class Outcome:
     def ready(self) -> bool:
         """Whether nothing is left to do."""
         return self.state == "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``status``: the whole new status, or None. ``look_again``: in how many seconds at the latest, or None.
+
+    Events: ``deeds`` say what the actions did, ``notes`` what the status newly says. ``memory``: what is remembered
+    from here on; the actions may add to it.
+    """
+
+    actions: tuple[Action, ...] = ()
+    status: dict[str, Any] | None = None
+    deeds: tuple[Note, ...] = ()
+    notes: tuple[Note, ...] = ()
+    look_again: float | None = None
+    memory: Memory = field(default_factory=Memory)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self.actions and self.status is None

@@ -78,11 +78,6 @@ def owned_by_job(pod: Obj) -> bool:
     return any(owner.get("kind") == "Job" for owner in pod["metadata"].get("ownerReferences") or ())
 
 
-def has_ended(pod: Obj) -> bool:
-    """Whether none of the Pod's containers runs any more, or will."""
-    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
-
-
 @dataclass(frozen=True, slots=True)
 class _Causes:
     """What is known besides the Pods' states, by Pod uid; ``pull_errors`` also by container."""

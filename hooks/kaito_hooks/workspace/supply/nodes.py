@@ -10,6 +10,7 @@ from decimal import Decimal
 from kaito_hooks.api import labels
 from kaito_hooks.api.catalog import Catalog
 from kaito_hooks.api.conditions import find
+from kaito_hooks.api.pods import has_ended
 from kaito_hooks.api.workspace import ResourceSpec, Workspace
 from kaito_hooks.runtime import Obj, parse_quantity, parse_time
 from kaito_hooks.workspace.decision.snapshot import Tenant
@@ -23,9 +24,7 @@ def name_of(node: Obj) -> str:
 
 def of_pod(pod: Obj) -> str:
     """The node to which the Pod is bound and on which it has not ended; "" if there is none."""
-    if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
-        return ""
-    return str((pod.get("spec") or {}).get("nodeName") or "")
+    return "" if has_ended(pod) else str((pod.get("spec") or {}).get("nodeName") or "")
 
 
 def labels_of(node: Obj) -> Mapping[str, str]:

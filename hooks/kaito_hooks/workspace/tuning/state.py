@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from kaito_hooks.api import labels
 from kaito_hooks.api.conditions import find, is_true
+from kaito_hooks.api.pods import has_ended
 from kaito_hooks.api.workspace import Workspace
 from kaito_hooks.runtime import Obj, parse_time
 from kaito_hooks.workspace.decision.actions import Outcome
@@ -190,7 +191,7 @@ def pod_to_ask(found: Iterable[Obj], job: Obj) -> Obj | None:
 
 def last_to_end(found: Iterable[Obj]) -> Obj | None:
     """A Pod of a Job that has not ended, although its push may have: something was put into it that goes on."""
-    return next((pod for pod in found if pods.owned_by_job(pod) and not pods.has_ended(pod)), None)
+    return next((pod for pod in found if pods.owned_by_job(pod) and not has_ended(pod)), None)
 
 
 def pushed_at(pod: Obj) -> datetime | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from tests.driven.budget import Budget
 from tests.unit.workspace.running import START, RunningWorld, one
 from tests.unit.workspace.test_refused_writes import Refusal
@@ -60,22 +61,19 @@ class TestRefusedPods:
         [claim] = world.claims()
         assert f"Machine {claim} is given back at 2026-" in message
 
-    def test_a_pod_that_is_made_at_last_buys_a_node_again(self) -> None:
+    @pytest.mark.parametrize(
+        ("raised_after", "purchases"), [(5 * MINUTE, 1), (60 * MINUTE, 2)], ids=["within the pause", "after the pause"]
+    )
+    def test_a_quota_that_is_raised_buys_a_node_again_if_none_is_there(
+        self, raised_after: float, purchases: int
+    ) -> None:
         world = refused()
-        world.run(60 * MINUTE)
-        world.no_pods = ""
-        world.run(10 * MINUTE)
-        assert len(world.purchases) == 2
-        assert world.told()[0] == "True"
-        assert "idleSince" not in world.workspace()["status"]
-
-    def test_a_quota_that_is_raised_within_the_pause_buys_nothing_twice(self) -> None:
-        world = refused()
-        world.run(5 * MINUTE)
+        world.run(raised_after)
         world.no_pods = ""
         world.run(30 * MINUTE)
-        assert len(world.purchases) == 1
+        assert len(world.purchases) == purchases
         assert world.told()[0] == "True"
+        assert "idleSince" not in world.workspace()["status"]
 
 
 def with_two_sources() -> Obj:

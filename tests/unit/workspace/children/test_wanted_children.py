@@ -20,10 +20,9 @@ from tests.unit.workspace.worlds import (
 )
 
 from kaito_hooks.workspace.configuration.settings import Settings
-from kaito_hooks.workspace.decision.actions import ApplyChild, CreateChild, Delete
+from kaito_hooks.workspace.decision.actions import ApplyChild, CreateChild, Delete, Plan
 from kaito_hooks.workspace.execute import Executor
 from kaito_hooks.workspace.memory import Memories
-from kaito_hooks.workspace.plan import Plan
 
 Obj = dict[str, Any]
 ADAPTER = {"source": {"name": "a", "image": "r.io/x/a:1"}, "strength": "0.5"}

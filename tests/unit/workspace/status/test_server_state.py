@@ -9,8 +9,8 @@ import pytest
 from tests.unit.workspace.worlds import START, SmallWorld, conditions, snapshot, tuning_object, workspace_object
 
 from kaito_hooks.api.workspace import Workspace
-from kaito_hooks.workspace.decision.actions import Outcome
-from kaito_hooks.workspace.plan import Plan, plan
+from kaito_hooks.workspace.decision.actions import Outcome, Plan
+from kaito_hooks.workspace.plan import plan
 from kaito_hooks.workspace.status.server_state import describe, pods_to_ask
 
 Obj = dict[str, Any]

@@ -24,9 +24,9 @@ from tests.unit.workspace.worlds import (
 from kaito_hooks.api.version import VERSION
 from kaito_hooks.runtime import format_time
 from kaito_hooks.workspace.configuration.settings import Check, Settings, Tuning
-from kaito_hooks.workspace.decision.actions import CopyConfigMap, CreateChild, Delete
+from kaito_hooks.workspace.decision.actions import CopyConfigMap, CreateChild, Delete, Plan
 from kaito_hooks.workspace.decision.snapshot import Memory, Snapshot, Tenant, TuningConfig
-from kaito_hooks.workspace.plan import Plan, plan
+from kaito_hooks.workspace.plan import plan
 
 Obj = dict[str, Any]
 COPIED = TuningConfig("qlora-params-template", found={"data": TEMPLATE})

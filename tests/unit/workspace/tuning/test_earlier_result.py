@@ -182,15 +182,20 @@ def test_a_server_that_is_wanted_no_longer_is_withdrawn_too(begin: Callable[...,
     assert "Deployment/phi" not in world.children
 
 
+def begins_without_a_node(world: CheckedWorld, begin: Callable[..., None]) -> None:
+    """What an edit begins buys no node."""
+    begin(world)
+    go_on(world)
+    assert (world.bought, world.claims) == (1, {})
+
+
 @pytest.mark.parametrize("begin", BEFORE_THE_NODE)
 def test_a_result_that_was_never_served_buys_no_node(begin: Callable[..., None]) -> None:
     world = CheckedWorld(tuning_object(tuning={"serveResult": False}))
     world.settle()
     assert world.claims == {}
     edit(world, serveResult=True)
-    begin(world)
-    go_on(world)
-    assert (world.bought, world.claims) == (1, {})
+    begins_without_a_node(world, begin)
 
 
 @pytest.mark.parametrize("begin", BEFORE_THE_NODE)
@@ -203,9 +208,7 @@ def test_a_result_that_the_gate_held_back_buys_no_node_when_an_edit_opens_it(beg
     assert world.condition("InferenceReady")[0] == "False"
     assert world.claims == {}
     world.workspace["metadata"]["annotations"][labels.TUNING_GATE] = labels.OFF
-    begin(world)
-    go_on(world)
-    assert (world.bought, world.claims) == (1, {})
+    begins_without_a_node(world, begin)
 
 
 @pytest.mark.parametrize("begin", BEFORE_THE_NODE)
@@ -216,9 +219,7 @@ def test_a_result_whose_serving_was_ended_buys_no_node_when_an_edit_asks_for_it_
     world.settle()
     assert world.claims == {}
     edit(world, serveResult=True)
-    begin(world)
-    go_on(world)
-    assert (world.bought, world.claims) == (1, {})
+    begins_without_a_node(world, begin)
 
 
 @pytest.mark.parametrize("begin", BEFORE_THE_NODE)

@@ -10,8 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.unit.workspace.worlds import DIGEST, REPORT, Obj, SmallWorld, is_of, node_object, tuning_object
 
 from kaito_hooks.workspace.configuration.settings import Settings, Timeouts
-from kaito_hooks.workspace.decision.actions import BuyClaim
-from kaito_hooks.workspace.plan import Plan
+from kaito_hooks.workspace.decision.actions import BuyClaim, Plan
 
 SHORT = Timeouts(buy_backoff_min=1.0, buy_backoff_max=8.0, gpu_plugin=5.0, claim_without_condition=5.0)
 ROUNDS = 8
