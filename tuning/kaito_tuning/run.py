@@ -155,7 +155,7 @@ def _run(settings: Settings, start: _Start, stop: StopRequest) -> int:
         training.fit(job, lambda _: None, stop, history=History())
         return DONE
     progress.update(phase="LoadingModel")
-    result = training.fit(job, progress.report, stop, history=progress.history)
+    result = training.fit(job, progress.report, stop, history=progress.history, tell=progress.tell)
     start.trained = True
     for sentence in result.warnings:
         log.warning("%s", sentence)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from peft import LoraConfig
+from transformers import BitsAndBytesConfig
+from trl import SFTConfig
 
-from kaito_tuning.config import KnownFields, output_directory, parse
+from kaito_tuning.config import KnownFields, load, output_directory, parse
 from kaito_tuning.errors import ConfigInvalid
 
 QLORA: dict[str, Any] = yaml.safe_load(
@@ -144,6 +150,32 @@ def test_a_mistake_is_refused_with_a_sentence_that_names_it(
         ("LoraConfig", {"target_modules": []}),
         ("LoraConfig", {"target_modules": ""}),
         ("DatasetConfig", {"shuffle_seed": -1}),
+        ("TrainingArguments", {"per_device_eval_batch_size": 0}),
+        ("TrainingArguments", {"warmup_steps": -1}),
+        ("TrainingArguments", {"torch_empty_cache_steps": 0}),
+        ("TrainingArguments", {"logging_steps": 0}),
+        ("TrainingArguments", {"logging_steps": float("inf")}),
+        ("TrainingArguments", {"save_steps": float("inf")}),
+        ("TrainingArguments", {"dataloader_num_workers": -1}),
+        ("TrainingArguments", {"seed": -1}),
+        ("TrainingArguments", {"seed": 2**32}),
+        ("TrainingArguments", {"adam_beta1": 1.5}),
+        ("TrainingArguments", {"adam_beta2": 1.0}),
+        ("TrainingArguments", {"adam_epsilon": -1e-8}),
+        ("TrainingArguments", {"weight_decay": -0.1}),
+        ("TrainingArguments", {"neftune_noise_alpha": -5.0}),
+        ("TrainingArguments", {"label_smoothing_factor": 2.0}),
+        ("TrainingArguments", {"pad_to_multiple_of": 0}),
+        ("TrainingArguments", {"use_liger_kernel": True}),
+        ("TrainingArguments", {"bf16": True, "fp16": True}),
+        ("TrainingArguments", {"save_strategy": "best"}),
+        ("TrainingArguments", {"metric_for_best_model": "eval_accuracy", "save_strategy": "best"}),
+        ("TrainingArguments", {"metric_for_best_model": "nope", "lr_scheduler_type": "reduce_lr_on_plateau"}),
+        ("TrainingArguments", {"dataloader_prefetch_factor": 2}),
+        ("TrainingArguments", {"dataloader_persistent_workers": True, "dataloader_num_workers": 0}),
+        ("TrainingArguments", {"lr_scheduler_type": "cosine_with_min_lr"}),
+        ("TrainingArguments", {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"min_lr_ratio": 0}}),
+        ("LoraConfig", {"layers_pattern": "layers"}),
     ],
     ids=lambda value: "-".join(f"{key} {given}" for key, given in value.items()) if isinstance(value, dict) else value,
 )
@@ -166,10 +198,95 @@ def test_a_value_that_nothing_can_be_trained_with_is_refused(
         ("LoraConfig", {"r": 1, "lora_alpha": 1, "lora_dropout": 0, "target_modules": None}),
         ("LoraConfig", {"target_modules": "all-linear", "lora_dropout": 0.99}),
         ("DatasetConfig", {"shuffle_seed": 0}),
+        (
+            "TrainingArguments",
+            {"warmup_steps": 0, "seed": 0, "adam_beta1": 0.0, "weight_decay": 0, "logging_steps": 0.5},
+        ),
+        ("TrainingArguments", {"bf16": True, "fp16": False, "save_strategy": "best", "metric_for_best_model": "loss"}),
+        ("TrainingArguments", {"metric_for_best_model": "eval_mean_token_accuracy", "save_strategy": "best"}),
+        ("TrainingArguments", {"metric_for_best_model": "nobody looks at it"}),
+        ("TrainingArguments", {"dataloader_num_workers": 1, "dataloader_prefetch_factor": 2}),
+        ("TrainingArguments", {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 0.0}}),
+        ("TrainingArguments", {"logging_strategy": "no", "logging_steps": 0}),
+        ("LoraConfig", {"layers_pattern": "layers", "layers_to_transform": [0]}),
     ],
 )
 def test_the_smallest_values_are_taken(known: KnownFields, section: str, values: dict[str, Any]) -> None:
     assert parse(changed(section, **values), known=known)
+
+
+def numbers(known: KnownFields) -> Iterator[tuple[str, str, float]]:
+    """Every field of the libraries that takes a number, with numbers that few of them mean."""
+    for section in ("TrainingArguments", "LoraConfig", "QuantizationConfig"):
+        for name, kinds in known.by_section()[section].items():
+            if {"integer", "number"} & kinds:
+                for value in (0, -1, 1, 2, *((0.5, -0.5, math.nan, math.inf) if "number" in kinds else ())):
+                    yield section, name, value
+
+
+def test_no_number_passes_that_the_libraries_refuse(known: KnownFields) -> None:
+    passed = []
+    for section, name, value in numbers(known):
+        document = copy.deepcopy(QLORA)
+        document["training_config"][section][name] = value
+        try:
+            taken = parse(document, known=known)
+        except ConfigInvalid:
+            continue
+        try:
+            SFTConfig(output_dir="x", use_cpu=True, bf16=False, **taken.training)
+            LoraConfig(task_type="CAUSAL_LM", **taken.lora)
+            BitsAndBytesConfig(**{key: given for key, given in taken.quantization.items() if given is not None})
+        except (ValueError, TypeError, ArithmeticError) as error:
+            passed.append(f"{section}.{name} {value}: {error}")
+    assert not passed
+
+
+def test_a_whole_number_is_taken_where_the_library_wants_a_fraction(known: KnownFields) -> None:
+    config = parse(changed("QuantizationConfig", llm_int8_threshold=6), known=known)
+    assert type(config.quantization["llm_int8_threshold"]) is float
+
+
+@pytest.mark.parametrize(
+    ("section", "old", "new"),
+    [
+        ("TrainingArguments", {"max_seq_length": 512}, {"max_length": 1024}),
+        ("TrainingArguments", {"evaluation_strategy": "no"}, {"eval_strategy": "epoch"}),
+        ("TrainingArguments", {"warmup_ratio": 0.03}, {"warmup_steps": 100}),
+    ],
+)
+def test_two_names_of_one_field_must_not_differ(
+    known: KnownFields, section: str, old: dict[str, Any], new: dict[str, Any]
+) -> None:
+    (name,), (today,) = old, new
+    for given in (old | new, new | old):
+        with pytest.raises(ConfigInvalid, match=rf"^{section}\.{name} and {section}\.{today} are one field"):
+            parse(changed(section, **given), known=known)
+    assert parse(changed(section, **old, **{today: old[name]}), known=known)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_no_warm_up_steps_beside_a_ratio_are_none(known: KnownFields, order: int) -> None:
+    given = dict([("warmup_ratio", 0.03), ("warmup_steps", 0)][::order])
+    assert parse(changed("TrainingArguments", **given), known=known).training["warmup_steps"] == 0.03
+
+
+@pytest.mark.parametrize(
+    ("text", "twice"),
+    [
+        ("training_config:\n  LoraConfig: {r: 8}\n  LoraConfig: {r: 16}\n", "LoraConfig"),
+        (
+            "training_config:\n  TrainingArguments:\n    learning_rate: 2e-4\n    seed: 1\n    learning_rate: 1\n",
+            "learning_rate",
+        ),
+    ],
+    ids=["a section", "a field"],
+)
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path, known: KnownFields, text: str, twice: str) -> None:
+    path = tmp_path / "training_config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigInvalid, match=f"{twice} is there twice, in line [35]"):
+        load(path, known=known)
 
 
 @pytest.mark.parametrize(

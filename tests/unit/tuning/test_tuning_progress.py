@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import http.client
 import itertools
 import json
+import logging
 import math
 import re
+import socket
+import struct
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 import xml.etree.ElementTree as ET
@@ -21,12 +26,13 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from tests.eventually import eventually
 
 from kaito_tuning.progress import Progress, ProgressFile, curve, page, termination_message
 from kaito_tuning.progress.file import HISTORY, PAGE, SERIES, TERMINATION_LIMIT
 from kaito_tuning.progress.history import POINTS, History, Series
 from kaito_tuning.progress.metrics import ProgressCollector
-from kaito_tuning.progress.server import ProgressServer
+from kaito_tuning.progress.server import MOST_CONNECTIONS, ProgressServer
 
 
 class Clock:
@@ -442,6 +448,11 @@ def get(url: str) -> tuple[str, bytes]:
         return answer.headers["Content-Type"], answer.read()
 
 
+def serving() -> list[threading.Thread]:
+    """Those that answer somebody."""
+    return [thread for thread in threading.enumerate() if "process_request_thread" in thread.name]
+
+
 class TestServer:
     def test_state_and_curves_are_told(self, server: str, progress: ProgressFile) -> None:
         trained(progress.history)
@@ -471,6 +482,60 @@ class TestServer:
         running.stop()
         with pytest.raises((http.client.HTTPException, OSError)):
             connection.request("GET", "/progress")
+
+    @pytest.mark.parametrize("path", ["/progress", "/", "/metrics", "/healthz"])
+    def test_head_is_answered_as_get_without_the_body(self, server: str, path: str) -> None:
+        _, body = get(f"{server}{path}")
+        connection = http.client.HTTPConnection(server.removeprefix("http://"), timeout=20)
+        connection.request("HEAD", path)
+        answer = connection.getresponse()
+        assert (answer.status, answer.headers["Content-Length"], answer.read()) == (200, str(len(body)), b"")
+
+    def test_who_breaks_off_or_asks_nonsense_leaves_no_traceback_in_the_log(
+        self, server: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        host, _, port = server.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=20) as asking:
+            asking.sendall(b"GET http://[ HTTP/1.1\r\n\r\n")
+            assert asking.recv(100).startswith(b"HTTP/1.1 400 ")
+        for _ in range(20):
+            with socket.create_connection((host, int(port)), timeout=20) as asking:
+                asking.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # ends with a reset
+                asking.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert get(f"{server}/healthz")
+        eventually(lambda: not serving())
+        assert "Traceback" not in capfd.readouterr().err
+        assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
+
+    def test_however_many_connect_and_say_nothing_others_are_answered_and_threads_are_few(self, server: str) -> None:
+        host, _, port = server.removeprefix("http://").partition(":")
+        most = 0
+        with contextlib.ExitStack() as idle:
+            for number in range(400):
+                idle.enter_context(socket.create_connection((host, int(port)), timeout=20))
+                most = max(most, len(serving()))
+                if number % 50 == 0:
+                    assert json.loads(get(f"{server}/progress")[1])["phase"]
+        assert most <= 2 * MOST_CONNECTIONS
+
+    @pytest.mark.parametrize("slowly", [b"G", b"GET /progress HTTP/1.1\r\nX: "], ids=["the request", "a header"])
+    def test_who_asks_byte_by_byte_is_not_listened_to_for_ever(
+        self, server: str, slowly: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("kaito_tuning.progress.server.LONGEST_SECONDS", 0.3)
+        host, _, port = server.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=20) as asking:
+            asking.sendall(slowly)
+            eventually(serving)
+
+            def ended() -> bool:
+                try:
+                    asking.sendall(b"x")
+                except OSError:
+                    return True
+                return not serving()
+
+            eventually(ended, every=0.05)
 
     def test_what_is_not_there_is_404(self, server: str) -> None:
         with pytest.raises(urllib.error.HTTPError, match="404"):

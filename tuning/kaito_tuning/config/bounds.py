@@ -1,9 +1,12 @@
-"""Numbers of training_config.yaml that no training can be done with, refused before a node is bought for it."""
+"""Values of training_config.yaml that no training can be done with, refused before a node is bought for it.
+
+Some are the libraries' own refusals, which would come on the node. A test holds the numbers against the libraries.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from kaito_tuning.errors import ConfigInvalid
@@ -39,6 +42,24 @@ _BOUNDS = (
     _Bound("TrainingArguments", "per_device_train_batch_size", "be 1 or more", lambda v: v >= 1, "leave it out for 8"),
     _Bound("TrainingArguments", "learning_rate", "be above 0 and finite", _positive, "leave it out for 5e-5"),
     _Bound("TrainingArguments", "max_length", "be 2 or more", lambda v: v >= 2, "leave it out for what the rows need"),
+    _Bound("TrainingArguments", "per_device_eval_batch_size", "be 1 or more", lambda v: v >= 1, "leave it out"),
+    *(
+        _Bound("TrainingArguments", name, "be 0 or more", lambda v: 0 <= v < math.inf, "leave it out")
+        for name in ("warmup_steps", "dataloader_num_workers", "adam_epsilon", "weight_decay", "neftune_noise_alpha")
+    ),
+    *(
+        _Bound("TrainingArguments", name, "be finite", math.isfinite, "leave it out")
+        for name in ("logging_steps", "save_steps", "eval_steps")
+    ),
+    *(
+        _Bound("TrainingArguments", name, "be from 0 to below 1", lambda v: 0 <= v < 1, "leave it out")
+        for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor")
+    ),
+    *(
+        _Bound("TrainingArguments", name, "be 1 or more", lambda v: v >= 1, "leave it out")
+        for name in ("torch_empty_cache_steps", "pad_to_multiple_of", "dataloader_prefetch_factor")
+    ),
+    _Bound("TrainingArguments", "seed", "be from 0 to 2**32 - 1", lambda v: 0 <= v < 1 << 32, "leave it out for 42"),
     _Bound("LoraConfig", "r", "be 1 or more", lambda v: v >= 1, "leave it out for 8"),
     _Bound("LoraConfig", "lora_alpha", "be above 0", _positive, "leave it out for 8"),
     _Bound("LoraConfig", "lora_dropout", "be from 0 to below 1", lambda v: 0 <= v < 1, "0 drops nothing"),
@@ -47,6 +68,39 @@ _BOUNDS = (
     _Bound("LoraConfig", "target_modules", "name modules", lambda v: len(v) > 0, "leave it out for the model's own"),
     _Bound("DatasetConfig", "shuffle_seed", "be 0 or more", lambda v: v >= 0, "leave it out for 42"),
 )
+
+
+_METRICS = ("loss", "entropy", "mean_token_accuracy", "num_tokens")
+_MEASURING_SCHEDULERS = ("reduce_lr_on_plateau", "greedy")
+_SCHEDULER_NEEDS: Mapping[str, tuple[str, ...]] = {
+    "cosine_with_min_lr": ("min_lr", "min_lr_rate"),
+    "cosine_warmup_with_min_lr": ("min_lr", "min_lr_rate"),
+    "warmup_stable_decay": ("num_decay_steps",),
+}
+"""One of these has to be among lr_scheduler_kwargs."""
+
+
+def _arguments(given: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Of TrainingArguments: the name of each that does not fit the others, what it must, and a way out."""
+    if given.get("logging_steps") == 0 and given.get("logging_strategy", "steps") == "steps":
+        yield "logging_steps", "be above 0", "leave it out for every 10 steps"
+    if given.get("bf16") and given.get("fp16"):
+        yield "bf16", "not be true beside fp16", "leave both out for what the model and the device have"
+    if given.get("use_liger_kernel"):
+        yield "use_liger_kernel", "not be true", "the image has no liger-kernel"
+    best, scheduler = given.get("save_strategy") == "best", given.get("lr_scheduler_type")
+    metric = str(given.get("metric_for_best_model") or "loss").removeprefix("eval_")
+    if best and not given.get("metric_for_best_model"):
+        yield "save_strategy", "not be best without metric_for_best_model", "set that to loss"
+    elif metric not in _METRICS and (best or scheduler in _MEASURING_SCHEDULERS):
+        yield "metric_for_best_model", f"be one of {', '.join(_METRICS)}", "nothing else is measured"
+    if not given.get("dataloader_num_workers"):
+        for name in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
+            if given.get(name):
+                yield name, "not be set without dataloader_num_workers", "leave it out"
+    needed = _SCHEDULER_NEEDS.get(str(scheduler), ())
+    if needed and not any((given.get("lr_scheduler_kwargs") or {}).get(name) is not None for name in needed):
+        yield "lr_scheduler_type", f"have {' or '.join(needed)} in lr_scheduler_kwargs", "or choose another"
 
 
 def check(sections: Mapping[str, Mapping[str, Any]]) -> None:
@@ -61,3 +115,11 @@ def check(sections: Mapping[str, Mapping[str, Any]]) -> None:
             continue
         if not bound.holds(value):
             raise ConfigInvalid(f"{bound.section}.{bound.name} must {bound.must}, got {value!r}; {bound.way_out}")
+    arguments, lora = sections["TrainingArguments"], sections["LoraConfig"]
+    for name, must, way_out in _arguments(arguments):
+        raise ConfigInvalid(f"TrainingArguments.{name} must {must}, got {arguments[name]!r}; {way_out}")
+    if lora.get("layers_pattern") and lora.get("layers_to_transform") is None:
+        raise ConfigInvalid(
+            f"LoraConfig.layers_pattern must not be set without layers_to_transform, got {lora['layers_pattern']!r}; "
+            "leave it out"
+        )

@@ -34,10 +34,24 @@ MANY = 12
 """More choices than a sentence should list."""
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, of which YAML's loader would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value} is there twice, in line {key.start_mark.line + 1} again", None
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return super().construct_mapping(node, deep=deep)
+
+
 def load(path: Path, *, known: KnownFields) -> TuningConfig:
     """Reads and checks the file. Raises ConfigInvalid with one sentence."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise ConfigInvalid(f"{path} does not exist; the ConfigMap needs the key training_config.yaml") from None
     except yaml.YAMLError as error:
@@ -108,6 +122,7 @@ def output_directory(value: object) -> str:
 def _named(section: str, given: Mapping[Any, Any], known: Fields, warnings: list[str]) -> dict[str, Any]:
     """The section with today's names."""
     taken: dict[str, Any] = {}
+    names: dict[str, str] = {}
     for key, value in ((str(key), value) for key, value in given.items()):
         if key in REFUSED or key.startswith(REFUSED_PREFIX):
             if value in (None, False, "", []):
@@ -117,12 +132,25 @@ def _named(section: str, given: Mapping[Any, Any], known: Fields, warnings: list
             )
         name = RENAMED.get(key, key) if key not in known else key
         if name in known:
-            taken[name] = value
+            if name in names:
+                value = _agreed(section, name, {names[name]: taken[name], key: value})
+            taken[name], names[name] = value, key
         elif key in GONE or key.startswith(GONE_PREFIX):
             warnings.append(f"{section}.{key} no longer exists and is ignored")
         else:
             raise ConfigInvalid(f"{section} has no field {key}{_nearest(key, known)}")
     return taken
+
+
+def _agreed(section: str, name: str, given: Mapping[str, Any]) -> Any:
+    """The value that two names of one field stand for. Raises ConfigInvalid if they differ."""
+    first, second = given.values()
+    if name == "warmup_steps" and 0 in (first, second):  # a ratio beside no steps is how the libraries wrote it
+        return first or second
+    if first != second:
+        (earlier,) = given.keys() - {name}
+        raise ConfigInvalid(f"{section}.{earlier} and {section}.{name} are one field, and differ; leave {earlier} out")
+    return first
 
 
 def _typed(section: str, given: Mapping[str, Any], known: Fields, offered: Choices) -> dict[str, Any]:
@@ -133,7 +161,8 @@ def _typed(section: str, given: Mapping[str, Any], known: Fields, offered: Choic
         if not accepted or kind_of(value) in accepted:
             taken[name] = value
         elif "number" in accepted and (number := _number(value)) is not None:
-            taken[name] = number
+            # transformers checks the type of its quantization's numbers by itself.
+            taken[name] = float(number) if section == "QuantizationConfig" else number
         elif "integer" in accepted and isinstance(value, float) and value.is_integer():
             taken[name] = int(value)
         else:

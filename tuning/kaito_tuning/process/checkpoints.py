@@ -1,36 +1,45 @@
-"""Checkpoints that can be trusted after a crash: a seal inside says that every file was written, and for which job.
+"""Checkpoints that can be trusted after a crash: a seal inside says what every file holds, and for which job.
 
 A checkpoint without the seal, or with another job's key, is never resumed: with another number of processes, say, a
 step has other rows. The newest of each other job is set aside until this one has a checkpoint of its own, so that a
-start with the earlier settings goes on. The files hold pickles (optimizer state), so they are only ever read from the
-volume that this job wrote.
+start with the earlier settings goes on. One that cannot be loaded is set aside for good. The files hold pickles
+(optimizer state), so they are only ever read from the volume that this job wrote.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 _SEAL = "sealed.json"
+_PLACE = "checkpoint-"
 _ASIDE = "set-aside-"
 _DIGITS = hashlib.sha256().digest_size * 2
 """Of the key of a configuration, which the keys of its jobs begin with."""
+_OF_THE_PROCESS = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+"""Errors of whoever reads a file, which say nothing about the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Sealed:
-    """A whole checkpoint; ``processes`` is 0 where its seal does not say how many trained together."""
+    """What a seal says; ``processes`` is 0 where it does not say how many trained together.
+
+    ``files``: the SHA-256 of each by its path in the checkpoint; empty where an earlier release sealed it.
+    """
 
     step: int
     key: str
     processes: int
+    files: Mapping[str, str]
 
 
 def job_key(*parts: bytes, within: str = "") -> str:
@@ -43,10 +52,11 @@ def job_key(*parts: bytes, within: str = "") -> str:
 
 def seal(folder: Path, *, key: str, processes: int) -> None:
     """Marks a checkpoint of so many processes as complete, after its files have reached the disk."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            sync(path)
-    (folder / _SEAL).write_text(json.dumps({"key": key, "processes": processes}))
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _SEAL)
+    for path in files:
+        sync(path)
+    digests = {str(path.relative_to(folder)): _digest(path) for path in files}
+    (folder / _SEAL).write_text(json.dumps({"key": key, "processes": processes, "files": digests}))
     sync(folder / _SEAL)
     sync(folder)
 
@@ -54,24 +64,52 @@ def seal(folder: Path, *, key: str, processes: int) -> None:
 def prepare(output_dir: Path, *, key: str, processes: int) -> str:
     """Leaves the checkpoints of this key in their place, and says in a sentence, or "", what the start does with them.
 
-    The newest of each other key is set aside, and put back by a start with that key; torn ones are removed.
+    The newest of each other key is set aside, and put back by a start with that key; torn ones are removed. Those that
+    cannot be read are left to ``verify``.
     """
     found = _sealed(output_dir)
-    for path in output_dir.glob("checkpoint-*"):
-        if path not in found:
-            _remove(path)
+    for path in output_dir.glob(f"{_PLACE}*"):
+        if path not in found and not _unreadable(path):
+            _remove(_out_of_the_way(path))
     newest_of: dict[str, Path] = {}
     for path, sealed in sorted(found.items(), key=lambda item: item[1].step):
         newest_of[sealed.key] = path
     for path, sealed in found.items():
         if sealed.key == key:
             with suppress(OSError):  # a newer one of the same name
-                path.rename(output_dir / f"checkpoint-{sealed.step}")
+                path.rename(output_dir / f"{_PLACE}{sealed.step}")
         elif path == newest_of[sealed.key]:
             path.rename(output_dir / f"{_ASIDE}{sealed.step}-{hashlib.sha256(sealed.key.encode()).hexdigest()[:8]}")
         else:
             _remove(path)
     return _sentence({path: found[path] for path in newest_of.values()}, key=key, processes=processes)
+
+
+def verify(output_dir: Path, *, key: str) -> list[str]:
+    """Sets aside what cannot be read, and of this key the newest until one holds what was sealed.
+
+    Returns a sentence for each. Raises OSError where the process lacks memory or open files.
+    """
+    sentences = [
+        set_aside(path, f"{_SEAL}: {why}", key=key)
+        for path in sorted(output_dir.glob(f"{_PLACE}*"))
+        if (why := _unreadable(path))
+    ]
+    while (path := newest(output_dir, key=key)) is not None and (why := _damage(path)):
+        sentences.append(set_aside(path, why, key=key))
+    return sentences
+
+
+def set_aside(folder: Path, why: str, *, key: str) -> str:
+    """Takes a checkpoint that cannot be loaded out of the way, for good, and says what the training does instead."""
+    with suppress(FileNotFoundError):  # another process has done so
+        _out_of_the_way(folder)
+    before = newest(folder.parent, key=key)
+    then = "begins anew" if before is None else f"goes on from the one of step {before.name.removeprefix(_PLACE)}"
+    return (
+        f"the checkpoint of step {folder.name.removeprefix(_PLACE)} cannot be loaded ({why}): it is set aside, and the "
+        f"training {then}"
+    )
 
 
 def newest(output_dir: Path, *, key: str) -> Path | None:
@@ -95,7 +133,7 @@ def remove_others(output_dir: Path) -> None:
 def remove_all(output_dir: Path) -> None:
     """Frees the disk after the result was exported."""
     remove_others(output_dir)
-    for path in output_dir.glob("checkpoint-*"):
+    for path in output_dir.glob(f"{_PLACE}*"):
         _remove(path)
 
 
@@ -122,7 +160,7 @@ def _sealed(output_dir: Path, *, aside: bool = True) -> dict[Path, _Sealed]:
     """Each whole checkpoint, those that were set aside too, and what its seal says."""
     found = {}
     for path in output_dir.iterdir() if output_dir.is_dir() else ():
-        match = re.fullmatch(rf"checkpoint-(\d+)|{_ASIDE}(\d+)-\w+", path.name)
+        match = re.fullmatch(rf"{_PLACE}(\d+)|{_ASIDE}(\d+)-\w+", path.name)
         if match and (aside or match[1]) and (sealed := _seal_of(path, int(match[1] or match[2]))):
             found[path] = sealed
     return found
@@ -131,15 +169,64 @@ def _sealed(output_dir: Path, *, aside: bool = True) -> dict[Path, _Sealed]:
 def _seal_of(folder: Path, step: int) -> _Sealed | None:
     try:
         said = json.loads((folder / _SEAL).read_text())
-        return _Sealed(step, str(said["key"]), int(said.get("processes", 0)))
-    except (OSError, ValueError, KeyError):
+        return _Sealed(step, str(said["key"]), int(said.get("processes", 0)), dict(said.get("files", {})))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _unreadable(folder: Path) -> str:
+    """Why the seal of a folder that has one cannot be read."""
+    try:
+        with (folder / _SEAL).open("rb") as file:
+            file.read(1)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        return _reason(error)
+    return ""
+
+
+def _damage(folder: Path) -> str:
+    """Which file of a sealed checkpoint does not hold what was sealed, and why; "" if all do."""
+    sealed = _seal_of(folder, 0)
+    for name, digest in sealed.files.items() if sealed else ():
+        try:
+            if _digest(folder / name) != digest:
+                return f"{name} is not as it was written"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name}: {_reason(error)}"
+    return ""
+
+
+def _reason(error: OSError) -> str:
+    """The system's words about a file. Raises the error where it is about the process."""
+    if error.errno in _OF_THE_PROCESS:
+        raise error
+    return error.strerror or str(error)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _out_of_the_way(path: Path) -> Path:
+    """Where it is after a rename that works whoever owns what is in it, and that makes it nobody's checkpoint."""
+    name = path.name.removeprefix(_PLACE)
+    return path.rename(path.with_name(f"{_ASIDE}unloadable-{name}-{uuid.uuid4().hex[:8]}"))
 
 
 def _remove(folder: Path) -> None:
     """The seal first: what a crash leaves of the folder is no checkpoint."""
-    (folder / _SEAL).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.is_dir() and not folder.is_symlink():
+        with suppress(OSError):
+            (folder / _SEAL).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            folder.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

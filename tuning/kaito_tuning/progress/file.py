@@ -71,8 +71,8 @@ class ProgressFile:
         self._write(self._path, json.dumps(asdict(self.current)))
 
     def tell(self, sentence: str) -> None:
-        """What is shown while there is nothing else to say."""
-        self._told = sentence
+        """Adds to what is shown while there is nothing else to say."""
+        self._told = f"{self._told}; {sentence}" if self._told else sentence
 
     def update(self, **changes: Any) -> None:
         """Reports the current state with these fields changed."""

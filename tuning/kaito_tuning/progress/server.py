@@ -1,17 +1,22 @@
 """What a tuning Pod answers while the job runs, from a thread of its own.
 
 ``GET /`` is a page for people, ``/progress`` the state as JSON (``?history=1``: with the curves), ``/metrics``
-Prometheus text, ``/healthz`` for probes. Nothing here can end a training: where it cannot listen, it says so.
+Prometheus text, ``/healthz`` for probes. Nothing here can end a training, whoever asks however often: where it cannot
+listen, it says so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from prometheus_client import CollectorRegistry
@@ -22,6 +27,10 @@ from kaito_tuning.progress.file import ProgressFile
 
 log = logging.getLogger(__name__)
 
+MOST_CONNECTIONS = 64
+"""At once: each has a thread of the process that trains."""
+LONGEST_SECONDS = 20.0
+"""That a connection lasts, however slowly somebody asks or reads."""
 _JSON = "application/json"
 
 
@@ -55,7 +64,44 @@ class ProgressServer:
 
 
 class _Server(ThreadingHTTPServer):
+    """Ends connections that last too long, and the oldest where there are too many."""
+
     daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._since: dict[Any, float] = {}
+        self._places = threading.Semaphore(MOST_CONNECTIONS)
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._places.acquire(blocking=False):
+            for oldest in list(self._since)[:1]:  # in the order in which they came
+                _end(oldest)
+            if not self._places.acquire(timeout=1.0):
+                self.shutdown_request(request)
+                return
+        self._since[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        if self._since.pop(request, None) is not None:
+            self._places.release()
+
+    def service_actions(self) -> None:
+        for request, since in list(self._since.items()):
+            if time.monotonic() - since > LONGEST_SECONDS:
+                _end(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        broken_off = isinstance(sys.exception(), OSError)
+        log.log(logging.DEBUG if broken_off else logging.WARNING, "nobody got an answer", exc_info=True)
+
+
+def _end(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _IPv6Server(_Server):
@@ -79,7 +125,11 @@ def _handler(progress: ProgressFile, registry: CollectorRegistry) -> type[BaseHT
         timeout = 10
 
         def do_GET(self) -> None:
-            asked = urlsplit(self.path)
+            try:
+                asked = urlsplit(self.path)
+            except ValueError:
+                self.send_error(400)
+                return
             answer = answers.get(asked.path)
             kind, body = answer(parse_qs(asked.query)) if answer else (_JSON, b'{"detail":"Not Found"}')
             self.send_response(200 if answer else 404)
@@ -89,7 +139,10 @@ def _handler(progress: ProgressFile, registry: CollectorRegistry) -> type[BaseHT
             for name, value in page.HEADERS.items() if asked.path == "/" else ():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET
 
         def log_message(self, format: str, *args: object) -> None:
             """Scrapes and probes are not worth a line each."""

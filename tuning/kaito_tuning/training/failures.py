@@ -35,7 +35,11 @@ _DISK = re.compile(
     r"|\(os error (28|27|122|30|5)\)",
     re.IGNORECASE,
 )
-_DEVICE = re.compile(r"\bCUDA\b|CUDNN|CUBLAS|\bNCCL\b|\bcuda\b|uncorrectable ECC|Gloo|ProcessGroup|NVML")
+_DEVICE = re.compile(
+    r"\bCUDA\b|CUDNN|CUBLAS|\bNCCL\b|\bcuda\b|uncorrectable ECC|[Gg]loo|ProcessGroup|NVML|Connection \w+ by peer"
+)
+_NOT_OF_A_FILE = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
+_FULL = re.compile(r"No space left on device|Disk quota exceeded|\(os error (28|122)\)", re.IGNORECASE)
 _DATA_MODULES = ("jinja2", "pyarrow", "datasets")
 LONGEST = 400
 
@@ -73,6 +77,21 @@ def explained(error: Exception, *, trained: bool, rows: str = "") -> TuningError
     if any(type(cause).__module__.partition(".")[0] in _DATA_MODULES for cause in chain(error)):
         return DatasetInvalid(f"a row cannot be prepared for this model: {sentence(error)}")
     return ConfigInvalid(f"training_config.yaml cannot be trained with: {sentence(error)}")
+
+
+def unloadable(error: Exception) -> str:
+    """Why a checkpoint cannot be loaded; "" where the error is not about the checkpoint.
+
+    Memory, a disk that is full, a device and the other processes say nothing about it.
+    """
+    if isinstance(error, TuningError) or memory(error):
+        return ""
+    for cause in chain(error):
+        if isinstance(cause, OSError) and cause.errno in _NOT_OF_A_FILE:
+            return ""
+        if _FULL.search(str(cause)) or _DEVICE.search(f"{type(cause).__name__}: {cause}"):
+            return ""
+    return sentence(error)
 
 
 def disk(error: BaseException) -> DiskFull | None:

@@ -16,7 +16,7 @@ from kaito_tuning.process import checkpoints, recovery
 from kaito_tuning.process.stop import Stopped, StopRequest
 from kaito_tuning.progress import History, Progress
 from kaito_tuning.training.build import build
-from kaito_tuning.training.failures import explained
+from kaito_tuning.training.failures import explained, unloadable
 from kaito_tuning.training.job import TrainJob, TrainResult
 from kaito_tuning.training.meters import Meters
 from kaito_tuning.training.model import BaseModel
@@ -29,6 +29,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Report = Callable[[Progress], None]
+Tell = Callable[[str], None]
+
+
+class _Unloadable(Exception):
+    """The checkpoint cannot be loaded, and that is its own fault."""
+
+    def __init__(self, checkpoint: Path, why: str) -> None:
+        super().__init__(why)
+        self.checkpoint = checkpoint
+        self.why = why
 
 
 def fit(
@@ -37,27 +47,42 @@ def fit(
     stop: StopRequest,
     *,
     history: History,
+    tell: Tell = lambda _: None,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> TrainResult:
-    """Trains, or continues from the newest complete checkpoint of the same key.
+    """Trains, or continues from the newest complete checkpoint of the same key that can be loaded.
 
-    When memory runs out it starts again with half the rows at a time, once in the life of the job. Raises Stopped when
-    it was asked to stop, and a TuningError, whatever a library raised, when it failed. The trained model's memory is
-    free again when this returns.
+    ``tell`` gets a sentence for each that cannot. When memory runs out it starts again with half the rows at a time,
+    once in the life of the job. Raises Stopped when it was asked to stop, and a TuningError, whatever a library raised,
+    when it failed. The trained model's memory is free again when this returns.
     """
     past = recovery.read(job.output_dir, key=job.key)
-    try:
-        return _attempt(job, report, stop, history, halved=past.halved, monotonic=monotonic)
-    except OutOfMemory as error:
-        if past.halved or not error.rows or batch(job.config.training) < 2:
-            raise
-        past = replace(past, halved=error.rows)
-        recovery.write(job.output_dir, past)
-        if job.processes > 1:  # the other processes wait in the step that failed: all of them start again
-            raise TrainingFailed(f"{_halved(error.rows)} at the next start") from error
-    # Not in the except clause: there the error still holds the frames that hold the model.
-    _release_memory()
-    return _attempt(job, report, stop, history, halved=past.halved, monotonic=monotonic)
+    trained = False
+    while True:
+        try:
+            return _attempt(job, report, stop, history, tell, halved=past.halved, trained=trained, monotonic=monotonic)
+        except _Unloadable as error:
+            trained = True
+            sentence = checkpoints.set_aside(error.checkpoint, error.why, key=job.key)
+            if job.processes > 1:  # the others wait for this one: all start again, which no checkpoint can fail twice
+                recovery.write(job.output_dir, replace(past, failures=0))
+                raise TrainingFailed(f"{sentence}, at the next start") from error
+            _warn(tell, sentence)
+        except OutOfMemory as error:
+            if past.halved or not error.rows or batch(job.config.training) < 2:
+                raise
+            past = replace(past, halved=error.rows)
+            recovery.write(job.output_dir, past)
+            if job.processes > 1:  # the other processes wait in the step that failed: all of them start again
+                raise TrainingFailed(f"{_halved(error.rows)} at the next start") from error
+        # Not in the except clauses: there the error still holds the frames that hold the model.
+        _release_memory()
+        stop.check()
+
+
+def _warn(tell: Tell, sentence: str) -> None:
+    log.warning("%s", sentence)
+    tell(sentence)
 
 
 def _halved(rows: str) -> str:
@@ -69,8 +94,10 @@ def _attempt(
     report: Report,
     stop: StopRequest,
     history: History,
+    tell: Tell,
     *,
     halved: str,
+    trained: bool,
     monotonic: Callable[[], float],
 ) -> TrainResult:
     from kaito_tuning.training.watcher import Watcher
@@ -85,7 +112,7 @@ def _attempt(
     except Exception as error:
         raise explained(error, trained=False) from error
     with stop.deferred():
-        result = _train(job, base, trainer, watcher, history)
+        result = _train(job, base, trainer, watcher, history, tell, trained=trained)
     del trainer, base
     _release_memory()
     return replace(
@@ -96,13 +123,17 @@ def _attempt(
     )
 
 
-def _train(job: TrainJob, base: BaseModel, trainer: Trainer, watcher: Watcher, history: History) -> TrainResult:
+def _train(
+    job: TrainJob, base: BaseModel, trainer: Trainer, watcher: Watcher, history: History, tell: Tell, *, trained: bool
+) -> TrainResult:
+    """``trained``: whether an optimizer step of this job was done in a start or an attempt before this one."""
     from peft import get_peft_model_state_dict
 
     from kaito_tuning.training.proof import fingerprint, learned
 
     start = fingerprint(trainer.model)
-    resume = _checkpoint(job, trainer)
+    resume = _checkpoint(job, trainer, tell)
+    trainer.loading = resume is not None
     try:
         _steps(trainer, watcher, resume)
         if watcher.stopped:
@@ -126,31 +157,43 @@ def _train(job: TrainJob, base: BaseModel, trainer: Trainer, watcher: Watcher, h
             warnings=(),
         )
     except Exception as error:
-        raise explained(error, trained=resume is not None or watcher.steps > 0, rows=trainer.rows) from error
+        if resume is not None and trainer.loading and (why := unloadable(error)):
+            raise _Unloadable(resume, why) from error
+        trained = trained or resume is not None or watcher.steps > 0
+        raise explained(error, trained=trained, rows=trainer.rows) from error
 
 
-def _checkpoint(job: TrainJob, trainer: Trainer) -> Path | None:
+def _checkpoint(job: TrainJob, trainer: Trainer, tell: Tell) -> Path | None:
     """What to go on from; the first process puts the checkpoints in order before the others look."""
-    if job.rank == 0 and (sentence := checkpoints.prepare(job.output_dir, key=job.key, processes=job.processes)):
-        log.info("%s", sentence)
+    if job.rank == 0:
+        sentence = checkpoints.prepare(job.output_dir, key=job.key, processes=job.processes)
+        damaged = checkpoints.verify(job.output_dir, key=job.key)
+        for said in damaged:
+            _warn(tell, said)
+        if sentence and not damaged:
+            log.info("%s", sentence)
     trainer.accelerator.wait_for_everyone()
     return checkpoints.newest(job.output_dir, key=job.key)
 
 
 def _steps(trainer: Trainer, watcher: Watcher, resume: Path | None) -> None:
     """Every optimizer step that is left. A checkpoint of the last is only read: the library would do one too many."""
-    from peft import set_peft_model_state_dict
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
     from transformers import TrainerState
 
     from kaito_tuning.training.proof import WEIGHTS
 
     if resume is not None:
+        weights = load_file(resume / WEIGHTS)
+        if weights.keys() != get_peft_model_state_dict(trainer.model).keys():  # of which the library only warns
+            raise ValueError(f"the tensors of {WEIGHTS} have other names than the adapter's")
         state = TrainerState.load_from_json(str(resume / "trainer_state.json"))
         watcher.meters = Meters.of(resume)
         if state.global_step >= state.max_steps:
-            set_peft_model_state_dict(trainer.model, load_file(resume / WEIGHTS))
+            set_peft_model_state_dict(trainer.model, weights)
             trainer.state = state
+            trainer.loading = False
             watcher.replay(state)
             return
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)

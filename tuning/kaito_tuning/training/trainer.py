@@ -17,12 +17,16 @@ _MEASURING_SCHEDULERS = (ReduceLROnPlateau, GreedyLR)
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]
-    """Trains as its base class does. ``rows`` says what was on the device last, such as "4 rows of 2,048 tokens"."""
+    """Trains as its base class does. ``rows`` says what was on the device last, such as "4 rows of 2,048 tokens".
+
+    ``loading``: whether a checkpoint is being loaded, which ends with the first row that is trained on.
+    """
 
     control: Any
 
     def __init__(self, *, watcher: Watcher, **options: Any) -> None:
         self.rows = ""
+        self.loading = False
         self._watcher = watcher
         super().__init__(callbacks=[watcher], **options)
         self.remove_callback(PrinterCallback)  # it would print every step
@@ -35,7 +39,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> torch.Tensor:
         """One micro-batch, forward and backward."""
-        self.rows = _shape(inputs)
+        self.rows, self.loading = _shape(inputs), False
         loss: torch.Tensor = super().training_step(model, inputs, *args, **options)
         self._watcher.health.see_loss(loss)
         return loss
@@ -52,6 +56,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         job is asked to stop amid it, steps that no checkpoint has are saved first. Raises Stopped.
         """
         self._watcher.evaluating(True)
+        loading, self.loading = self.loading, False
         gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         try:
             with torch.random.fork_rng(devices=gpus):
@@ -65,6 +70,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             self._watcher.owes_evaluation = False
             self._follow(metrics)
         self._watcher.evaluating(False)
+        self.loading = loading
         return metrics
 
     def _follow(self, metrics: dict[str, float]) -> None:
