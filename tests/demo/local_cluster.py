@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -96,6 +98,12 @@ class Cluster:
                 found[f"{metadata['namespace']}/{metadata['name']}"] = conditions.get("Ready") == "True"
         return found
 
+    def pods_ready(self) -> dict[str, bool]:
+        """The same once all of them are ready: what was rolled a moment ago may still start."""
+        return eventually(
+            lambda: found if all((found := self.pods()).values()) else {}, every=0.5, what=lambda: f"{self.pods()}"
+        )
+
     def conditions(self, workspace: str, namespace: str = "default") -> dict[str, dict[str, Any]]:
         found = self.find("workspace", workspace, "-n", namespace) or {}
         return {c["type"]: c for c in found.get("status", {}).get("conditions", [])}
@@ -146,13 +154,28 @@ class Cluster:
     def chat(self, workspace: str, prompt: str, **generate: Any) -> str:
         address = self.get("service", workspace)["spec"]["clusterIP"]
         body = {"prompt": prompt, "return_full_text": False, "generate_kwargs": {"max_length": 60, **generate}}
-        said = self.run(
-            *("curl", "-sS", "-m", "60", "-X", "POST", f"http://{address}/chat"),
-            *("-H", "accept: application/json", "-H", "Content-Type: application/json", "-d", json.dumps(body)),
-        )
+
+        def connected() -> str:
+            """A node's kube-proxy hears of a server that has become ready a moment after the Workspace's controller."""
+            said = self.run(
+                *("curl", "-sS", "-m", "60", "-X", "POST", f"http://{address}/chat"),
+                *("-H", "accept: application/json", "-H", "Content-Type: application/json", "-d", json.dumps(body)),
+                check=False,
+            )
+            return "" if said.startswith("curl: (7) ") else said
+
+        said = eventually(connected, every=0.5, what=f"nothing listens at the address of {workspace}")
         answer = json.loads(said)
         assert set(answer) == {"Result"}, said
         return str(answer["Result"])
+
+
+def kill(pids: list[int]) -> None:
+    """kill -9; one may have ended with another that was killed before it."""
+    assert pids
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def environment_of(printed: str) -> dict[str, str]:

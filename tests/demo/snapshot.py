@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,10 @@ from kaito_local.nodes.cluster import Cluster
 # Kernel settings that a misplaced kubelet, kube-proxy or CNI plugin would write.
 _SYSCTLS = ("vm", "kernel", "net/ipv4", "net/ipv6", "net/bridge", "net/netfilter")
 # Counters and random numbers, which differ between two looks.
-_VOLATILE = ("random/", "ns_last_pid", "nf_conntrack_count", "pty/nr", "stat_refresh", "sched_domain")
+_VOLATILE = (
+    *("random/", "ns_last_pid", "nf_conntrack_count", "pty/nr", "stat_refresh", "sched_domain"),
+    *("hung_task_detect_count", "hung_task_warnings", "perf_event_max_sample_rate"),
+)
 _COUNTED = re.compile(r"\[\d+:\d+\]|packets \d+ bytes \d+")
 
 
@@ -28,7 +32,7 @@ def machine_state() -> dict[str, set[str]]:
         "iptables": _lines("iptables-save"),
         "nftables": _lines("nft", "list", "ruleset"),
         "mounts": _mounts(),
-        "cgroups": {str(path) for path in Path("/sys/fs/cgroup").rglob("*") if path.is_dir()},
+        "cgroups": {folder for folder, _, _ in os.walk("/sys/fs/cgroup")},
         "sysctls": _sysctls(),
         "top": {str(path) for folder in ("/", "/opt", "/etc", "/run", "/var/lib") for path in Path(folder).iterdir()},
     }
@@ -87,9 +91,10 @@ def _mounts() -> set[str]:
 
 def _sysctls() -> set[str]:
     settings = set()
-    for root in _SYSCTLS:
-        for path in (Path("/proc/sys") / root).rglob("*"):
-            if path.is_file() and not any(word in str(path) for word in _VOLATILE):
+    # Unlike rglob, walk passes over a link's folder that goes meanwhile.
+    for folder, _, files in (entry for root in _SYSCTLS for entry in os.walk(f"/proc/sys/{root}")):
+        for path in (Path(folder) / name for name in files):
+            if not any(word in str(path) for word in _VOLATILE):
                 try:
                     settings.add(f"{path} = {path.read_text().strip()}")
                 except (OSError, UnicodeDecodeError):

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.demo.local_cluster import KAITO, ROOT, Cluster, environment_of
+from tests.eventually import eventually
 
 from kaito_local.cluster.charts import local_values
 from kaito_local.cluster.local_cluster import LocalCluster
@@ -121,4 +122,5 @@ def test_ct_installs_and_tests_both_charts(
         if chart == OPERATOR:
             assert said.count("Phase:          Succeeded") == len(files[chart])
     kinds = "deployments,daemonsets,jobs,clusterroles,clusterrolebindings,validatingadmissionpolicies,catalogs"
-    assert bare.kubectl("get", kinds, "-A", "-l", "app.kubernetes.io/part-of=kaito", "-o", "name") == ""
+    left = ("get", kinds, "-A", "-l", "app.kubernetes.io/part-of=kaito", "-o", "name")
+    eventually(lambda: bare.kubectl(*left) == "", every=0.5, what=lambda: bare.kubectl(*left))

@@ -7,15 +7,13 @@ torch.distributed between the Pods, over gloo, and ends when one of them is gone
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from tests.cluster.artifacts.registry_fixture import RunningRegistry, tar
-from tests.demo.local_cluster import ROOT, Cluster
+from tests.demo.local_cluster import ROOT, Cluster, kill
 from tests.eventually import PATIENCE, eventually
 from tests.tiny_model import tiny_model
 
@@ -95,7 +93,7 @@ def test_two_nodes_compute_one_model_and_start_again_when_one_is_lost(
     workspace(MANIFEST % {"image": image})
     cluster.wait_ready(NAME, seconds=4 * PATIENCE)
     # The stand-in serves only when the group of both nodes is formed.
-    assert answers(cluster)
+    eventually(lambda: answers(cluster), every=0.5)
     pods = {pod["metadata"]["name"]: pod for pod in cluster.get("pods", "-l", f"kaito.sh/workspace={NAME}")["items"]}
     assert set(pods) == {f"{NAME}-0", f"{NAME}-1"}
     assert len({pod["spec"]["nodeName"] for pod in pods.values()}) == 2
@@ -109,12 +107,14 @@ def test_two_nodes_compute_one_model_and_start_again_when_one_is_lost(
     addresses = cluster.get("endpoints", NAME)["subsets"][0]["addresses"]
     assert [address["ip"] for address in addresses] == [pods[f"{NAME}-0"]["status"]["podIP"]]
 
-    for pid in cluster.processes("--node-rank 1"):
-        os.kill(pid, signal.SIGKILL)
+    def restarts() -> int:
+        return int(cluster.get("pod", f"{NAME}-1")["status"]["containerStatuses"][0]["restartCount"])
+
+    before = restarts()
+    kill(cluster.processes("--node-rank 1"))
 
     def restarted() -> bool:
-        pod = cluster.get("pod", f"{NAME}-1")
-        return pod["status"]["containerStatuses"][0]["restartCount"] >= 1
+        return restarts() > before
 
     eventually(restarted, timeout=2 * PATIENCE, every=0.5, what=lambda: cluster.explain(NAME))
     eventually(lambda: answers(cluster), timeout=4 * PATIENCE, every=1.0, what=lambda: cluster.explain(NAME))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tests.demo.local_cluster import TEMPLATE, Cluster
+from tests.demo.local_cluster import TEMPLATE, Cluster, kill
 from tests.eventually import eventually
 
 pytestmark = pytest.mark.nodes
@@ -33,10 +33,10 @@ def nodes(cluster: Cluster, name: str) -> list[dict[str, Any]]:
     return cluster.get("nodes", "-l", f"kaito.sh/workspace={name}")["items"]
 
 
-def kill(pids: list[int]) -> None:
-    assert pids
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+def readiness(cluster: Cluster, name: str) -> tuple[str, str]:
+    """Whether the Workspace is ready, and since when: another moment tells who looks late that it was not."""
+    found = cluster.conditions(name)["WorkspaceReady"]
+    return found["status"], found["lastTransitionTime"]
 
 
 def created_since(cluster: Cluster, before: list[str]) -> int:
@@ -81,11 +81,9 @@ def test_a_killed_controller_or_cloud_converges_on_one_node(
 def test_a_killed_model_server_answers_again_on_the_same_node(cluster: Cluster, serving: str) -> None:
     before = cluster.pools_created()
     first = cluster.chat(serving, "What is Kubernetes?", do_sample=False)
+    ready = readiness(cluster, serving)
     kill(cluster.processes(SERVER)[:1])
-    eventually(
-        lambda: cluster.conditions(serving)["WorkspaceReady"]["status"] == "False",
-        what="nobody noticed that the server is gone",
-    )
+    eventually(lambda: readiness(cluster, serving) != ready, what="nobody noticed that the server is gone")
     cluster.wait_ready(serving)
     assert cluster.chat(serving, "What is Kubernetes?", do_sample=False) == first
     assert created_since(cluster, before) == 0
@@ -94,9 +92,10 @@ def test_a_killed_model_server_answers_again_on_the_same_node(cluster: Cluster, 
 def test_a_killed_node_is_replaced_and_given_back(cluster: Cluster, serving: str) -> None:
     name, before = serving, cluster.pools_created()
     (old,) = nodes(cluster, name)
+    ready = readiness(cluster, name)
     kill([cluster.pid(f"node {old['metadata']['name']}", "(all of it)")])
     eventually(
-        lambda: cluster.conditions(name)["WorkspaceReady"]["status"] == "False",
+        lambda: readiness(cluster, name) != ready,
         timeout=90,
         every=0.5,
         what="nobody noticed that the node is gone",

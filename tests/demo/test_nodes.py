@@ -79,9 +79,12 @@ def resolve(name: str, *, server: str) -> str:
         query.settimeout(1)
         try:
             query.sendto(question, (server, 53))
-            return socket.inet_ntoa(query.recv(512)[-4:])
+            answer = query.recv(512)
         except OSError:
             return ""
+    _, flags, _, count, *_ = struct.unpack_from(">6H", answer)
+    # No such name, or not yet, is an answer, too: its code is not 0, or it has no record.
+    return socket.inet_ntoa(answer[-4:]) if flags & 0xF == 0 and count else ""
 
 
 def gpus(cluster: NodeCluster, node: str) -> str:
@@ -119,9 +122,12 @@ def test_a_gpu_pod_answers_this_machine_through_its_service_and_by_name(shared: 
 
 
 def test_gpus_appear_only_after_their_delay(shared: NodeCluster) -> None:
+    begin = time.monotonic()
     node = shared.add_node("late", gpu_count=2, gpu_delay_seconds=4.0)
-    assert gpus(shared, "late") == "0"
+    # A busy machine may be that slow by itself.
+    assert gpus(shared, "late") == "0" or time.monotonic() - begin >= 4.0
     eventually(lambda: gpus(shared, "late") == "2", every=0.3)
+    assert time.monotonic() - begin >= 4.0
     node.remove()
 
 
@@ -187,7 +193,7 @@ def test_a_killed_program_of_a_node_is_started_again(shared: NodeCluster, progra
 
     def restarted() -> bool:
         found = next(status for status in node.programs() if status.name == program)
-        return found.starts == before.starts + 1 and found.pid not in (0, before.pid)
+        return found.starts > before.starts and found.pid not in (0, before.pid)
 
     eventually(restarted)
     eventually(lambda: gpus(shared, "healing") == "1" and condition_ready(shared, "healing") == "True", every=0.3)
@@ -221,10 +227,14 @@ def test_a_node_from_the_golden_root_pulls_nothing(shared: NodeCluster, home: Pa
     with_images = replace(shared, source=replace(shared.source, golden=golden))
     node = with_images.add_node("golden")
     shared.run_web("golden-web", pool="golden")
-    events = shared.get("events", "--field-selector", "reason=Pulled")["items"]
-    messages = [e["message"] for e in events if e["involvedObject"]["name"].startswith("golden-web")]
-    assert len(messages) == 1
-    assert "already present on machine" in messages[0]
+
+    def pulled() -> list[str]:
+        events = shared.get("events", "--field-selector", "reason=Pulled")["items"]
+        return [e["message"] for e in events if e["involvedObject"]["name"].startswith("golden-web")]
+
+    # A kubelet writes its Events when it has time.
+    [message] = eventually(pulled, every=0.3)
+    assert "already present on machine" in message
     node.remove()
     assert next((golden / "io.containerd.snapshotter.v1.overlayfs" / "snapshots").rglob("coredns")).is_file()
 
@@ -273,4 +283,4 @@ def test_two_clusters_run_side_by_side(shared: NodeCluster, directory: Path, bin
         answer = eventually(partial(resolve, "kubernetes.default.svc.cluster.local", server=network.dns))
         assert answer == network.kubernetes_service
     Cluster.stop(directory)
-    assert condition_ready(shared, "system") == "True"
+    eventually(lambda: condition_ready(shared, "system") == "True", every=0.3)

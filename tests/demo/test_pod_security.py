@@ -72,13 +72,15 @@ def test_with_default_values_all_pods_run_but_those_of_the_device_plugin_and_hel
         status = cluster.get("daemonset", plugin, "-n", "kaito-workspace")["status"]
         return (status["desiredNumberScheduled"], status["currentNumberScheduled"]) == (1, 0)
 
+    def told() -> bool:
+        events = cluster.get("events", "-n", "kaito-workspace", "--field-selector", f"involvedObject.name={plugin}")
+        return any('violates PodSecurity "restricted:latest"' in event["message"] for event in events["items"])
+
     eventually(refused)
-    events = cluster.get("events", "-n", "kaito-workspace", "--field-selector", f"involvedObject.name={plugin}")
-    assert any('violates PodSecurity "restricted:latest"' in event["message"] for event in events["items"])
+    eventually(told)
     said = cluster.run("helm", "test", *RELEASE, "--logs", check=False)
     assert f"DaemonSet kaito-workspace/{plugin}: 0 of 1 Pods could be created" in said
-    pods = cluster.pods()
-    assert all(pods.values()), pods
+    pods = cluster.pods_ready()
     owners = ["kaito-workspace/kaito", "gpu-provisioner/gpu-provisioner", "kube-system/coredns", f"default/{name}"]
     assert [owner for owner in owners if not any(pod.startswith(f"{owner}-") for pod in pods)] == []
     assert [pod for pod in pods if plugin in pod] == []

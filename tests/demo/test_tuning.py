@@ -16,7 +16,10 @@ from typing import Any
 
 import pytest
 from tests.demo.local_cluster import Cluster
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
+
+from kaito_hooks.runtime import Client, Informer, Obj
+from kaito_hooks.workspace.resources import MACHINE, WORKSPACE
 
 pytestmark = pytest.mark.nodes
 
@@ -62,10 +65,24 @@ inference:
 
 @dataclass
 class Seen:
-    """``progress``: what the column PROGRESS showed on the way. ``bought``: whether there was a claim by then."""
+    """What was there on the way, however short.
 
-    progress: list[str] = field(default_factory=list)
-    bought: dict[str, bool] = field(default_factory=dict)
+    ``progress``: what the column PROGRESS showed, in order, with the resourceVersion that showed it first; ``bought``:
+    the resourceVersions with which claims came. One comes after the other if its number is higher.
+    """
+
+    progress: dict[str, int] = field(default_factory=dict)
+    bought: list[int] = field(default_factory=list)
+
+    def workspace(self, old: Obj | None, new: Obj | None) -> None:
+        """A version of the Workspace."""
+        if new is not None and (progress := (new.get("status") or {}).get("progress")):
+            self.progress.setdefault(progress, int(new["metadata"]["resourceVersion"]))
+
+    def claim(self, old: Obj | None, new: Obj | None) -> None:
+        """A version of a claim."""
+        if old is None and new is not None:
+            self.bought.append(int(new["metadata"]["resourceVersion"]))
 
 
 def claims(cluster: Cluster, name: str) -> list[dict[str, Any]]:
@@ -126,19 +143,20 @@ def image(cluster: Cluster) -> str:
 def tuned(cluster: Cluster, data: str, secrets: None, image: str) -> Iterator[Seen]:
     """What is seen on the way."""
     wanted = {"name": "tuned", "url": f"{data}/garden.jsonl", "image": image, "secret": "push"}
-    cluster.kubectl("apply", "-f", "-", stdin=TUNING % wanted)
-    seen = Seen()
-
-    def ready() -> bool:
-        bought = bool(claims(cluster, "tuned"))
-        found = cluster.get("workspace", "tuned").get("status", {})
-        progress = found.get("progress", "")
-        if progress and progress not in seen.progress[-1:]:
-            seen.progress.append(progress)
-            seen.bought.setdefault(progress, bought)
-        return cluster.conditions("tuned").get("WorkspaceReady", {}).get("status") == "True"
-
-    eventually(ready, timeout=280, every=0.5, what=f"not ready: {cluster.explain('tuned')}")
+    seen, client = Seen(), Client.load(kubeconfig=cluster.environment["KUBECONFIG"])
+    workspaces = Informer(client, WORKSPACE, namespace="default", field_selector="metadata.name=tuned")
+    machines = Informer(client, MACHINE, label_selector="kaito.sh/workspace=tuned")
+    workspaces.subscribe(seen.workspace)
+    machines.subscribe(seen.claim)
+    try:
+        for informer in (workspaces, machines):
+            informer.start()
+            assert informer.wait_synced(PATIENCE)
+        cluster.kubectl("apply", "-f", "-", stdin=TUNING % wanted)
+        cluster.wait_ready("tuned", seconds=280)
+    finally:
+        for informer in (workspaces, machines):
+            informer.stop()
     yield seen
     cluster.kubectl("delete", "workspace", "tuned", "--timeout=150s", timeout=180)
 
@@ -149,8 +167,8 @@ def test_progress_is_shown_on_the_way(tuned: Seen) -> None:
 
 
 def test_the_data_were_checked_before_a_node_was_bought(cluster: Cluster, tuned: Seen) -> None:
-    assert tuned.progress[0] == "checking the data"
-    assert not tuned.bought["checking the data"]
+    assert next(iter(tuned.progress)) == "checking the data"
+    assert tuned.progress["checking the data"] < min(tuned.bought)
     workspace = cluster.get("workspace", "tuned")
     check = workspace["status"]["tuning"]["check"]
     assert (check["result"], check["form"]) == ("Passed", "messages")
@@ -208,7 +226,8 @@ def test_the_pushed_image_serves_as_an_adapter_at_the_strength_asked_for(
         def rolled() -> bool:
             pods = cluster.get("pods", "-l", f"kaito.sh/workspace={name}")["items"]
             args = [arg for pod in pods for arg in pod["spec"]["containers"][0]["args"]]
-            return json.dumps({"garden": float(strength)}) in args and len(pods) == 1
+            ready = [c["status"] for pod in pods for c in pod["status"].get("conditions", ()) if c["type"] == "Ready"]
+            return json.dumps({"garden": float(strength)}) in args and ready == ["True"]
 
         eventually(rolled, timeout=120, every=1, what=f"no server comes with the adapter at {strength}")
         cluster.wait_ready(name)
@@ -232,7 +251,7 @@ def test_a_wrong_push_secret_is_told_before_any_training(
         ),
         timeout=120,
         every=0.5,
-        what=f"nothing is said: {cluster.conditions(name)}",
+        what=lambda: f"nothing is said: {cluster.conditions(name)}",
     )
     assert "container push-right" in message
     assert claims(cluster, name) == []
@@ -247,10 +266,13 @@ def test_data_that_cannot_be_trained_are_refused_and_nothing_is_bought(
         lambda: cluster.get("workspace", name).get("status", {}).get("tuning", {}).get("check"),
         timeout=120,
         every=0.5,
-        what=f"nothing is said: {cluster.conditions(name)}",
+        what=lambda: f"nothing is said: {cluster.conditions(name)}",
     )
     assert (check["result"], check["reason"]) == ("Refused", "DatasetInvalid")
-    found = eventually(lambda: (c := cluster.conditions(name))["JobStarted"]["reason"].endswith("Failed") and c)
+    found = eventually(
+        lambda: (c := cluster.conditions(name)).get("JobStarted", {}).get("reason", "").endswith("Failed") and c,
+        every=0.5,
+    )
     print(found["JobStarted"]["message"])
     assert "row 3" in found["JobStarted"]["message"]
     assert found["WorkspaceReady"]["message"] == found["JobStarted"]["message"]

@@ -26,7 +26,7 @@ from kaito_local.machine.supervisor import Program
 from kaito_local.nodes.node import NodeSource
 
 _PORT = 8443
-_READY_WITHIN = 30.0
+_READY_WITHIN = 60.0
 _IDENTITY = {
     "tenant": "00000000-0000-0000-0000-000000000002",
     "client": "00000000-0000-0000-0000-000000000003",

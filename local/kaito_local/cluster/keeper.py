@@ -63,7 +63,7 @@ def start_keeper(directory: Path, programs: Sequence[Program], *, until: Identit
         if identity is None:
             raise StartError(f"the keeper ended at once; {log} ends:\n{last_lines(log)}")
         write_private(directory / _PROCESS, json.dumps(asdict(identity)).encode())
-        deadline = time.monotonic() + 20.0
+        deadline = time.monotonic() + 60.0
         while not status.exists():
             if process.poll() is not None or time.monotonic() > deadline:
                 raise StartError(f"the keeper did not start; {log} ends:\n{last_lines(log)}")

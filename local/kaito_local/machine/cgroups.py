@@ -167,5 +167,5 @@ def _remove_tree(path: Path) -> None:
             path.rmdir()
         return not path.is_dir()
 
-    if not eventually(gone, seconds=10.0, every=0.05):
+    if not eventually(gone, seconds=60.0, every=0.05):
         raise StartError(f"the cgroup {path} does not go away; a process is left in it: see {path}/**/cgroup.procs")

@@ -99,7 +99,7 @@ def launch(
         return bool(found) or outer.poll() is not None
 
     try:
-        eventually(look, seconds=10.0)
+        eventually(look, seconds=60.0)
         if not found:
             raise ProcessLookupError
         process = Identity.of(found[0])
@@ -152,7 +152,7 @@ def remove_link(name: str, *, namespace_of: int | None = None) -> None:
             != 0
         )
 
-    if not eventually(gone, seconds=10.0):
+    if not eventually(gone, seconds=60.0):
         raise StartError(f"the network link {name} cannot be removed; see: ip link show {name}")
 
 

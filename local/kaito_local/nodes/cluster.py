@@ -131,7 +131,7 @@ class Cluster:
                 _link_to_host(network, process.pid, owner=directory)
                 launched.release()
                 if (
-                    not eventually(lambda: status_file.exists() or not process.alive(), seconds=10.0)
+                    not eventually(lambda: status_file.exists() or not process.alive(), seconds=60.0)
                     or not process.alive()
                 ):
                     raise StartError(f"the cluster's process did not start; the end of {log}:\n{last_lines(log)}")

@@ -338,7 +338,7 @@ class Node:
 
     def _wait_started(self, process: Identity, log: Path) -> None:
         status = self.folder / _STATUS
-        eventually(lambda: status.exists() or not process.alive(), seconds=20.0)
+        eventually(lambda: status.exists() or not process.alive(), seconds=60.0)
         if not status.exists() or not process.alive():
             raise StartError(f"node {self.spec.name} did not start; the end of {log}:\n{last_lines(log)}")
 

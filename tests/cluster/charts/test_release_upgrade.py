@@ -169,7 +169,7 @@ def test_nothing_but_the_crds_is_left_when_the_last_workspace_is_gone(world: Wor
     assert world.leader()
     world.plane.kubectl("delete", "workspaces", "--all", "-n", PLACE, "--timeout=120s", timeout=150)
     assert not [name for name in world.supply() if name.startswith("Machine ")]
-    assert world.workloads() == {}
+    eventually(lambda: world.workloads() == {}, what=lambda: f"left: {sorted(world.workloads())}")
     world.controller.stop()
     for chart, namespace in CHARTS.items():
         helm("uninstall", chart, "-n", namespace)

@@ -11,7 +11,7 @@ import pytest
 from tests.cluster.interchange.providers import GpuProvisioner, KarpenterProvider, Provider
 from tests.cluster.provisioner.conftest import Provisioners, account, chart
 from tests.cluster.workspace.conftest import VALUES, Chart, Controllers, admin, install, place, plane, renderer
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 
 from kaito_hooks.api.claim import NodeAPI
 from kaito_hooks.runtime import Client, Informer, NotFound, Obj
@@ -82,6 +82,7 @@ class Bought:
     def __enter__(self) -> Bought:
         self._informer.subscribe(self._note)
         self._informer.start()
+        assert self._informer.wait_synced(PATIENCE)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -16,6 +16,7 @@ from kaito_local.cluster.keeper import kept_programs, running_keeper
 from kaito_local.machine.processes import Identity
 
 KAITO = Path(sys.executable).parent / "kaito"
+PARTS = {"keeper", "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"}
 
 
 class Command:
@@ -50,6 +51,10 @@ class Command:
         keeper = running_keeper(self.directory)
         return found | ({"keeper": keeper} if keeper else {})
 
+    def all_processes(self) -> dict[str, Identity]:
+        """Once each of them runs: `kaito up` waits for the API server, and the controllers come after it."""
+        return eventually(lambda: found if (found := self.processes()).keys() == PARTS else {}, what="not all run")
+
 
 @pytest.fixture
 def kaito(programs: Mapping[str, Path], tmp_path: Path) -> Iterator[Command]:
@@ -63,8 +68,7 @@ def test_it_serves_until_it_is_stopped_and_then_nothing_runs(kaito: Command) -> 
     kaito("up", "--control-plane-only")
     assert "default" in kaito.kubectl("get", "namespaces").stdout
     assert "kube-apiserver" in kaito("status")
-    running = kaito.processes()
-    assert set(running) == {"keeper", "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"}
+    running = kaito.all_processes()
     kaito("down")
     assert not any(process.alive() for process in running.values())
     assert "stopped" in kaito("status", check=False)
@@ -72,7 +76,7 @@ def test_it_serves_until_it_is_stopped_and_then_nothing_runs(kaito: Command) -> 
 
 def test_a_second_up_changes_nothing_and_one_after_down_finds_the_objects_again(kaito: Command) -> None:
     kaito("up", "--control-plane-only")
-    before = kaito.processes()
+    before = kaito.all_processes()
     kaito("up", "--control-plane-only")
     assert kaito.processes() == before
     kaito.kubectl("create", "namespace", "kept")
@@ -84,7 +88,7 @@ def test_a_second_up_changes_nothing_and_one_after_down_finds_the_objects_again(
 @pytest.mark.parametrize("victim", ["etcd", "kube-apiserver", "kube-controller-manager"])
 def test_a_killed_part_comes_back_by_itself(kaito: Command, victim: str) -> None:
     kaito("up", "--control-plane-only")
-    killed = kaito.processes()[victim]
+    killed = kaito.all_processes()[victim]
     os.kill(killed.pid, signal.SIGKILL)
     eventually(lambda: kaito.processes().get(victim, killed) != killed)
     eventually(lambda: kaito.kubectl("get", "namespaces").returncode == 0)
@@ -92,7 +96,7 @@ def test_a_killed_part_comes_back_by_itself(kaito: Command, victim: str) -> None
 
 def test_nothing_outlives_a_killed_keeper_and_up_repairs(kaito: Command) -> None:
     kaito("up", "--control-plane-only")
-    running = kaito.processes()
+    running = kaito.all_processes()
     os.kill(running["keeper"].pid, signal.SIGKILL)
     kaito("up", "--control-plane-only")
     assert not any(process.alive() for process in running.values())

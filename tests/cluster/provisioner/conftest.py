@@ -354,4 +354,5 @@ def age(cloud: Emulator, pool: str) -> None:
     ordered = datetime.strptime(found.labels[CREATION_TIMESTAMP], _LABEL_TIME) - timedelta(minutes=1)
     labels = {**found.labels, CREATION_TIMESTAMP: ordered.strftime(_LABEL_TIME)}
     cloud.pools.put(pool, {"properties": {**found.properties, "nodeLabels": labels}})
-    eventually(lambda: cloud.pools.get(pool).state == "Succeeded")
+    # Gone is possible, too, where somebody sweeps already.
+    eventually(lambda: all(found.state == "Succeeded" for found in cloud.agent_pools() if found.name == pool))

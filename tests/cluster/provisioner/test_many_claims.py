@@ -135,7 +135,7 @@ def test_requests_that_are_never_answered_delay_no_other_claim(
     crowd = Crowd(machines, admin, 12)
     hung = {"PUT": crowd.names[3], "GET": crowd.names[5]}
     with FaultProxy.before(cloud.endpoints.arm, Authority.open(cloud.settings.directory / "pki")) as arm:
-        rules = [arm.on(method, f"/agentPools/{name}", Freeze()) for method, name in hung.items()]
+        rules = [arm.on(method, f"/agentPools/{name}", Freeze(), times=None) for method, name in hung.items()]
         rules.append(arm.on("GET", r"/agentPools\?", Freeze(), skip=1))
         provisioners.start(cloud, arm=arm.url)
         crowd.ask()
@@ -150,6 +150,8 @@ def test_requests_that_are_never_answered_delay_no_other_claim(
         for rule in rules:
             rule.wait()
         assert ready().isdisjoint(hung.values())
+        for rule in rules:
+            rule.stop()
         arm.cut()
         crowd.until_ready()
         crowd.delete()

@@ -78,7 +78,7 @@ def _live(claims: Claims, admin: Client) -> None:
     guarded, deleted = f"ws000000{kind}1", f"ws000000{kind}2"
     obj = encode(ClaimSpec(guarded, {"kaito.sh/workspace": "phi"}, "Standard_NC6s_v3"), claims.kind)
     if claims.kind == NODE_CLAIM.kind:
-        obj["spec"]["terminationGracePeriod"] = "10s"
+        obj["spec"]["terminationGracePeriod"] = "30s"
     admin.create(claims.resource, obj)
     claims.ask(deleted)
     node = _registered(claims, guarded).node_name

@@ -15,6 +15,7 @@ import threading
 import time
 
 from tests.cluster.runtime.objects import CONFIG_MAP, config_map
+from tests.eventually import PATIENCE
 
 from kaito_hooks.runtime import (
     ApiError,
@@ -45,7 +46,7 @@ def main() -> int:
         metrics_port=0,
         bind_address="127.0.0.1",
         registry=Metrics(),
-        drain=5.0,
+        drain=PATIENCE,
     )
     numbers = itertools.count()
 

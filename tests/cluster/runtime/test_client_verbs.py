@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Iterator
 
 import pytest
 from tests.cluster.runtime.objects import CONFIG_MAP, CRD, POD, config_map, widget_definition
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 
 from kaito_hooks.runtime import (
     AlreadyExists,
@@ -173,9 +174,14 @@ def test_a_watch_tells_what_happened_since_and_ends_at_its_timeout(client: Clien
     client.create(CONFIG_MAP, config_map(namespace, "a", x="1"))
     client.patch(CONFIG_MAP, "a", {"data": {"x": "2"}}, namespace=namespace)
     client.delete(CONFIG_MAP, "a", namespace=namespace)
-    stream = client.watch(CONFIG_MAP, namespace=namespace, resource_version=since, timeout_seconds=2)
-    seen = [(event.type, event.object["data"]["x"]) for event in stream if event.type != "BOOKMARK"]
+    stream = client.watch(CONFIG_MAP, namespace=namespace, resource_version=since, timeout_seconds=round(PATIENCE))
+    told = (event for event in stream if event.type != "BOOKMARK")
+    seen = [(event.type, event.object["data"]["x"]) for event in itertools.islice(told, 3)]
     assert seen == [("ADDED", "1"), ("MODIFIED", "2"), ("DELETED", "2")]
+    stream.close()
+    now = client.list(CONFIG_MAP, namespace=namespace).resource_version
+    quiet = client.watch(CONFIG_MAP, namespace=namespace, resource_version=now, timeout_seconds=2)
+    assert [event for event in quiet if event.type != "BOOKMARK"] == []
 
 
 def test_discovery_knows_what_is_served(client: Client) -> None:

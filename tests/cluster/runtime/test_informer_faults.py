@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import secrets
 import threading
 import time
@@ -105,8 +106,13 @@ def test_a_watch_dropped_again_and_again_backs_off_and_still_converges(
     follower = follow(backoff=Backoff(minimum=0.1, maximum=1.0))
     for number in range(20):
         follower.write(f"a{number % 5}", x=str(number))
-    never(lambda: False, within=3)
-    assert len(proxy.seen("GET", "/configmaps", watch=True)) <= 12
+    eventually(lambda: len(proxy.seen("GET", "/configmaps", watch=True)) >= 8)
+    opened = [seen.at for seen in proxy.seen("GET", "/configmaps", watch=True)]
+    # 0.1 s, 0.2 s, 0.4 s, 0.8 s, then 1 s at most; jitter takes up to half of it. A watch that lasted begins anew.
+    failures = 0
+    for pause in (later - earlier for earlier, later in itertools.pairwise(opened)):
+        assert pause >= min(0.1 * 2**failures, 1.0) / 2, opened
+        failures = 0 if pause >= 5.0 else failures + 1
     follower.converges()
     rule.stop()
     follower.write("last", x="1")
@@ -137,7 +143,7 @@ def test_a_watch_of_real_timeouts_never_lists_again(proxy: FaultProxy, follow: C
         follower.write(f"a{number}", x="1")
         time.sleep(0.5)
     follower.converges()
-    assert len(proxy.seen("GET", "/configmaps", watch=True)) >= 3
+    eventually(lambda: len(proxy.seen("GET", "/configmaps", watch=True)) >= 3)
     assert len(proxy.seen("GET", "/configmaps", watch=False)) == 1
 
 
@@ -162,9 +168,9 @@ def test_a_silent_half_open_connection_is_noticed(proxy: FaultProxy, follow: Cal
     follower = follow(silence=2.0)
     rule.wait()
     follower.write("a", x="1")
-    assert follower.informer.get(Key(follower.namespace, "a")) is None
+    # Nothing but a second list can tell of it.
     follower.converges()
-    assert len(proxy.seen("GET", "/configmaps", watch=False)) == 2
+    assert len(proxy.seen("GET", "/configmaps", watch=False)) >= 2
 
 
 def test_a_network_that_swallows_everything_for_a_while_is_survived(
@@ -199,9 +205,8 @@ def test_bookmarks_carry_a_quiet_watch_over_the_end_of_the_servers_memory(
     first = proxy.seen("GET", "/configmaps", watch=True)[0].query["resourceVersion"]
     for number in range(10):
         client.apply(CONFIG_MAP, config_map("default", "elsewhere", x=str(number)), field_manager="test")
-    eventually(lambda: len(proxy.seen("GET", "/configmaps", watch=True)) >= 3)
-    later = proxy.seen("GET", "/configmaps", watch=True)[2].query["resourceVersion"]
-    assert int(later) > int(first)
+    eventually(lambda: int(proxy.seen("GET", "/configmaps", watch=True)[-1].query["resourceVersion"]) > int(first))
+    assert len(proxy.seen("GET", "/configmaps", watch=False)) == 1
     follower.converges()
 
 

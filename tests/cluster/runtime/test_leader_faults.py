@@ -161,7 +161,7 @@ def test_a_leader_that_was_paused_writes_nothing_when_it_wakes_up(
 ) -> None:
     first = start("first")
     eventually(lambda: ledger.count("first") > 3)
-    start("second")
+    start("second", times=PATIENT)
     os.kill(first.pid, signal.SIGSTOP)
     eventually(lambda: ledger.count("second") > 3)
     os.kill(first.pid, signal.SIGCONT)
@@ -179,7 +179,7 @@ def test_a_leader_that_cannot_renew_stops_writing_before_anybody_else_may(
 ) -> None:
     first = start("first", proxy.kubeconfig)
     eventually(lambda: ledger.count("first") > 3)
-    start("second")
+    start("second", times=PATIENT)
     proxy.on(None, LEASES, fault, times=None)
     assert first.wait(PATIENCE) == 1
     eventually(lambda: ledger.count("second") > 3)
@@ -209,7 +209,7 @@ def test_a_leader_without_its_api_server_ends_and_takes_up_again_when_restarted(
     eventually(lambda: ledger.count("first") > 3)
     proxy.refuse()
     assert first.wait(PATIENCE) == 1
-    again = start("first-again", proxy.kubeconfig)
+    again = start("first-again", proxy.kubeconfig, times=PATIENT)
     never(lambda: again.poll() is not None, within=2)
     proxy.accept()
     eventually(lambda: ledger.count("first-again") > 3)
@@ -235,7 +235,7 @@ def test_a_leader_that_is_asked_to_stop_finishes_its_work_and_frees_the_lease(
 
 
 def test_of_many_candidates_at_once_exactly_one_leads(client: Client, namespace: str) -> None:
-    election = LeaderElection(namespace, "race", lease_duration=6, renew_deadline=4, retry_period=0.2)
+    election = LeaderElection(namespace, "race", lease_duration=60, renew_deadline=50, retry_period=0.2)
     electors = [Elector(client, election, identity=f"c{number}", clock=SystemClock()) for number in range(8)]
     leaders: list[Elector] = []
     stop = threading.Event()
@@ -273,7 +273,7 @@ def test_a_restarted_process_of_the_same_identity_goes_on_at_once(client: Client
 
 
 def test_a_deleted_lease_is_made_again_by_its_holder(client: Client, namespace: str) -> None:
-    election = LeaderElection(namespace, "gone", lease_duration=6, renew_deadline=4, retry_period=0.1)
+    election = LeaderElection(namespace, "gone", lease_duration=60, renew_deadline=50, retry_period=0.1)
     elector = Elector(client, election, identity="me", clock=SystemClock())
     stop = threading.Event()
     assert elector.acquire(stop)

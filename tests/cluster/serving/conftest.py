@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -168,7 +169,7 @@ def start_server() -> Iterator[Callable[..., Server]]:
             server.process.send_signal(signal.SIGKILL)
             server.process.wait()
         for process in left[1:]:
-            if process.is_running():
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(left[1:], timeout=PATIENCE)
         shutil.rmtree(server.folder, ignore_errors=True)

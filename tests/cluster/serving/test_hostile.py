@@ -142,5 +142,5 @@ def test_hostile_requests_harm_nobody(server, expected, count):
     assert min(answered) >= 1
     assert statuses.get(400, 0) > count / 3
     assert server.only("ServeReplica").pid == before
-    series = httpx.get(f"{server.url}/metrics/prometheus").text
+    series = server.get("/metrics/prometheus").text
     assert "kaito_serving_engine_restarts_total 0.0" in series

@@ -86,10 +86,10 @@ def test_bad_bodies_are_refused_and_the_server_goes_on(server, content, status):
 
 
 def test_health_root_and_metrics_answer(server):
-    assert httpx.get(f"{server.url}/").json() == {"message": "Server is running"}
-    assert httpx.get(f"{server.url}/healthz").json() == {"status": "Healthy"}
-    assert set(httpx.get(f"{server.url}/metrics").json()) == {"gpu_info", "cpu_info"}
-    series = httpx.get(f"{server.url}/metrics", headers={"Accept": "text/plain"}).text
+    assert server.get("/").json() == {"message": "Server is running"}
+    assert server.get("/healthz").json() == {"status": "Healthy"}
+    assert set(server.get("/metrics").json()) == {"gpu_info", "cpu_info"}
+    series = server.get("/metrics", Accept="text/plain").text
     assert 'model="phi-3-mini-4k-instruct"' in series
 
 
@@ -131,7 +131,7 @@ def test_sigterm_lets_the_running_answer_finish_and_leaves_no_process(start_serv
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         answer = pool.submit(server.chat, body)
         running = re.compile(r"vllm:num_requests_running\{.*\} 1\.0")
-        while not running.search(httpx.get(f"{server.url}/metrics/prometheus").text):
+        while not running.search(server.get("/metrics/prometheus").text):
             assert not answer.done(), answer.result().text
             time.sleep(0.02)
         below = server.processes()

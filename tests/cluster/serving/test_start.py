@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -148,7 +149,7 @@ def test_a_server_that_was_killed_leaves_nothing_that_the_next_one_reads(
     first.process.send_signal(signal.SIGKILL)
     first.process.wait()
     for process in below[1:]:
-        if process.is_running():
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(below[1:], timeout=PATIENCE)
     (left,) = first.folder.glob("kaito-serving-*")

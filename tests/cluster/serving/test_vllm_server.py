@@ -7,12 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from tests.cluster.serving.conftest import free_port
 from tests.eventually import PATIENCE, eventually
 
 ROOT = Path(__file__).parents[3]
@@ -129,12 +131,6 @@ def test_a_vllm_that_cannot_start_ends_the_server_in_vllms_own_words(start_serve
 FIRST, SECOND = "127.0.0.1", "127.0.0.2"  # two nodes of one machine, both reachable
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((FIRST, 0))
-        return probe.getsockname()[1]
-
-
 @dataclass
 class Worker:
     process: subprocess.Popen[bytes]
@@ -145,6 +141,10 @@ class Worker:
     @property
     def url(self) -> str:
         return f"http://{SECOND}:{self.port}"
+
+
+def ask(worker: Worker, path: str) -> httpx.Response:
+    return httpx.get(f"{worker.url}{path}", timeout=PATIENCE)
 
 
 @pytest.fixture
@@ -159,14 +159,15 @@ def worker(tiny_folder, vllm, tmp_path):
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     found = Worker(process, port, master_port, tmp_path)
     try:
-        eventually(lambda: httpx.get(f"{found.url}/health").status_code == 200, despite=httpx.HTTPError)
+        eventually(lambda: ask(found, "/health").status_code == 200, despite=httpx.HTTPError)
         yield found
     finally:
         below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.kill()
         process.wait()
         for each in below:
-            each.kill()
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
         psutil.wait_procs(below, timeout=PATIENCE)
 
 
@@ -177,9 +178,9 @@ def test_a_node_computes_with_the_first_and_ends_when_that_is_gone(worker, tiny_
     first = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     try:
         assert "node 0 of 2 has joined the group" in first.stdout.readline()
-        assert httpx.get(f"{worker.url}/health").json() == {"status": "Healthy"}
-        assert httpx.get(f"{worker.url}/progress").json()["state"] == "ready"
-        assert httpx.get(f"{worker.url}/v1/models").status_code == 404
+        assert ask(worker, "/health").json() == {"status": "Healthy"}
+        assert ask(worker, "/progress").json()["state"] == "ready"
+        assert ask(worker, "/v1/models").status_code == 404
     finally:
         first.kill()
         first.wait()
@@ -193,5 +194,5 @@ def test_a_node_that_is_told_to_stop_goes_on_until_the_first_has_stopped(worker)
         worker.process.send_signal(signal.SIGTERM)
         with pytest.raises(subprocess.TimeoutExpired):
             worker.process.wait(5)
-        assert httpx.get(f"{worker.url}/health").status_code == 200
+        assert ask(worker, "/health").status_code == 200
     assert worker.process.wait(PATIENCE) == 0, (worker.folder / "log").read_text()

@@ -7,6 +7,7 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tests.cluster.workspace.stand_ins.kubelet import Kubelet
 from tests.cluster.workspace.stand_ins.provisioner import Provisioner, add_node_without_gpu
 from tests.eventually import PATIENCE, eventually
 
-from kaito_hooks.runtime import AlreadyExists, Client, NotFound, Resource
+from kaito_hooks.runtime import AlreadyExists, Client, Informer, NotFound, Resource
 from kaito_hooks.workspace.resources import CONFIG_MAP, WORKSPACE
 from kaito_local.cluster.controlplane import ControlPlane, Settings
 
@@ -246,14 +247,64 @@ def conditions(admin: Client, obj: Obj) -> dict[str, Obj]:
     return {c["type"]: c for c in (found.get("status") or {}).get("conditions") or ()}
 
 
+def until_quiet(admin: Client, obj: Obj, *, seconds: float) -> str:
+    """The resourceVersion of a Workspace once nobody has written it for so long."""
+    metadata = obj["metadata"]
+
+    def version() -> str:
+        return str(
+            admin.get(WORKSPACE, metadata["name"], namespace=metadata["namespace"])["metadata"]["resourceVersion"]
+        )
+
+    def same() -> str:
+        before = version()
+        time.sleep(seconds)
+        return before if version() == before else ""
+
+    return eventually(same, what=f"{metadata['name']} is written again and again")
+
+
+class Told:
+    """Every condition that a namespace's Workspaces ever had, however short; as a context."""
+
+    def __init__(self, admin: Client, namespace: str) -> None:
+        self._seen: list[Obj] = []
+        self._informer = Informer(admin, WORKSPACE, namespace=namespace)
+        self._informer.subscribe(self._note)
+
+    def _note(self, old: Obj | None, new: Obj | None) -> None:
+        self._seen += ((new or {}).get("status") or {}).get("conditions") or ()
+
+    def __enter__(self) -> Told:
+        self._informer.start()
+        assert self._informer.wait_synced(PATIENCE)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._informer.stop()
+
+    def until(self, condition: str, *, words: str) -> None:
+        """Once the condition has had these words in its message."""
+
+        def said() -> list[str]:
+            return [c["message"] for c in list(self._seen) if c["type"] == condition]
+
+        eventually(lambda: any(words in message for message in said()), what=lambda: f"{condition} said {said()}")
+
+
 def until(
     admin: Client, obj: Obj, condition: str, *, status: str = "True", words: str = "", timeout: float = PATIENCE
 ) -> Obj:
-    """The condition once it has that status and those words in its message."""
+    """The condition once it has that status and those words in its message, and is of the specification as it is."""
 
     def look() -> Obj | None:
-        found = conditions(admin, obj).get(condition)
-        return found if found and found["status"] == status and words in found["message"] else None
+        metadata = obj["metadata"]
+        now = admin.get(WORKSPACE, metadata["name"], namespace=metadata["namespace"])
+        for found in (now.get("status") or {}).get("conditions") or ():
+            fits = (found["type"], found["status"]) == (condition, status) and words in found["message"]
+            if fits and found["observedGeneration"] == now["metadata"]["generation"]:
+                return dict(found)
+        return None
 
     def missing() -> str:
         return f"{condition} is not {status} with {words!r}: {conditions(admin, obj)}"

@@ -9,7 +9,7 @@ from tests.cluster.workspace.conftest import Controllers, submit, until, workspa
 from tests.cluster.workspace.stand_ins.following import Obj
 from tests.cluster.workspace.stand_ins.kubelet import Kubelet
 from tests.cluster.workspace.stand_ins.provisioner import Provisioner
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 
 from kaito_hooks.runtime import Client, Informer, Invalid, NotFound, Resource
 from kaito_hooks.workspace.resources import (
@@ -63,6 +63,7 @@ def test_a_change_is_never_called_ready_before_it_is(
     informer = Informer(admin, WORKSPACE, namespace=place)
     informer.subscribe(note)
     informer.start()
+    assert informer.wait_synced(PATIENCE)
     try:
         admin.patch(WORKSPACE, "waited", adapters("one"), namespace=place)
         eventually(lambda: ("WorkspaceReady", "True") in said, what="the change is never ready")

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cluster.workspace.conftest import Controllers, conditions, submit, until, workspace
+from tests.cluster.workspace.conftest import Controllers, Told, conditions, submit, until, until_quiet, workspace
 from tests.cluster.workspace.stand_ins.following import Obj
 from tests.cluster.workspace.stand_ins.kubelet import Kubelet, failing_weights, running
 from tests.cluster.workspace.stand_ins.provisioner import Provisioner, add_node, set_gpus
-from tests.eventually import PATIENCE, eventually, never
+from tests.eventually import PATIENCE, eventually
 
 from kaito_hooks.runtime import Client, Informer, NotFound, Resource, SystemClock, now_rfc3339
 from kaito_hooks.workspace.resources import (
@@ -194,12 +194,7 @@ def test_a_foreign_deployment_of_the_same_name_is_told_and_left_alone(
     ws = submit(admin, workspace("taken", place))
     words = f"Deployment/taken in namespace {place} exists already and does not belong to this Workspace"
     until(admin, ws, "InferenceReady", status="False", words=words)
-    version = admin.get(WORKSPACE, "taken", namespace=place)["metadata"]["resourceVersion"]
-    never(
-        lambda: admin.get(WORKSPACE, "taken", namespace=place)["metadata"]["resourceVersion"] != version,
-        within=3,
-        every=0.2,
-    )
+    until_quiet(admin, ws, seconds=3)
     delete(admin, ws)
     eventually(lambda: gone(admin, ws))
     assert admin.get(DEPLOYMENT, "taken", namespace=place)["metadata"]["uid"] == mine["metadata"]["uid"]
@@ -315,8 +310,9 @@ def test_a_claim_that_is_taken_away_is_bought_again_not_at_once(
     ws = submit(admin, with_provisioner("robbed", place, "deaf"))
     [claim] = eventually(lambda: claims_of(admin, ws))
     until(admin, ws, "ResourceReady", status="False", words=claim["metadata"]["name"])
-    admin.delete(MACHINE, claim["metadata"]["name"])
-    until(admin, ws, "ResourceReady", status="False", words="the next try is at")
+    with Told(admin, place) as told:
+        admin.delete(MACHINE, claim["metadata"]["name"])
+        told.until("ResourceReady", words="the next try is at")
     eventually(lambda: bought.of(ws) == 2)
     assert [c["metadata"]["name"] for c in claims_of(admin, ws)] == [claim["metadata"]["name"]]
 

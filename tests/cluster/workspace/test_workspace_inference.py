@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 from tests.answering import answering
-from tests.cluster.workspace.conftest import Controllers, conditions, submit, until, workspace
+from tests.cluster.workspace.conftest import Controllers, conditions, submit, until, until_quiet, workspace
 from tests.cluster.workspace.stand_ins.following import Obj
 from tests.cluster.workspace.stand_ins.kubelet import Kubelet, State, running, starting
 from tests.cluster.workspace.stand_ins.provisioner import Provisioner
-from tests.eventually import eventually, never
+from tests.eventually import eventually
 
 from kaito_hooks.runtime import Client, NotFound, parse_time
 from kaito_hooks.workspace.resources import (
@@ -128,9 +129,14 @@ def test_a_server_that_is_not_ready_says_why_in_the_workspace(
         assert set(server.asked) == {"/progress"}
         kubelet.report(place, running)
         until(admin, ws, "WorkspaceReady")
-        asked = len(server.asked)
-        # Who is ready is not asked any more.
-        never(lambda: len(server.asked) > asked, within=1.2 * PERIOD)
+
+        def left_alone() -> bool:
+            asked = len(server.asked)
+            time.sleep(1.2 * PERIOD)
+            return len(server.asked) == asked
+
+        # Who is ready is not asked any more, after a question that was on its way.
+        eventually(left_alone)
 
 
 def test_a_pod_that_a_restarted_kubelet_refuses_is_followed_by_one_that_serves(
@@ -157,7 +163,7 @@ def test_an_unchanged_workspace_is_never_written_again(
 ) -> None:
     ws = submit(admin, workspace("quiet", place))
     until(admin, ws, "WorkspaceReady")
-    version = admin.get(WORKSPACE, "quiet", namespace=place)["metadata"]["resourceVersion"]
+    version = until_quiet(admin, ws, seconds=1)
     deployment = admin.get(DEPLOYMENT, "quiet", namespace=place)["metadata"]["generation"]
     [claim] = claims_of(admin, ws)
     admin.patch(NODE, claim["status"]["nodeName"], {"metadata": {"annotations": {"a": "b"}}})
@@ -189,7 +195,7 @@ def test_a_users_template_runs_as_written_and_is_not_rewritten(
     assert before["spec"]["template"]["metadata"]["labels"] == {"team": "a", "kaito.sh/workspace": "custom"}
     ports = admin.get(SERVICE, "custom", namespace=place)["spec"]["ports"]
     assert {p["name"]: (p["port"], p["targetPort"]) for p in ports}["http"] == (80, 8080)
-    version = admin.get(WORKSPACE, "custom", namespace=place)["metadata"]["resourceVersion"]
+    version = until_quiet(admin, ws, seconds=1)
     other = submit(admin, workspace("after", place))
     until(admin, other, "WorkspaceReady")
     after = admin.get(DEPLOYMENT, "custom", namespace=place)

@@ -162,6 +162,7 @@ def _roll_the_rest(
     kubelet.report(place, state)
     informer.subscribe(count)
     informer.start()
+    assert informer.wait_synced(PATIENCE)
     try:
         values = {**UPGRADED, "workloads": {"upgrade": "rolling", "maxUnavailable": 2}}
         process = controllers.start(values=values)
@@ -293,6 +294,7 @@ def test_a_preset_that_changes_its_kind_has_one_workload_at_a_time(
     informer = Informer(admin, STATEFUL_SET, namespace=place)
     informer.subscribe(note)
     informer.start()
+    assert informer.wait_synced(PATIENCE)
     try:
         with preset(admin, distributed=True, engines=["vllm"]):
             until(admin, ws, "WorkloadUpToDate", status="False", words="a StatefulSet would take the place")

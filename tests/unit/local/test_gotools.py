@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 
 from kaito_local.errors import BuildError, MissingPrerequisite
 from kaito_local.machine import gotools
@@ -153,7 +153,7 @@ def test_a_signal_leaves_nothing_running_and_the_next_call_builds(
         running.send_signal(number)
         assert running.wait(timeout=60) == 128 + number
     assert started
-    assert psutil.wait_procs(started, timeout=10)[1] == []
+    assert psutil.wait_procs(started, timeout=PATIENCE)[1] == []
     monkeypatch.setenv("GOCACHE", str(compiled))
     assert gotools.ensure(["hello"], tools=small_tools, cache=tmp_path / "kaito")["hello"].exists()
 

@@ -84,7 +84,7 @@ def test_a_log_hears_of_the_beginning_first_however_late_it_is_written():
 
 def test_a_log_hears_again_and_again_of_what_still_runs_and_once_of_its_end():
     heard = io.StringIO()
-    progress = Progress(heard, log_every=0.01)
+    progress = Progress(heard, clock=Clock(), log_every=0.01)
     with progress.step("building etcd", total=200, unit="packages") as step:
         step.at(7)
         eventually(lambda: heard.getvalue().count("building etcd · 7 of 200 packages") >= 3)
@@ -131,7 +131,7 @@ def test_a_terminal_has_one_live_line_per_step_and_is_left_clean(monkeypatch):
     reader = threading.Thread(target=read)
     reader.start()
     with os.fdopen(side, "w") as terminal:
-        progress = Progress(terminal)
+        progress = Progress(terminal, clock=Clock())
         with progress.step("building etcd", total=9, unit="packages"), progress.step("building helm"):
             eventually(lambda: b"building etcd" in seen and b"building helm" in seen)
             progress("a line between")

@@ -85,7 +85,7 @@ def test_the_plugin_registers_and_streams_its_devices(
         fields = dict(decode(requests[0]))
         assert (fields[1], fields[3]) == (b"v1beta1", b"nvidia.com/gpu")
         with grpc.insecure_channel(f"unix://{folder}/{str(fields[2], 'ascii')}") as channel:  # type: ignore[arg-type]
-            stream = channel.unary_stream("/v1beta1.DevicePlugin/ListAndWatch")(b"", timeout=10)
+            stream = channel.unary_stream("/v1beta1.DevicePlugin/ListAndWatch")(b"", timeout=PATIENCE)
             assert devices(next(iter(stream))) == {"GPU-0": "Healthy", "GPU-1": "Healthy"}
     finally:
         plugin.kill()

@@ -4,7 +4,7 @@ import random
 import threading
 
 import pytest
-from tests.eventually import PATIENCE
+from tests.eventually import PATIENCE, eventually
 from tests.unit.runtime.clocks import TurnedClock
 
 from kaito_hooks.runtime import Backoff, Key, Metrics, SystemClock
@@ -160,12 +160,12 @@ def test_many_workers_never_hold_one_key_twice_and_lose_no_add() -> None:
         with lock:
             wanted[key] += 1
         queue.add(key, after=rng.choice([0, 0, 0, 0.001]))
-    deadline = threading.Event()
-    for _ in range(500):
+
+    def all_seen() -> bool:
         with lock:
-            if seen == wanted:
-                break
-        deadline.wait(0.01)
+            return seen == wanted
+
+    eventually(all_seen)
     queue.close()
     for worker in workers:
         worker.join(PATIENCE)

@@ -15,7 +15,7 @@ from kaito_hooks.runtime import run_until_signal
 class Manager:
     def run(self, stop):
         {moment}
-        return 0 if stop.wait(20) else 1
+        return 0 if stop.wait(60) else 1
 
 sys.exit(run_until_signal(Manager()))
 """
@@ -24,7 +24,7 @@ sys.exit(run_until_signal(Manager()))
 def ended(moment: str) -> int:
     """The exit code of a process to whose manager this happens."""
     script = MANAGER.format(moment=moment)
-    return subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode
+    return subprocess.run([sys.executable, "-c", script], timeout=120, check=False).returncode
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

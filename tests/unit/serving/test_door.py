@@ -18,6 +18,7 @@ import httpx
 import pytest
 from tests.eventually import eventually
 
+from kaito_local.machine.ports import free_ports
 from kaito_serving.errors import ServerFailed
 from kaito_serving.run.door import Door, configuration
 
@@ -76,9 +77,7 @@ class House:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.places = [folder / f"replica-{number}.sock" for number in range(3)]
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        [self.port] = free_ports(1)
         self.open: list[Listening] = []
         self.state = self.listen(folder / "state.sock")
         self.door = self.make_door()

@@ -229,11 +229,12 @@ def test_a_token_list_is_one_prompt(served):
 @pytest.mark.parametrize("body", [{"prompt": "x"}, ONE], ids=["as-it-is", "renamed"])
 def test_a_client_that_leaves_is_given_up_whenever_it_does(served, before, body):
     async def work(http, vllm, engine):
-        left = asyncio.Event()
+        begun, left = asyncio.Event(), asyncio.Event()
 
         async def drip():
             if before == "the-second-event":
                 yield 'data: {"choices": []}\n\n'
+            begun.set()
             try:
                 await asyncio.Event().wait()
             finally:
@@ -246,8 +247,11 @@ def test_a_client_that_leaves_is_given_up_whenever_it_does(served, before, body)
         if before == "the-answer-begins":
             vllm.silent = left
         async with asyncio.timeout(PATIENCE):
-            with pytest.raises(httpx.ReadTimeout):
-                await http.post("/v1/completions", json=body | {"stream": True}, timeout=0.5)
+            asking = asyncio.create_task(http.post("/v1/completions", json=body | {"stream": True}))
+            await (eventually_here(lambda: vllm.bodies) if before == "the-answer-begins" else begun.wait())
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
             await left.wait()
         await eventually_here(lambda: engine.stats().running == 0)
         await engine.unload_adapter("one")

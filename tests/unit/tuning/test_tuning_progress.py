@@ -26,7 +26,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 
 from kaito_tuning.progress import Progress, ProgressFile, curve, page, termination_message
 from kaito_tuning.progress.file import HISTORY, PAGE, SERIES, TERMINATION_LIMIT
@@ -444,7 +444,7 @@ def server(progress: ProgressFile) -> Iterator[str]:
 
 
 def get(url: str) -> tuple[str, bytes]:
-    with urllib.request.urlopen(url, timeout=20) as answer:
+    with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
         return answer.headers["Content-Type"], answer.read()
 
 
@@ -464,7 +464,7 @@ class TestServer:
         assert "history" not in json.loads(get(f"{server}/progress?history=0")[1])
 
     def test_people_get_a_page_with_its_policy(self, server: str, progress: ProgressFile) -> None:
-        with urllib.request.urlopen(f"{server}/", timeout=20) as answer:
+        with urllib.request.urlopen(f"{server}/", timeout=PATIENCE) as answer:
             assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
             assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
             assert answer.headers["Cache-Control"] == "no-store"
@@ -474,7 +474,7 @@ class TestServer:
         running = ProgressServer("127.0.0.1", 0, progress=progress, registry=CollectorRegistry())
         running.start()
         assert running.port is not None
-        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=PATIENCE)
         connection.auto_open = 0
         connection.connect()
         connection.request("GET", "/progress")

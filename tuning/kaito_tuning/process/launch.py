@@ -8,6 +8,7 @@ after a SIGTERM, which a checkpoint may need longer for, and loses their exit co
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -111,7 +112,13 @@ def sentence(code: int, rank: int, environments: Sequence[Mapping[str, str]]) ->
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A TCP port of this machine that nobody listens on, below those of outgoing connections: it stays free."""
+    while True:
+        port = 20000 + secrets.randbelow(9000)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port

@@ -25,6 +25,7 @@ from kaito_hooks.workspace.supply.placement import WITH_PODS
 
 FIELD = "idleSince"
 """Of the status."""
+NOTHING_RAN = "nothing is made that could run there"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,7 @@ def judge(s: Snapshot, resource: Outcome, *, why: str, going: Iterable[Delete] =
     """
     released = {action.uid for action in going}
     spare = [claim for claim in s.claims if not claim.deleting and claim.uid not in released]
-    goes_on = s.settings.node_api != "none" and (without_pods(s) or (s.claims and _since(s) is not None))
-    if works(s) or not (spare or goes_on):
+    if works(s) or not (spare or (s.settings.node_api != "none" and without_pods(s))):
         return None
     # What was made within the pause begins another; its clock is the API server's, and may go ahead of ours.
     since = max([_since(s) or s.now.replace(microsecond=0), *_made(s)])
@@ -84,7 +84,7 @@ def without_pods(s: Snapshot) -> str:
     it away instead would buy one again and again.
     """
     told = [f"{reference(child)} {why}" for child in _making(s) if (why := _hindrance(s, child))]
-    if (why := unmade(s)) != "":
+    if (why := unmade(s) or (NOTHING_RAN if _gave_back(s) else "")) != "":
         told.append(why)
     return f"no node is bought while {told[0]}" if told and not works(s) else ""
 
@@ -98,8 +98,14 @@ def unmade(s: Snapshot) -> str:
     names = (f"{kind}/{s.workspace.name}" for kind in WITH_PODS)
     if (refused := next((name for name in names if name in s.memory.refusals), "")) != "":
         return f"{refused} cannot be made"
-    buys_again = s.settings.node_api != "none" and not s.claims and _since(s) is not None
-    return "nothing is made that could run there" if buys_again else ""
+    # What is made while a node is on its way out could still go there.
+    return NOTHING_RAN if _gave_back(s) and not s.claims else ""
+
+
+def _gave_back(s: Snapshot) -> bool:
+    """Whether the nodes of before are given back, because nothing ran there, and nothing that makes Pods is there."""
+    idle = s.settings.node_api != "none" and _since(s) is not None
+    return idle and not _making(s) and all(claim.deleting for claim in s.claims)
 
 
 def _since(s: Snapshot) -> datetime | None:

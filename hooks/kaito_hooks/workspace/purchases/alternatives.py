@@ -21,17 +21,17 @@ _AZURE = re.compile(r"(Standard_[A-Z]+)\d+(.*)", re.IGNORECASE)
 def alternatives(workspace: Workspace, catalog: Catalog | None) -> tuple[str, ...]:
     """Names from the Catalog, the best first: the cheapest, then those without a price from the smallest up.
 
-    Of each series of machines there is one: they share a quota, and most often a shortage. None for a template, whose
-    needs nobody knows.
+    Of each other series of machines there is one, and none of the refused type's own: a series shares a quota, and most
+    often a shortage. None for a template, whose needs nobody knows.
     """
     if catalog is None or workspace.resource is None:
         return ()
     asked = workspace.resource.instance_type
     listed = catalog.find_instance_type(asked) or InstanceType(asked)
-    found: dict[str, str] = {}
+    own, found = _series(asked), dict[str, str]()
     for other in sorted(catalog.on_sale.values(), key=_worth):
         if (
-            other.name.lower() != asked.lower()
+            _series(other.name) != own
             and (other.gpu_vendor, other.architecture) == (listed.gpu_vendor, listed.architecture)
             and holds(workspace, catalog, other)
         ):

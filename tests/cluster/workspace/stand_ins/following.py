@@ -16,11 +16,24 @@ from typing import Any
 
 from tests.eventually import PATIENCE
 
-from kaito_hooks.runtime import ApiError, Client, Informer, NotFound, Resource, SystemClock, now_rfc3339
+from kaito_hooks.runtime import (
+    ApiError,
+    Client,
+    Conflict,
+    ConnectionFailed,
+    Informer,
+    NotFound,
+    Resource,
+    ServerTimeout,
+    SystemClock,
+    TooManyRequests,
+    now_rfc3339,
+)
 
 Obj = dict[str, Any]
 logger = logging.getLogger(__name__)
 _THREADS = 4
+_PAUSE = 0.2  # seconds
 
 
 class Later:
@@ -46,7 +59,9 @@ class Later:
             thread.join(PATIENCE)
 
     def call(self, delay: float, function: Callable[[], None]) -> None:
-        """``function`` after ``delay`` seconds; what the API server refuses it is logged and not tried again."""
+        """``function`` after ``delay`` seconds; what the API server refuses it is logged, what fails by chance is tried
+        again.
+        """
         with self._changed:
             heapq.heappush(self._due, (time.monotonic() + delay, next(self._numbers), function))
             self._changed.notify()
@@ -61,6 +76,8 @@ class Later:
                 _, _, function = heapq.heappop(self._due)
             try:
                 function()
+            except (Conflict, ConnectionFailed, ServerTimeout, TooManyRequests):
+                self.call(_PAUSE, function)
             except ApiError as error:
                 logger.warning("a stand-in was refused: %s", error)
 

@@ -146,6 +146,19 @@ class TestWhatMayNotBeMade:
         assert world.told()[0] == "True"
         assert "idleSince" not in world.workspace()["status"]
 
+    def test_a_controller_that_restarts_while_the_node_goes_buys_none(self, kind: str) -> None:
+        world, _ = with_refused_children(kind)
+        world.allow(60 * PER_MINUTE)
+        while world.staying_claims():
+            world.run(5)
+        assert world.claims() != []
+        for _ in range(3):
+            world.start()
+            world.run(10)
+        world.run(20 * MINUTE)
+        assert world.claims() == []
+        assert len(world.purchases) == 1
+
     def test_a_right_that_is_given_within_the_pause_buys_nothing_twice(self, kind: str) -> None:
         world, refusal = with_refused_children(kind)
         refusal.what = ""

@@ -15,6 +15,7 @@ from kaito_hooks.workspace.configuration.settings import Settings
 from kaito_hooks.workspace.purchases.alternatives import alternatives
 
 ANNOTATION = "kaito.sh/fitting-instance-types"
+RESOURCE = {"count": 1, "instanceType": "Standard_NV6", "labelSelector": {"matchLabels": {"a": "b"}}}
 TEMPLATE = {"template": {"spec": {"containers": [{"name": "c", "image": "i"}]}}}
 
 
@@ -27,13 +28,28 @@ def offered(obj: Obj, found: Catalog | None = CATALOG) -> tuple[str, ...]:
 
 
 def served(preset: str, **resource: Any) -> Obj:
-    asked = {"count": 1, "instanceType": "Standard_NC6s_v3", "labelSelector": {"matchLabels": {"a": "b"}}, **resource}
+    asked = {**RESOURCE, "instanceType": "Standard_NC6s_v3", **resource}
     return workspace_object(resource=asked, inference={"preset": {"name": preset, "accessMode": "public"}})
 
 
 def test_every_other_type_that_fits_is_offered_the_smallest_first() -> None:
-    # Not its own type, not the 8 GiB of NV6, and not the AMD GPU of NV32as_v4.
-    assert offered(workspace_object()) == ("Standard_NC24ads_A100_v4", "Standard_NC12s_v3")
+    # Not the 8 GiB of NV6, and not the AMD GPU of NV32as_v4.
+    names = ("Standard_NC6s_v3", "Standard_NC24ads_A100_v4")
+    assert offered(served("phi-3-mini-4k-instruct", instanceType="Standard_NV6")) == names
+
+
+@pytest.mark.parametrize(
+    ("asked", "others"),
+    [
+        ("Standard_NC4as_T4_v3", ("Standard_NC6s_v3", "g4dn.xlarge")),
+        ("standard_nc6S_V3", ("Standard_NC4as_T4_v3", "g4dn.xlarge")),
+        ("g4dn.2xlarge", ("Standard_NC4as_T4_v3", "Standard_NC6s_v3")),
+    ],
+)
+def test_no_size_of_the_series_is_offered_whose_quota_is_used_up(asked: str, others: tuple[str, ...]) -> None:
+    names = ("Standard_NC4as_T4_v3", "Standard_NC8as_T4_v3", "Standard_NC6s_v3", "Standard_NC12s_v3", "g4dn.xlarge")
+    found = catalog(**{name: {"gpuCount": 1, "totalGPUMemoryGiB": 16} for name in (*names, "g4dn.2xlarge")})
+    assert sorted(offered(served("phi-3-mini-4k-instruct", instanceType=asked), found)) == sorted(others)
 
 
 @pytest.mark.parametrize(
@@ -41,20 +57,21 @@ def test_every_other_type_that_fits_is_offered_the_smallest_first() -> None:
     [
         ({"kaito.sh/runtime": "vllm"}, "transformers", ("Standard_NC24ads_A100_v4",)),
         ({}, "vllm", ("Standard_NC24ads_A100_v4",)),
-        ({"kaito.sh/runtime": "transformers"}, "vllm", ("Standard_NC24ads_A100_v4", "Standard_NC12s_v3")),
+        ({"kaito.sh/runtime": "transformers"}, "vllm", ("Standard_NC6s_v3", "Standard_NC24ads_A100_v4")),
     ],
 )
 def test_no_type_is_offered_that_the_engine_cannot_use(
     annotations: dict[str, str], default: Engine, names: tuple[str, ...]
 ) -> None:
-    obj = workspace_object(metadata={"annotations": annotations})
+    obj = workspace_object(metadata={"annotations": annotations}, resource=RESOURCE)
     assert offered(obj, replace(CATALOG, default_engine=default)) == names
 
 
 def test_a_tuning_whose_model_is_served_counts_what_the_engine_can_use() -> None:
     vllm = {"annotations": {"kaito.sh/runtime": "vllm"}}
-    assert offered(tuning_object(metadata=vllm)) == ("Standard_NC24ads_A100_v4",)
-    assert "Standard_NC12s_v3" in offered(tuning_object(metadata=vllm, tuning={"serveResult": False}))
+    assert offered(tuning_object(metadata=vllm, resource=RESOURCE)) == ("Standard_NC24ads_A100_v4",)
+    unserved = tuning_object(metadata=vllm, resource=RESOURCE, tuning={"serveResult": False})
+    assert "Standard_NC6s_v3" in offered(unserved)
 
 
 def test_the_cheapest_comes_first_and_what_has_no_price_last() -> None:
@@ -104,15 +121,12 @@ def test_gpus_and_memory_of_all_nodes_count_for_a_preset_that_is_distributed_ove
     assert offered(served("falcon-40b", instanceType="Standard_NC48ads_A100_v4")) == ()
     assert offered(served("falcon-40b", instanceType="Standard_NC48ads_A100_v4", count=2)) == ()
     assert offered(served("llama-2-13b", instanceType="Standard_NC48ads_A100_v4")) == ("Standard_NC12s_v3",)
-    assert offered(served("llama-2-13b", instanceType="Standard_NC48ads_A100_v4", count=2)) == (
-        "Standard_NC6s_v3",
-        "Standard_NC24ads_A100_v4",
-    )
+    assert offered(served("llama-2-13b", instanceType="Standard_NC48ads_A100_v4", count=2)) == ("Standard_NC6s_v3",)
 
 
 def test_tuning_counts_what_its_method_needs() -> None:
     # 12 GiB for lora, 8 for qlora, of one GPU.
-    assert offered(tuning_object(tuning={"method": "lora"})) == ("Standard_NC24ads_A100_v4", "Standard_NC12s_v3")
+    assert offered(tuning_object(tuning={"method": "lora"})) == ("Standard_NC24ads_A100_v4",)
     assert "Standard_NV6" in offered(tuning_object(tuning={"method": "qlora"}))
     assert offered(tuning_object(tuning={"preset": {"name": "falcon-40b", "accessMode": "public"}})) == ()
 
@@ -148,7 +162,7 @@ def test_the_claim_carries_what_is_offered(node_api: NodeAPI) -> None:
     world.reconcile()
     (claim,) = world.claims.values()
     assert claim["kind"] == node_api
-    assert claim["metadata"]["annotations"][ANNOTATION] == "Standard_NC24ads_A100_v4, Standard_NC12s_v3"
+    assert claim["metadata"]["annotations"][ANNOTATION] == "Standard_NC24ads_A100_v4"
 
 
 def test_the_claim_of_a_template_carries_nothing() -> None:

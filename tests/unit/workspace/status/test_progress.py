@@ -53,12 +53,12 @@ def answering(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.mark.parametrize("answering", ["good"], indirect=True)
 def test_the_answer_is_read(answering: int) -> None:
-    assert fetch("127.0.0.1", answering) == {"phase": "Training"}
+    assert fetch("127.0.0.1", answering, limit=PATIENCE) == {"phase": "Training"}
 
 
 @pytest.mark.parametrize("answering", ["list", "broken", "deep", "digits", "error"], indirect=True)
 def test_what_is_no_progress_counts_as_no_answer(answering: int) -> None:
-    assert fetch("127.0.0.1", answering) is None
+    assert fetch("127.0.0.1", answering, limit=PATIENCE) is None
 
 
 @pytest.mark.parametrize("answering", ["drip", "slow header"], indirect=True)
