@@ -305,6 +305,8 @@ NOT_ITS_FAULT: dict[str, tuple[BaseException, type[BaseException]]] = {
         ),
         TrainingFailed,
     ),
+    "a process that is gone": (torch.distributed.DistNetworkError("failed to recv, got 0 bytes"), TrainingFailed),
+    "a process that is late": (torch.distributed.DistStoreError("wait timeout after 300000ms"), TrainingFailed),
     "too many files": (OSError(errno.EMFILE, "Too many open files"), TrainingFailed),
     "SIGTERM": (Stopped(), Stopped),
 }
@@ -333,6 +335,51 @@ def test_a_failure_in_the_first_step_after_a_checkpoint_is_the_steps(
     with pytest.raises(TrainingFailed, match="an error of this step"):
         resumed(model, output)
     assert {path.name for path in output.iterdir() if path.is_dir()} == {"checkpoint-3", "checkpoint-4"}
+
+
+def test_a_failure_to_read_the_first_rows_after_a_checkpoint_is_the_rows(
+    model: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*args: Any) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr(SFTTrainer, "get_batch_samples", failing)
+    with pytest.raises(TrainingFailed, match="DataLoader worker"):
+        resumed(model, output)
+    assert {path.name for path in output.iterdir() if path.is_dir()} == {"checkpoint-3", "checkpoint-4"}
+
+
+def test_a_seal_of_an_earlier_release_that_names_no_files_is_gone_on_from(
+    model: Path, output: Path, steps: Steps, undisturbed: TrainResult
+) -> None:
+    for folder in output.glob("checkpoint-*"):
+        sealed = json.loads((folder / "sealed.json").read_text())
+        (folder / "sealed.json").write_text(json.dumps({"key": sealed["key"], "processes": sealed["processes"]}))
+    steps.clear()
+    result, told = resumed(model, output)
+    assert steps == [5, 6]
+    assert same(result, undisturbed)
+    assert not told
+
+
+@pytest.mark.parametrize("asking", [{}, {"lr_scheduler_type": "reduce_lr_on_plateau"}], ids=["nobody", "the rate"])
+def test_a_whole_checkpoint_is_there_while_one_is_written_whatever_is_kept_as_the_best(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asking: dict[str, Any]
+) -> None:
+    # The loss falls, so that the first is the best by what is asked for.
+    best = {"metric_for_best_model": "loss", "greater_is_better": True, "eval_strategy": "steps", "eval_steps": 1}
+    arguments = {"max_steps": 5, "save_strategy": "steps", "save_steps": 1, **best, **asking}
+    before: list[int] = []
+    seal = checkpoints.seal
+
+    def sealing(folder: Path, *, key: str, processes: int) -> None:
+        before.append(checkpoints.newest_step(folder.parent, key=key))
+        seal(folder, key=key, processes=processes)
+
+    monkeypatch.setattr(checkpoints, "seal", sealing)
+    config = configuration(TrainingArguments=arguments)
+    fit(job(model, tmp_path, config, table(boxes(8), boxes(2))), lambda _: None, StopRequest(), history=History())
+    assert before == [0, 1, 2, 3, 4]
 
 
 def test_a_request_to_stop_that_comes_while_a_checkpoint_is_loaded_is_obeyed_before_another_is_tried(

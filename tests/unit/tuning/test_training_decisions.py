@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,6 +98,7 @@ def test_eight_bits_need_more_than_a_v100() -> None:
         ("auto_find_batch_size", True, False),
         ("use_cpu", False, True),
         ("save_total_limit", 1, 2),
+        ("metric_for_best_model", "accuracy", None),
         ("eval_strategy", "steps", "no"),
     ],
 )
@@ -114,6 +116,28 @@ def test_other_values_of_the_user_are_taken() -> None:
     assert given.items() <= chosen.arguments.items()
     assert chosen.arguments["eval_strategy"] == "epoch"
     assert not chosen.warnings
+
+
+@pytest.mark.parametrize(
+    "asking",
+    [{"save_strategy": "best", "metric_for_best_model": "loss"}, {"lr_scheduler_type": "greedy"}],
+)
+def test_the_best_checkpoint_is_one_more(asking: dict[str, Any]) -> None:
+    for given, limit in ({}, 3), ({"save_total_limit": 2}, 3), ({"save_total_limit": 4}, 4):
+        chosen = settings({**asking, **given}, device=CPU, dtype="float32", evaluates=True)
+        assert chosen.arguments["save_total_limit"] == limit
+        assert asking.items() <= chosen.arguments.items()
+        assert [*chosen.warnings] == [said for said in chosen.warnings if "save_total_limit: 2" in said]
+
+
+def test_a_machine_without_a_loopback_address_has_no_free_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unbound(socket.socket):
+        def bind(self, address: Any) -> None:
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+
+    monkeypatch.setattr(socket, "socket", Unbound)
+    with pytest.raises(OSError, match="Cannot assign requested address"):
+        launch.free_port()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from tests.unit.tuning.trained import FOUR_BITS, configuration, job, losses, tab
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from kaito_tuning.config.targets import TARGETS
+from kaito_tuning.errors import ConfigInvalid
 from kaito_tuning.process.stop import StopRequest
 from kaito_tuning.progress.history import History
 from kaito_tuning.training import build, packing
@@ -38,6 +39,18 @@ def built(
     watcher = Watcher(lambda _: None, StopRequest(), History(), key=work.key, processes=1)
     trainer, *_ = build.build(work, work.load_base(), watcher, [], halve=False)
     return trainer
+
+
+def test_rows_without_padding_are_padded_where_they_are_not_packed(model: Path, tmp_path: Path) -> None:
+    assert not built(model, tmp_path, boxes(4), padding_free=True).padding_free
+    assert built(model, tmp_path, boxes(4), padding_free=True, packing=True).padding_free
+
+
+def test_rows_that_fill_no_batch_are_refused_where_such_a_batch_is_dropped(model: Path, tmp_path: Path) -> None:
+    full = {"dataloader_drop_last": True, "per_device_train_batch_size": 4}
+    assert built(model, tmp_path, boxes(4), **full)
+    with pytest.raises(ConfigInvalid, match=r"^TrainingArguments\.dataloader_drop_last leaves out all of 3 rows, "):
+        built(model, tmp_path, boxes(3), **full)
 
 
 def test_the_losses_are_those_of_plain_peft_with_the_same_seed(model: Path, tmp_path: Path) -> None:

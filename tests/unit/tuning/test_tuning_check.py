@@ -93,6 +93,20 @@ def test_the_report_says_what_was_found(tmp_path: Path) -> None:
         pytest.param("DatasetConfig", {"max_bad_rows": 3}, "must be from 0 to below 1, got 3", id="a share"),
         pytest.param("DatasetConfig", {"on_bad_rows": "ignore"}, "'ignore' is none of fail, skip", id="a choice"),
         pytest.param("ModelConfig", {"chat_template": "{% x %}"}, "chat_template cannot render", id="jinja"),
+        pytest.param("TrainingArguments", {"eos_token": "<|no|>"}, "must be a token of the model's", id="an end"),
+        pytest.param("TrainingArguments", {"pad_token": "<|no|>"}, "must be a token of the model's", id="a padding"),
+        pytest.param(
+            "TrainingArguments",
+            {"dataloader_drop_last": True, "per_device_train_batch_size": 2},
+            "TrainingArguments.dataloader_drop_last leaves out all of 1 row, which",
+            id="no full batch",
+        ),
+        pytest.param(
+            "TrainingArguments",
+            {"lr_scheduler_type": "greedy"},
+            "must not be greedy where no row is held back",
+            id="a learning rate that follows nothing",
+        ),
     ],
 )
 def test_a_configuration_that_cannot_work_is_refused(
@@ -103,6 +117,18 @@ def test_a_configuration_that_cannot_work_is_refused(
     found = check(tmp_path, document=changed(section, **values))
     assert (found.code, found.report["reason"]) == (2, "ConfigInvalid")
     assert sentence in found.report["problems"][0]
+
+
+def test_arguments_that_the_model_and_the_rows_have_what_they_need_for_pass(tmp_path: Path) -> None:
+    model_folder(tmp_path / "model", "phi3", chat_template=PHI3)
+    write_rows(tmp_path / "data", *[GOOD] * 10)
+    (token,) = templates.load_tokenizer(tmp_path / "model").convert_ids_to_tokens([5])
+    batch = {"dataloader_drop_last": True, "per_device_train_batch_size": 8}
+    document = changed(
+        "TrainingArguments", eos_token=token, pad_token=token, lr_scheduler_type="reduce_lr_on_plateau", **batch
+    )
+    document["training_config"]["DatasetConfig"] = {"train_test_split": 0.8}
+    assert check(tmp_path, document=document).report["problems"] == []
 
 
 @pytest.mark.parametrize(

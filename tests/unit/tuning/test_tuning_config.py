@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from peft import LoraConfig
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, Trainer, get_scheduler
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
 from kaito_tuning.config import KnownFields, load, output_directory, parse
@@ -176,6 +179,17 @@ def test_a_mistake_is_refused_with_a_sentence_that_names_it(
         ("TrainingArguments", {"lr_scheduler_type": "cosine_with_min_lr"}),
         ("TrainingArguments", {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"min_lr_ratio": 0}}),
         ("LoraConfig", {"layers_pattern": "layers"}),
+        ("TrainingArguments", {"logging_steps": 1.5}),
+        ("TrainingArguments", {"save_steps": 2.5, "save_strategy": "steps"}),
+        ("TrainingArguments", {"eval_steps": 2.5, "eval_strategy": "steps"}),
+        ("TrainingArguments", {"bf16_full_eval": True, "fp16_full_eval": True}),
+        ("TrainingArguments", {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "no"}),
+        ("TrainingArguments", {"lr_scheduler_type": "greedy", "eval_strategy": "no"}),
+        ("TrainingArguments", {"lr_scheduler_kwargs": "min_lr=0"}),
+        ("TrainingArguments", {"lr_scheduler_kwargs": "{min_lr"}),
+        ("TrainingArguments", {"dataset_kwargs": {"skip_prepare_dataset": True}}),
+        ("TrainingArguments", {"dataset_kwargs": '{"skip_prepare_dataset": true}'}),
+        ("ModelConfig", {"attn_implementation": "flash_attention_2"}),
     ],
     ids=lambda value: "-".join(f"{key} {given}" for key, given in value.items()) if isinstance(value, dict) else value,
 )
@@ -209,6 +223,10 @@ def test_a_value_that_nothing_can_be_trained_with_is_refused(
         ("TrainingArguments", {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 0.0}}),
         ("TrainingArguments", {"logging_strategy": "no", "logging_steps": 0}),
         ("LoraConfig", {"layers_pattern": "layers", "layers_to_transform": [0]}),
+        ("TrainingArguments", {"eval_steps": 2.5, "save_steps": 2.0, "logging_steps": 0.5}),
+        ("TrainingArguments", {"dataset_kwargs": {"skip_prepare_dataset": False}}),
+        ("ModelConfig", {"attn_implementation": "eager"}),
+        ("ModelConfig", {"attn_implementation": None}),
     ],
 )
 def test_the_smallest_values_are_taken(known: KnownFields, section: str, values: dict[str, Any]) -> None:
@@ -240,6 +258,81 @@ def test_no_number_passes_that_the_libraries_refuse(known: KnownFields) -> None:
         except (ValueError, TypeError, ArithmeticError) as error:
             passed.append(f"{section}.{name} {value}: {error}")
     assert not passed
+
+
+SCHEDULER_NEEDS: dict[str, dict[str, Any]] = {
+    "cosine_with_min_lr": {"min_lr": 0.0},
+    "cosine_warmup_with_min_lr": {"min_lr": 0.0},
+    "warmup_stable_decay": {"num_decay_steps": 1},
+}
+SCHEDULER_KWARGS: dict[str, Any] = {
+    "num_cycles": 1,
+    "lr_end": 1e-8,
+    "power": 1.0,
+    "timescale": 10,
+    "min_lr": 0.0,
+    "min_lr_rate": 0.1,
+    "warmup_lr_rate": 0.1,
+    "num_decay_steps": 1,
+    "num_stable_steps": 1,
+    "warmup_type": "linear",
+    "decay_type": "cosine",
+    "min_lr_ratio": 0.0,
+    "mode": "min",
+    "factor": 0.5,
+    "patience": 1,
+    "threshold": 0.1,
+    "threshold_mode": "rel",
+    "cooldown": 1,
+    "eps": 1e-8,
+    "warmup": 1,
+    "max_lr": 1.0,
+    "verbose": False,
+    "smooth": False,
+    "window_size": 5,
+    "reset_start": 5,
+    "last_epoch": -1,
+    "num_training_steps": 9,
+    "num_warmup_steps": 1,
+    "optimizer": 1,
+    "nobody_knows": 1,
+}
+
+
+@pytest.mark.parametrize("scheduler", [kind.value for kind in TYPE_TO_SCHEDULER_FUNCTION])
+def test_lr_scheduler_kwargs_are_taken_that_the_scheduler_takes(known: KnownFields, scheduler: str) -> None:
+    for name, value in SCHEDULER_KWARGS.items():
+        kwargs = SCHEDULER_NEEDS.get(scheduler, {}) | {name: value}
+        given = changed("TrainingArguments", lr_scheduler_type=scheduler, lr_scheduler_kwargs=kwargs)
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        try:
+            get_scheduler(scheduler, optimizer, 1, 9, scheduler_specific_kwargs=dict(kwargs))
+        except (TypeError, ValueError):
+            with pytest.raises(ConfigInvalid, match=r"^TrainingArguments\.lr_scheduler_(kwargs|type) must "):
+                parse(given, known=known)
+        else:
+            assert parse(given, known=known).training["lr_scheduler_kwargs"] == kwargs
+
+
+@pytest.mark.parametrize(
+    "given", [yaml.safe_load("min_lr: 1e-6"), '{"min_lr": 1e-6}', '{"min_lr": "1e-6"}'], ids=["YAML", "JSON", "text"]
+)
+def test_lr_scheduler_kwargs_hold_numbers_however_they_are_written(known: KnownFields, given: Any) -> None:
+    document = changed("TrainingArguments", lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs=given)
+    assert parse(document, known=known).training["lr_scheduler_kwargs"] == {"min_lr": 1e-6}
+
+
+def test_an_optimizer_is_taken_that_the_libraries_have(known: KnownFields) -> None:
+    for optimizer in OptimizerNames:
+        arguments = SFTConfig(output_dir="x", use_cpu=True, bf16=False, optim=optimizer.value)
+        given = changed("TrainingArguments", optim=optimizer.value)
+        try:
+            Trainer.get_optimizer_cls_and_kwargs(arguments, torch.nn.Linear(1, 1))
+        except (ImportError, ValueError):
+            with pytest.raises(ConfigInvalid, match=r"^TrainingArguments\.optim must "):
+                parse(given, known=known)
+        else:
+            assert parse(given, known=known).training["optim"] == optimizer.value
 
 
 def test_a_whole_number_is_taken_where_the_library_wants_a_fraction(known: KnownFields) -> None:
@@ -287,6 +380,31 @@ def test_a_key_that_is_there_twice_is_refused(tmp_path: Path, known: KnownFields
     path.write_text(text)
     with pytest.raises(ConfigInvalid, match=f"{twice} is there twice, in line [35]"):
         load(path, known=known)
+
+
+def test_keys_that_are_merged_into_others_are_not_there_twice(tmp_path: Path, known: KnownFields) -> None:
+    path = tmp_path / "training_config.yaml"
+    path.write_text(
+        "shared:\n"
+        "  lora:\n"
+        "    small: &small {r: 8, lora_alpha: 8}\n"
+        "    big: &big\n"
+        "      <<: *small\n"
+        "      r: 16\n"
+        "more: &more {lora_dropout: 0.1}\n"
+        "training_config:\n"
+        "  LoraConfig:\n"
+        "    <<: *big\n"
+        "    <<: *more\n"
+        "    lora_alpha: 32\n"
+    )
+    again = tmp_path / "again.yaml"
+    again.write_text(
+        "a: {b: {c: {big: &big {<<: &small {r: 8, lora_alpha: 8}, r: 16}}}}\n"
+        "training_config: {LoraConfig: {<<: *big, lora_alpha: 32, lora_dropout: 0.1}}\n"
+    )
+    for written in (path, again):
+        assert load(written, known=known).lora == {"r": 16, "lora_alpha": 32, "lora_dropout": 0.1}
 
 
 @pytest.mark.parametrize(

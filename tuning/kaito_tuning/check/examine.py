@@ -13,7 +13,7 @@ from kaito_tuning import config
 from kaito_tuning.chat import templates, weights
 from kaito_tuning.chat.templates import ChatTemplate
 from kaito_tuning.check.report import Report, Tokens
-from kaito_tuning.config import DatasetConfig, TuningConfig, expressible
+from kaito_tuning.config import DatasetConfig, TuningConfig, bounds, expressible
 from kaito_tuning.config.targets import NEVER_PACKED, TARGETS, check_patterns, target_modules
 from kaito_tuning.data import Data, files, lengths, table
 from kaito_tuning.errors import ConfigInvalid, DatasetInvalid, ModelInvalid, TuningError
@@ -98,6 +98,9 @@ def examine(settings: Settings, *, cache: Path | None = None) -> Report:
                 )
             tokenizer = templates.load_tokenizer(settings.model_folder)
     template: ChatTemplate | None = None
+    if parsed is not None and tokenizer is not None:
+        with found.collected():
+            _tokens(parsed.training, tokenizer)
     if parsed is not None:
         with found.collected():
             _adapter(parsed, model_type, found, serve_result=settings.serve_result)
@@ -124,6 +127,9 @@ def examine(settings: Settings, *, cache: Path | None = None) -> Report:
             evaluation_rows=len(data.evaluation or ()),
             skipped_rows=data.skipped,
         )
+        if parsed is not None:
+            with found.collected():
+                _rows(parsed.training, len(data.training), evaluates=data.evaluation is not None)
         if tokenizer is not None and (template is not None or not conversational):
             training = parsed.training if parsed else {}
             packing = False if model_type in NEVER_PACKED else None
@@ -161,6 +167,29 @@ def _data(
     selection = files.among(settings.paths, wanted) if settings.paths else files.select(settings.data_folder, wanted)
     refusal = templates.refused_by_roles(tokenizer, template.text) if template is not None else lambda _: ""
     return table.read(selection, wanted, refusal=refusal, cache=cache, max_bytes=settings.max_bytes)
+
+
+def _tokens(training: Mapping[str, Any], tokenizer: Any) -> None:
+    for name in ("eos_token", "pad_token"):
+        token = training.get(name)
+        if token and token not in tokenizer.get_vocab():
+            raise ConfigInvalid(
+                f"TrainingArguments.{name} must be a token of the model's tokenizer, got {token!r}; leave it out for "
+                "the model's own"
+            )
+
+
+def _rows(training: Mapping[str, Any], rows: int, *, evaluates: bool) -> None:
+    """What the TrainingArguments need of the data. Packed or not, no more rows than these are trained on."""
+    batch = training.get("per_device_train_batch_size") or 8
+    if training.get("dataloader_drop_last") and isinstance(batch, int) and rows < batch:
+        raise ConfigInvalid(bounds.dropped(rows, batch))
+    scheduler = training.get("lr_scheduler_type")
+    if scheduler in bounds.MEASURING_SCHEDULERS and not evaluates:
+        raise ConfigInvalid(
+            f"TrainingArguments.lr_scheduler_type must not be {scheduler} where no row is held back; set "
+            "DatasetConfig.train_test_split below 1, or choose another"
+        )
 
 
 def _of_template(tokenizer: Any, template: ChatTemplate, *, marks: bool) -> Iterator[str]:

@@ -5,6 +5,7 @@ Some are the libraries' own refusals, which would come on the node. A test holds
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -71,36 +72,120 @@ _BOUNDS = (
 
 
 _METRICS = ("loss", "entropy", "mean_token_accuracy", "num_tokens")
-_MEASURING_SCHEDULERS = ("reduce_lr_on_plateau", "greedy")
+MEASURING_SCHEDULERS = ("reduce_lr_on_plateau", "greedy")
+"""Those that follow what an evaluation measures."""
+_MIN_LR = ("min_lr", "min_lr_rate")
+_PLATEAU = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "min_lr", "eps")
+_SCHEDULER_TAKES: Mapping[str, tuple[str, ...]] = {
+    "linear": (),
+    "cosine": ("num_cycles",),
+    "cosine_with_restarts": ("num_cycles",),
+    "polynomial": ("lr_end", "power"),
+    "inverse_sqrt": ("timescale",),
+    "cosine_with_min_lr": ("num_cycles", *_MIN_LR),
+    "cosine_warmup_with_min_lr": ("num_cycles", *_MIN_LR, "warmup_lr_rate"),
+    "warmup_stable_decay": (
+        *("num_decay_steps", "num_stable_steps", "warmup_type", "decay_type", "min_lr_ratio", "num_cycles"),
+    ),
+    "reduce_lr_on_plateau": _PLATEAU,
+    "greedy": (*_PLATEAU, "warmup", "max_lr", "verbose", "smooth", "window_size", "reset_start"),
+}
+"""Names of lr_scheduler_kwargs, besides last_epoch of most; the schedulers that are not here look at none."""
 _SCHEDULER_NEEDS: Mapping[str, tuple[str, ...]] = {
-    "cosine_with_min_lr": ("min_lr", "min_lr_rate"),
-    "cosine_warmup_with_min_lr": ("min_lr", "min_lr_rate"),
+    "cosine_with_min_lr": _MIN_LR,
+    "cosine_warmup_with_min_lr": _MIN_LR,
     "warmup_stable_decay": ("num_decay_steps",),
 }
-"""One of these has to be among lr_scheduler_kwargs."""
+"""One of these has to be among lr_scheduler_kwargs, and not two."""
+_OPTIMIZER_PACKAGES: Mapping[str, str] = {
+    "adamw_torch_xla": "torch_xla",
+    "adamw_torch_npu": "torch_npu",
+    "adamw_anyprecision": "torchdistx",
+    "adamw_torch_4bit": "torchao",
+    "adamw_torch_8bit": "torchao",
+    "galore_": "galore_torch",
+    "lomo": "lomo_optim",
+    "adalomo": "lomo_optim",
+    "grokadamw": "grokadamw",
+    "schedule_free_": "schedulefree",
+    "apollo_": "apollo_torch",
+    "stable_adamw": "torch-optimi",
+}
+"""What the image has not, by how the names of the optimizers begin that need it."""
+_ATTENTION = ("eager", "sdpa", "flex_attention")
+
+_Refusals = Iterator[tuple[str, str, str]]
+"""Of TrainingArguments: the name of each that does not fit the others, what it must, and a way out."""
 
 
-def _arguments(given: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Of TrainingArguments: the name of each that does not fit the others, what it must, and a way out."""
+def mapping(value: object) -> Mapping[str, Any] | None:
+    """A field that the libraries take as a mapping or as JSON; None for what is neither."""
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, Mapping) else None
+
+
+def _arguments(given: Mapping[str, Any]) -> _Refusals:
     if given.get("logging_steps") == 0 and given.get("logging_strategy", "steps") == "steps":
         yield "logging_steps", "be above 0", "leave it out for every 10 steps"
-    if given.get("bf16") and given.get("fp16"):
-        yield "bf16", "not be true beside fp16", "leave both out for what the model and the device have"
+    for what, strategy in (("logging", "steps"), ("save", "steps"), ("eval", "epoch")):
+        steps = given.get(f"{what}_steps") or 0
+        if steps > 1 and steps != int(steps) and given.get(f"{what}_strategy", strategy) == "steps":
+            yield f"{what}_steps", "be whole where it is above 1", "a number below 1 is a share of all steps"
+    for precise, other in (("bf16", "fp16"), ("bf16_full_eval", "fp16_full_eval")):
+        if given.get(precise) and given.get(other):
+            yield precise, f"not be true beside {other}", "leave both out for what the model and the device have"
     if given.get("use_liger_kernel"):
         yield "use_liger_kernel", "not be true", "the image has no liger-kernel"
+    optimizer = str(given.get("optim") or "")
+    for begin, package in _OPTIMIZER_PACKAGES.items():
+        if optimizer.startswith(begin):
+            yield "optim", f"not need {package}, which the image has not", "leave it out for adamw_torch_fused"
+    if (mapping(given.get("dataset_kwargs")) or {}).get("skip_prepare_dataset"):
+        yield "dataset_kwargs", "not skip_prepare_dataset", "leave it out: no row is tokenised yet"
     best, scheduler = given.get("save_strategy") == "best", given.get("lr_scheduler_type")
     metric = str(given.get("metric_for_best_model") or "loss").removeprefix("eval_")
     if best and not given.get("metric_for_best_model"):
         yield "save_strategy", "not be best without metric_for_best_model", "set that to loss"
-    elif metric not in _METRICS and (best or scheduler in _MEASURING_SCHEDULERS):
+    elif metric not in _METRICS and (best or scheduler in MEASURING_SCHEDULERS):
         yield "metric_for_best_model", f"be one of {', '.join(_METRICS)}", "nothing else is measured"
     if not given.get("dataloader_num_workers"):
         for name in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
             if given.get(name):
                 yield name, "not be set without dataloader_num_workers", "leave it out"
-    needed = _SCHEDULER_NEEDS.get(str(scheduler), ())
-    if needed and not any((given.get("lr_scheduler_kwargs") or {}).get(name) is not None for name in needed):
+    yield from _scheduler(given, str(scheduler or "linear"))
+
+
+def _scheduler(given: Mapping[str, Any], scheduler: str) -> _Refusals:
+    if scheduler in MEASURING_SCHEDULERS and given.get("eval_strategy") == "no":
+        yield "lr_scheduler_type", "not follow evaluations where eval_strategy is no", "leave one of them out"
+    kwargs = mapping(given.get("lr_scheduler_kwargs") or {})
+    if kwargs is None:
+        yield "lr_scheduler_kwargs", "be a mapping", "leave it out"
+        return
+    needed = _SCHEDULER_NEEDS.get(scheduler, ())
+    found = [name for name in needed if kwargs.get(name) is not None]
+    if needed and not found:
         yield "lr_scheduler_type", f"have {' or '.join(needed)} in lr_scheduler_kwargs", "or choose another"
+    if len(found) > 1:
+        yield "lr_scheduler_kwargs", f"not have both {' and '.join(found)}", "leave one of them out"
+    taken = _SCHEDULER_TAKES.get(scheduler)
+    if taken is not None:
+        for name in kwargs.keys() - {*taken, "" if scheduler in MEASURING_SCHEDULERS else "last_epoch"}:
+            knows = ", ".join(taken) or "none"
+            yield "lr_scheduler_kwargs", f"not have {name}", f"lr_scheduler_type {scheduler} knows {knows}"
+
+
+def dropped(rows: int, batch: int, processes: int = 1) -> str:
+    """That no row is left to train on where a batch that is not full is dropped."""
+    together = f" on each of {processes} GPUs" if processes > 1 else ""
+    return (
+        f"TrainingArguments.dataloader_drop_last leaves out all of {rows} row{'s' if rows != 1 else ''}, which are "
+        f"fewer than the per_device_train_batch_size of {batch}{together}; leave it out"
+    )
 
 
 def check(sections: Mapping[str, Mapping[str, Any]]) -> None:
@@ -118,6 +203,11 @@ def check(sections: Mapping[str, Mapping[str, Any]]) -> None:
     arguments, lora = sections["TrainingArguments"], sections["LoraConfig"]
     for name, must, way_out in _arguments(arguments):
         raise ConfigInvalid(f"TrainingArguments.{name} must {must}, got {arguments[name]!r}; {way_out}")
+    if (attention := sections["ModelConfig"].get("attn_implementation") or _ATTENTION[0]) not in _ATTENTION:
+        raise ConfigInvalid(
+            f"ModelConfig.attn_implementation must be one of {', '.join(_ATTENTION)}, got {attention!r}; the image has "
+            "no other"
+        )
     if lora.get("layers_pattern") and lora.get("layers_to_transform") is None:
         raise ConfigInvalid(
             f"LoraConfig.layers_pattern must not be set without layers_to_transform, got {lora['layers_pattern']!r}; "

@@ -35,17 +35,20 @@ MANY = 12
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that a mapping has twice, of which YAML's loader would take the last."""
+    """Refuses a key that a mapping has twice, of which YAML's loader would take the last; ``<<`` merges both times."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"{key.value} is there twice, in line {key.start_mark.line + 1} again", None
                 )
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
-        return super().construct_mapping(node, deep=deep)
+            seen.add(key.value)
+        return node
 
 
 def load(path: Path, *, known: KnownFields) -> TuningConfig:
@@ -92,6 +95,9 @@ def parse(document: object, *, known: KnownFields) -> TuningConfig:
         )
     output_dir = output_directory(training.pop("output_dir", None))
     typed = {name: _typed(name, sections[name], fields[name], known.choices[name]) for name in SECTIONS}
+    kwargs = typed["TrainingArguments"].get("lr_scheduler_kwargs")
+    if kwargs is not None:
+        typed["TrainingArguments"]["lr_scheduler_kwargs"] = _numbers(kwargs)
     bounds.check(typed)
     if typed["DataCollator"].get("mlm"):
         warnings.append(
@@ -178,6 +184,14 @@ def _none_of(value: object, offered: Sequence[str]) -> str:
     """The end of a sentence about a value that is not among those, with the nearest of them."""
     near = _nearest(str(value), offered)
     return f"no value that it takes{near}" if near and len(offered) > MANY else f"none of {', '.join(offered)}{near}"
+
+
+def _numbers(kwargs: object) -> object:
+    """A mapping, or one as JSON, which the libraries take as well, with numbers as numbers."""
+    given = bounds.mapping(kwargs)
+    if given is None:
+        return kwargs
+    return {name: value if (number := _number(value)) is None else number for name, value in given.items()}
 
 
 def _number(value: object) -> float | None:

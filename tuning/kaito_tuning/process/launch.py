@@ -7,6 +7,7 @@ after a SIGTERM, which a checkpoint may need longer for, and loses their exit co
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import signal
@@ -119,6 +120,8 @@ def free_port() -> int:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
-            except OSError:
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
                 continue
         return port

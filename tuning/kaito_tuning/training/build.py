@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from kaito_tuning.chat import templates, weights
 from kaito_tuning.chat.day import on_one_day
 from kaito_tuning.chat.templates import ChatTemplate
+from kaito_tuning.config.bounds import dropped
 from kaito_tuning.config.targets import adapted
 from kaito_tuning.data import forms, lengths
-from kaito_tuning.errors import DatasetInvalid
+from kaito_tuning.errors import ConfigInvalid, DatasetInvalid
 from kaito_tuning.training import packing
 from kaito_tuning.training.job import TrainJob
 from kaito_tuning.training.model import BaseModel
@@ -69,6 +70,8 @@ def build(
     limit, rows, left = trainer.args.max_length, len(job.data.training), len(trainer.train_dataset)
     if left == 0:
         raise DatasetInvalid(f"no row of {job.data.names} has anything to learn in {limit} tokens")
+    if trainer.args.dataloader_drop_last and left < trainer.args.per_device_train_batch_size * job.processes:
+        raise ConfigInvalid(dropped(left, trainer.args.per_device_train_batch_size, job.processes))
     if not trainer.args.packing and left < rows:
         warnings.append(f"{rows - left} rows have nothing to learn in their first {limit} tokens and are left out")
     held, kept = len(job.data.evaluation or ()), trainer.eval_dataset
@@ -126,4 +129,9 @@ def _arguments(
     if packs and not packing.documents_are_separate(base.model, pad_token_id=base.tokenizer.pad_token_id):
         arguments |= {"packing": False, "eval_packing": False}
         warnings.append("packed documents would see each other on this model: packing is off")
+    if arguments.get("padding_free") and not arguments["packing"]:
+        arguments["padding_free"] = False
+        warnings.append(
+            "TrainingArguments.padding_free is off: rows that are not packed are cut to max_length and padded"
+        )
     return (halved(arguments) or arguments) if halve else arguments

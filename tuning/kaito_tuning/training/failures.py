@@ -37,6 +37,7 @@ _DISK = re.compile(
 )
 _DEVICE = re.compile(
     r"\bCUDA\b|CUDNN|CUBLAS|\bNCCL\b|\bcuda\b|uncorrectable ECC|[Gg]loo|ProcessGroup|NVML|Connection \w+ by peer"
+    r"|\bDist\w*Error\b"
 )
 _NOT_OF_A_FILE = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
 _FULL = re.compile(r"No space left on device|Disk quota exceeded|\(os error (28|122)\)", re.IGNORECASE)

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kaito_tuning.config.bounds import MEASURING_SCHEDULERS
 from kaito_tuning.training.precision import Device, mixed
 
 FEWEST_CHECKPOINTS = 2
-"""The one being written and a whole one before it."""
+"""The one being written and a whole one before it, besides the best, which the trainer keeps where it looks for it."""
 DEFAULT_BATCH = 8
 """Rows in a micro-batch where TrainingArguments says nothing: transformers' own default."""
 
@@ -45,6 +46,8 @@ def settings(
     ``defaults``: of this data set and this model, below the user's values.
     """
     warnings: list[str] = []
+    best = given.get("save_strategy") == "best" or given.get("lr_scheduler_type") in MEASURING_SCHEDULERS
+    fewest = FEWEST_CHECKPOINTS + best
     precise, said = mixed(given, dtype, device)
     if said:
         warnings.append(said)
@@ -52,7 +55,7 @@ def settings(
         "learning_rate": 5e-5,
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
-        "save_total_limit": FEWEST_CHECKPOINTS,
+        "save_total_limit": fewest,
         "seed": 42,
         "eval_strategy": "epoch" if evaluates else "no",
         "per_device_eval_batch_size": given.get("per_device_train_batch_size", DEFAULT_BATCH),
@@ -61,17 +64,19 @@ def settings(
         **precise,
     }
     forced = {**_FORCED, "use_cpu": (not device.is_gpu, f"the training runs on {device.name}")}
+    if not best:
+        forced["metric_for_best_model"] = (None, "neither save_strategy nor lr_scheduler_type asks for it")
     for name, (value, why) in forced.items():
         if given.get(name) not in (None, value):
             warnings.append(f"TrainingArguments.{name}: {given[name]!r} is replaced by {value!r}: {why}")
         arguments[name] = value
     limit = arguments["save_total_limit"]
-    if limit is not None and limit < FEWEST_CHECKPOINTS:
+    if limit is not None and limit < fewest:
         warnings.append(
-            f"TrainingArguments.save_total_limit: {limit} is replaced by {FEWEST_CHECKPOINTS}: "
-            "a crash while one checkpoint is written needs the one before"
+            f"TrainingArguments.save_total_limit: {limit} is replaced by {fewest}: "
+            f"a crash while one checkpoint is written needs the one before{', besides the best' if best else ''}"
         )
-        arguments["save_total_limit"] = FEWEST_CHECKPOINTS
+        arguments["save_total_limit"] = fewest
     for name, nothing in (("eval_strategy", "no"), ("eval_on_start", False)):
         if not evaluates and arguments.get(name, nothing) != nothing:
             warnings.append(f"TrainingArguments.{name} needs DatasetConfig.train_test_split below 1; no evaluation")

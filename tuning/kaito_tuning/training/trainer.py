@@ -19,7 +19,8 @@ _MEASURING_SCHEDULERS = (ReduceLROnPlateau, GreedyLR)
 class Trainer(SFTTrainer):  # type: ignore[misc]
     """Trains as its base class does. ``rows`` says what was on the device last, such as "4 rows of 2,048 tokens".
 
-    ``loading``: whether a checkpoint is being loaded, which ends with the first row that is trained on.
+    ``loading``: whether a checkpoint is being loaded, which ends with the first row that is trained on; to read rows is
+    no part of it.
     """
 
     control: Any
@@ -36,6 +37,13 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
         watcher.scaler = self.accelerator.scaler
+
+    def get_batch_samples(self, *args: Any, **options: Any) -> Any:
+        """The micro-batches of an optimizer step. Some state of a checkpoint is loaded only after the first of them."""
+        loading, self.loading = self.loading, False
+        samples = super().get_batch_samples(*args, **options)
+        self.loading = loading
+        return samples
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> torch.Tensor:
         """One micro-batch, forward and backward."""
