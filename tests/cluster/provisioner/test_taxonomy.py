@@ -34,7 +34,7 @@ FOREIGN_POOL = {"properties": {"vmSize": "Standard_D2s_v3", "count": 1, "nodeLab
 # For phi-3-mini on Standard_NC6s_v3 in the Catalog as the chart has it: without prices, the smallest of each series.
 FITTING = (
     "Instance type asked for: Standard_NC6s_v3. Other instance types that fit: Standard_NV18ads_A10_v5, "
-    "Standard_NC4as_T4_v3, Standard_NV36adms_A10_v5, Standard_NC24ads_A100_v4, Standard_NC40ads_H100_v5."
+    "Standard_NC4as_T4_v3, Standard_NC24ads_A100_v4, Standard_NC40ads_H100_v5, Standard_ND40rs_v2."
 )
 
 

@@ -15,7 +15,8 @@ from kaito_hooks.workspace.rules.engines import engine_of, serves
 MOST = 5
 """How many are named."""
 
-_AZURE = re.compile(r"(Standard_[A-Z]+)\d+(.*)", re.IGNORECASE)
+_AZURE = re.compile(r"(standard_[a-z]+)\d+([a-z]*)(.*)")
+"""Family, features and the rest of a name, in small letters."""
 
 
 def alternatives(workspace: Workspace, catalog: Catalog | None) -> tuple[str, ...]:
@@ -66,6 +67,15 @@ def _worth(instance_type: InstanceType) -> tuple[bool, float, int, int, int, str
 
 
 def _series(name: str) -> str:
-    """The name without its size: ``Standard_NC6s_v3`` is of ``Standard_NCs_v3``, ``g5.4xlarge`` of ``g5``."""
-    azure = _AZURE.fullmatch(name)
-    return "".join(azure.groups()).lower() if azure else name.partition(".")[0].lower()
+    """The name without its size: ``Standard_NC6s_v3`` is of ``standard_ncs_v3``, ``g5.4xlarge`` of ``g5``.
+
+    On Azure a size that is isolated (i), has RDMA (r) or more memory (m) is of the series; but ND with more memory is
+    one of its own. https://learn.microsoft.com/azure/virtual-machines/vm-naming-conventions
+    """
+    azure = _AZURE.fullmatch(name.lower())
+    if azure is None:
+        return name.partition(".")[0].lower()
+    family, features, rest = azure.groups()
+    features = re.sub("[ir]" if family == "standard_nd" else "[imr]", "", features)
+    # ND96asr_A100_v4 is another spelling of ND96asr_v4.
+    return family + features + rest.replace("_a100_v4", "_v4")

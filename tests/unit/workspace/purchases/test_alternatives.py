@@ -53,6 +53,33 @@ def test_no_size_of_the_series_is_offered_whose_quota_is_used_up(asked: str, oth
 
 
 @pytest.mark.parametrize(
+    ("asked", "of_its_series"),
+    [
+        # https://learn.microsoft.com/azure/virtual-machines/sizes/gpu-accelerated/ncadsh100v5-series
+        ("Standard_NC40ads_H100_v5", "Standard_NC80adis_H100_v5"),
+        # https://learn.microsoft.com/azure/virtual-machines/sizes/gpu-accelerated/nvadsa10v5-series
+        ("Standard_NV36ads_A10_v5", "Standard_NV36adms_A10_v5"),
+        # https://learn.microsoft.com/azure/virtual-machines/sizes/gpu-accelerated/ncv3-series
+        ("Standard_NC24s_v3", "Standard_NC24rs_v3"),
+        ("Standard_ND96asr_v4", "Standard_ND96asr_A100_v4"),
+    ],
+    ids=["isolated", "more memory", "with RDMA", "another spelling"],
+)
+def test_a_size_with_more_features_is_of_the_same_series(asked: str, of_its_series: str) -> None:
+    names = (asked, of_its_series, "Standard_NC24ads_A100_v4")
+    found = catalog(**{name: {"gpuCount": 1, "totalGPUMemoryGiB": 80} for name in names})
+    for one in (asked, of_its_series):
+        assert offered(served("phi-3-mini-4k-instruct", instanceType=one), found) == ("Standard_NC24ads_A100_v4",)
+
+
+def test_the_series_with_more_memory_of_the_largest_machines_has_a_quota_of_its_own() -> None:
+    # https://learn.microsoft.com/azure/virtual-machines/sizes/gpu-accelerated/ndma100v4-series
+    names = ("Standard_ND96asr_v4", "Standard_ND96amsr_A100_v4")
+    found = catalog(**{name: {"gpuCount": 8, "totalGPUMemoryGiB": 640} for name in names})
+    assert offered(served("phi-3-mini-4k-instruct", instanceType=names[0]), found) == names[1:]
+
+
+@pytest.mark.parametrize(
     ("annotations", "default", "names"),
     [
         ({"kaito.sh/runtime": "vllm"}, "transformers", ("Standard_NC24ads_A100_v4",)),
