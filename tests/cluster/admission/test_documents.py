@@ -146,8 +146,16 @@ def catalog(installed: ControlPlane, helm: Helm, tmp_path_factory: pytest.TempPa
     folder = tmp_path_factory.mktemp("presets")
     for name in ("my-presets.yaml", "my-workspace.yaml"):
         (folder / name).write_text(named(name))
-    with pytest.raises(CommandError, match="Unsupported inference preset name my-phi"):
-        installed.kubectl("apply", "--dry-run=server", "-f", str(folder / "my-workspace.yaml"))
+
+    def refused() -> bool:
+        try:
+            installed.kubectl("apply", "--dry-run=server", "-f", str(folder / "my-workspace.yaml"))
+        except CommandError as error:
+            return "Unsupported inference preset name my-phi" in str(error)
+        return False
+
+    # For a moment after the charts were installed no policy is in force.
+    eventually(refused, every=0.2, what="a preset that is in no Catalog is admitted")
     before = installed.kubectl("get", "catalog", "kaito", "-o", "json")
     (folder / "before.yaml").write_text(helm("get", "values", "kaito", "-n", "kaito-workspace", "-o", "yaml"))
     rendered = helm(
