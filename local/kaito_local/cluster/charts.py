@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from kaito_local.cluster.definitions import apply_definitions
 from kaito_local.errors import CommandError, StartError, UsageError
 from kaito_local.machine.processes import ending_with_this
 from kaito_local.machine.progress import Step
@@ -140,8 +141,7 @@ class Charts:
             layers += [f"--set={setting}" for setting in sets[chart]]
             # CRDs come with the chart at its first installation only; a cluster that is upgraded in place gets them
             # here.
-            crds = self.folder / chart / "crds"
-            self._kubectl("apply", "--server-side", "--force-conflicts", "-f", str(crds))
+            apply_definitions(self._kubectl, self.folder / chart / "crds", force=True)
             self._forget_pending(chart, namespace)
             self._helm(
                 "upgrade",

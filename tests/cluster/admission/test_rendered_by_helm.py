@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from tests.eventually import eventually
 
 from kaito_local.cluster.controlplane import ControlPlane
+from kaito_local.cluster.definitions import apply_definitions
 from kaito_local.errors import CommandError
 
 CHARTS = Path(__file__).parents[3] / "charts"
@@ -24,12 +24,8 @@ def test_everything_arrives_in_the_namespace_of_the_release(
     command: list[str | Path] = [programs["helm"], "template", "mine", CHARTS / chart, "-n", NAMESPACE, "--no-hooks"]
     rendered = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     plane.kubectl("create", "namespace", NAMESPACE)
-    plane.kubectl("apply", "--server-side", "-f", str(CHARTS / chart / "crds"))
-    plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-    # For a moment after a CRD was created its storage is not ready.
-    eventually(
-        lambda: plane.kubectl("apply", "--server-side", "-f", "-", input=rendered), every=0.5, despite=CommandError
-    )
+    apply_definitions(plane.kubectl, CHARTS / chart / "crds")
+    plane.kubectl("apply", "--server-side", "-f", "-", input=rendered)
     kinds = (
         "deployments,daemonsets,services,configmaps,serviceaccounts,roles,rolebindings,poddisruptionbudgets,"
         "networkpolicies"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from tests.eventually import eventually
 
 from kaito_hooks.runtime import Client, Invalid, NotFound, Resource, TooManyRequests
 from kaito_local.cluster.controlplane import ControlPlane
-from kaito_local.errors import CommandError
+from kaito_local.cluster.definitions import apply_definitions
 
 CHART = Path(__file__).parents[3] / "charts" / "kaito"
 WORKSPACE = Resource("kaito.sh", "v1alpha1", "workspaces", "Workspace", True)
@@ -30,11 +29,8 @@ def admin(fresh_control_plane: ControlPlane, programs: Mapping[str, Path]) -> Cl
     policies = [document for document in rendered if document["kind"].startswith("ValidatingAdmissionPolicy")]
     catalog = [document for document in rendered if document["kind"] == "Catalog"]
     plane.kubectl("apply", "-f", "-", input=yaml.safe_dump_all(policies))
-    plane.kubectl("apply", "--server-side", "-f", str(CHART / "crds"))
-    plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-    # For a moment after a CRD was created its storage is not ready.
-    apply = partial(plane.kubectl, "apply", "-f", "-", input=yaml.safe_dump_all(catalog))
-    eventually(apply, every=0.2, despite=CommandError)
+    apply_definitions(plane.kubectl, CHART / "crds")
+    plane.kubectl("apply", "-f", "-", input=yaml.safe_dump_all(catalog))
     client = Client.load(kubeconfig=str(plane.kubeconfig))
     eventually(lambda: client.list(WORKSPACE), every=0.1, despite=(NotFound, TooManyRequests))
     return client

@@ -14,6 +14,7 @@ from tests.helm_versions import PROGRAMS, program
 
 from kaito_hooks.runtime import Client, Obj, Resource
 from kaito_local.cluster.controlplane import ControlPlane
+from kaito_local.cluster.definitions import apply_definitions
 
 CRD = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", False)
 WEBHOOK = Resource(
@@ -41,7 +42,7 @@ def test_workspaces_of_another_operator_stop_the_installation_until_they_are_giv
     assert "workspaces.kaito.sh in this cluster has no label app.kubernetes.io/part-of=kaito" in said
     assert helm("list", "-A", "-q") == ""
     # The sentence's way out.
-    plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CHARTS / "kaito" / "crds"))
+    apply_definitions(plane.kubectl, CHARTS / "kaito" / "crds", force=True)
     helm(*arguments)
 
 

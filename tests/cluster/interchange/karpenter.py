@@ -19,6 +19,7 @@ import yaml
 from tests.eventually import eventually
 
 from kaito_local.cluster.controlplane import ControlPlane
+from kaito_local.cluster.definitions import apply_definitions
 from kaito_local.machine.ports import free_ports
 from kaito_local.machine.processes import Child, last_lines
 
@@ -85,9 +86,7 @@ class Karpenter:
 
     def __enter__(self) -> Karpenter:
         crds = module("karpenter", "sigs.k8s.io/karpenter")
-        for path in ("pkg/apis/crds", "kwok/apis/crds"):
-            self._plane.kubectl("apply", "--server-side", "-f", str(crds / path))
-        self._plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        apply_definitions(self._plane.kubectl, crds / "pkg/apis/crds", crds / "kwok/apis/crds")
         try:
             self._karpenter.start()
             self._kwok.start()

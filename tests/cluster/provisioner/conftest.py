@@ -23,6 +23,7 @@ from kaito_hooks.runtime import AlreadyExists, Client, NotFound, Obj
 from kaito_local.aks import Durations, Emulator
 from kaito_local.aks import Settings as CloudSettings
 from kaito_local.cluster.controlplane import ControlPlane, Settings
+from kaito_local.cluster.definitions import apply_definitions
 
 ROOT = Path(__file__).parents[3]
 NAMESPACE = "kaito"
@@ -43,8 +44,7 @@ def plane(programs: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory
 
 def install_definitions(plane: ControlPlane) -> None:
     """The chart's CRDs, and its namespace."""
-    plane.kubectl("apply", "--server-side", "-f", str(ROOT / "charts" / "gpu-provisioner" / "crds"))
-    plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    apply_definitions(plane.kubectl, ROOT / "charts" / "gpu-provisioner" / "crds")
     plane.kubectl("create", "namespace", NAMESPACE)
 
 

@@ -19,6 +19,7 @@ from tests.eventually import PATIENCE, eventually
 
 from kaito_hooks.runtime import Client, Resource
 from kaito_local.cluster.controlplane import ControlPlane, Settings
+from kaito_local.cluster.definitions import apply_definitions
 from kaito_local.errors import CommandError
 from kaito_local.machine.pki import write_private
 
@@ -93,9 +94,8 @@ class BareCluster:
             raise
 
     def _install(self) -> None:
-        for chart in ("kaito", "gpu-provisioner"):
-            self.plane.kubectl("apply", "--server-side", "-f", str(ROOT / "charts" / chart / "crds"))
-        self.plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        crds = (ROOT / "charts" / chart / "crds" for chart in ("kaito", "gpu-provisioner"))
+        apply_definitions(self.plane.kubectl, *crds)
         self.create_namespace(SYSTEM_NAMESPACE)
         chosen = [d for name, d in self._rendered.items() if name.startswith(_INSTALLED)]
         for document in chosen:
@@ -103,7 +103,6 @@ class BareCluster:
                 document["metadata"]["namespace"] = SYSTEM_NAMESPACE
         self.plane.kubectl("apply", "--server-side", "-f", "-", input=yaml.safe_dump_all(chosen))
         probe = yaml.safe_dump(workspace("probe", "default"))
-        # For a moment after a CRD was created its storage is not ready.
         eventually(lambda: self._admitted(probe), every=0.2, what="no Workspace is admitted")
 
     def _admitted(self, text: str) -> bool:

@@ -22,6 +22,7 @@ from tests.eventually import PATIENCE, eventually
 from kaito_hooks.runtime import AlreadyExists, Client, Informer, NotFound, Resource
 from kaito_hooks.workspace.resources import CONFIG_MAP, WORKSPACE
 from kaito_local.cluster.controlplane import ControlPlane, Settings
+from kaito_local.cluster.definitions import apply_definitions
 
 ROOT = Path(__file__).parents[3]
 NAMESPACE = Resource("", "v1", "namespaces", "Namespace", False)
@@ -42,9 +43,8 @@ def plane(programs: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory
     """A control plane of this package's own: it holds cluster-scoped objects that only one chart may install."""
     settings = Settings(node_grace=3600.0)
     with ControlPlane.start(tmp_path_factory.mktemp("plane"), programs=programs, settings=settings) as plane:
-        for chart in ("kaito", "gpu-provisioner"):
-            plane.kubectl("apply", "--server-side", "-f", str(ROOT / "charts" / chart / "crds"))
-        plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        crds = (ROOT / "charts" / chart / "crds" for chart in ("kaito", "gpu-provisioner"))
+        apply_definitions(plane.kubectl, *crds)
         plane.kubectl("create", "namespace", "kaito")
         yield plane
 

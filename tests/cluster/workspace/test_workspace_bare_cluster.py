@@ -12,14 +12,14 @@ from tests.eventually import PATIENCE, eventually
 
 from kaito_hooks.runtime import Client
 from kaito_local.cluster.controlplane import ControlPlane
+from kaito_local.cluster.definitions import apply_definitions
 
 
 def test_missing_claim_crds_and_a_missing_catalog_are_conditions_not_crashes(
     fresh_control_plane: ControlPlane, tmp_path: Path
 ) -> None:
     plane = fresh_control_plane
-    plane.kubectl("apply", "--server-side", "-f", str(ROOT / "charts/kaito/crds"))
-    plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    apply_definitions(plane.kubectl, ROOT / "charts/kaito/crds")
     admin = Client.load(kubeconfig=str(plane.kubeconfig))
     environment = {
         **os.environ,
