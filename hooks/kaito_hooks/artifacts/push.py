@@ -9,13 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import socket
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -23,6 +20,7 @@ from kaito_hooks.artifacts.errors import ArtifactError, NotPushed
 from kaito_hooks.artifacts.package import Package
 from kaito_hooks.artifacts.registry.writer import RegistryWriter
 from kaito_hooks.artifacts.results import Results
+from kaito_hooks.runtime import BoundedHTTPServer, Page
 
 logger = logging.getLogger(__name__)
 
@@ -100,52 +98,23 @@ def progress_served(state: State, host: str, port: int) -> Iterator[int | None]:
     None if it cannot listen there: a push that nobody can watch is still better than none.
     """
     try:
-        server = (_IPv6Server if ":" in host else _Server)((host, port), _handler(state))
+        server = BoundedHTTPServer(host, port, lambda url, _: _page(state, url))
     except OSError as error:
         logger.warning("nobody can ask for the progress: %s port %d: %s", host, port, error.strerror or error)
         yield None
         return
-    threading.Thread(target=server.serve_forever, args=(0.1,), name="progress", daemon=True).start()
     try:
-        yield int(server.server_address[1])
+        yield server.port
     finally:
-        server.shutdown()
-        server.server_close()
+        server.close()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-
-class _IPv6Server(_Server):
-    address_family = socket.AF_INET6
-
-
-def _handler(state: State) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        timeout = 10
-
-        def do_GET(self) -> None:
-            asked = urlsplit(self.path)
-            if asked.path == "/" and state.results.page:
-                self._answer(200, "text/html; charset=utf-8", state.results.page)
-            elif asked.path == "/metrics" and state.results.series:
-                self._answer(200, CONTENT_TYPE_LATEST, state.results.series)
-            elif asked.path in ("/progress", "/healthz", "/health"):
-                document = state.document(history=parse_qs(asked.query).get("history") == ["1"])
-                self._answer(200, "application/json", json.dumps(document).encode())
-            else:
-                self._answer(404, "application/json", b'{"detail": "Not Found"}')
-
-        def _answer(self, status: int, kind: str, body: bytes) -> None:
-            self.send_response(status)
-            headers = {"Content-Type": kind, "Content-Length": str(len(body)), **_HEADERS}
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    return Handler
+def _page(state: State, url: SplitResult) -> Page:
+    if url.path == "/" and state.results.page:
+        return Page(200, "text/html; charset=utf-8", state.results.page, _HEADERS)
+    if url.path == "/metrics" and state.results.series:
+        return Page(200, CONTENT_TYPE_LATEST, state.results.series, _HEADERS)
+    if url.path in ("/progress", "/healthz", "/health"):
+        document = state.document(history=parse_qs(url.query).get("history") == ["1"])
+        return Page(200, "application/json", json.dumps(document).encode(), _HEADERS)
+    return Page(404, "application/json", b'{"detail": "Not Found"}', _HEADERS)

@@ -36,6 +36,7 @@ from kaito_hooks.runtime.errors import (
     TooManyRequests,
     Unauthorized,
 )
+from kaito_hooks.runtime.http_server import BoundedHTTPServer, Page
 from kaito_hooks.runtime.logs import configure_logging
 from kaito_hooks.runtime.manager.leader import LeaderElection
 from kaito_hooks.runtime.manager.manager import Manager, run_until_signal
@@ -47,6 +48,7 @@ __all__ = [
     "ApiError",
     "Backoff",
     "BadRequest",
+    "BoundedHTTPServer",
     "Client",
     "Clock",
     "Conflict",
@@ -66,6 +68,7 @@ __all__ = [
     "NotFound",
     "Obj",
     "ObjectList",
+    "Page",
     "Resource",
     "Result",
     "ServerTimeout",

@@ -10,6 +10,7 @@ import pytest
 import urllib3
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.parser import text_string_to_metric_families
+from tests.slow_clients import ask_byte_by_byte
 from tests.unit.artifacts.fake_registry import UPLOADS, FakeRegistry
 from tests.unit.artifacts.registry.test_writer import writer
 
@@ -18,6 +19,7 @@ from kaito_hooks.artifacts.package import Package, pack
 from kaito_hooks.artifacts.push import State, progress_served, push
 from kaito_hooks.artifacts.results import Results
 from kaito_hooks.artifacts.transfer.http import Transfer
+from kaito_hooks.runtime import http_server
 from kaito_tuning.progress import Progress, ProgressFile
 
 
@@ -88,6 +90,25 @@ def test_what_the_training_told_last_is_told_on_while_it_is_pushed(tmp_path: Pat
 def test_there_is_no_page_where_none_was_left(path: str) -> None:
     with progress_served(State(), "127.0.0.1", 0) as port:
         assert urllib3.request("GET", f"http://127.0.0.1:{port}{path}", retries=False).status == 404
+
+
+@pytest.mark.parametrize("path", ["/progress", "/healthz", "/nothing"])
+def test_head_is_answered_as_get_without_the_body(path: str) -> None:
+    with progress_served(State(), "127.0.0.1", 0) as port:
+        answers = [
+            urllib3.request(method, f"http://127.0.0.1:{port}{path}", retries=False) for method in ("GET", "HEAD")
+        ]
+        assert [(a.status, a.headers["Content-Length"]) for a in answers] == [
+            (404 if path == "/nothing" else 200, str(len(answers[0].data)))
+        ] * 2
+        assert answers[1].data == b""
+
+
+def test_who_asks_byte_by_byte_has_no_thread_of_a_push_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "LONGEST_SECONDS", 0.3)
+    with progress_served(State(), "127.0.0.1", 0) as port:
+        assert port is not None
+        ask_byte_by_byte(port, b"GET /progress HTTP/1.1\r\nX: ")
 
 
 class Clock:

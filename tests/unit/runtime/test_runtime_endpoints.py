@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import http.client
+import socket
 import urllib.error
 import urllib.request
 
 import pytest
 from tests.eventually import PATIENCE
+from tests.slow_clients import ask_byte_by_byte
 
-from kaito_hooks.runtime import Metrics
+from kaito_hooks.runtime import Metrics, http_server
 from kaito_hooks.runtime.manager.endpoints import Check, Endpoints, health_page, metrics_page
+from kaito_hooks.workspace.configuration.settings import Process as ProcessSettings
 
 
 def fetch(port: int, path: str, **headers: str) -> tuple[int, str, str]:
@@ -55,6 +59,40 @@ def test_metrics_come_in_the_format_that_the_scraper_asks_for() -> None:
         _, modern, body = fetch(endpoints.port, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
         assert modern.startswith("application/openmetrics-text")
         assert body.endswith("# EOF\n")
+    finally:
+        endpoints.close()
+
+
+def test_who_asks_byte_by_byte_has_no_thread_of_a_controller_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "LONGEST_SECONDS", 0.3)
+    endpoints = Endpoints("127.0.0.1", 0, {"/healthz": health_page(dict)})
+    try:
+        ask_byte_by_byte(endpoints.port, b"GET /healthz HTTP/1.1\r\nX: ")
+    finally:
+        endpoints.close()
+
+
+def test_head_is_answered_as_get_without_the_body() -> None:
+    endpoints = Endpoints("127.0.0.1", 0, {"/healthz": health_page(dict)})
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", endpoints.port, timeout=PATIENCE)
+        connection.request("HEAD", "/healthz")
+        answer = connection.getresponse()
+        assert (answer.status, answer.headers["Content-Length"], answer.read()) == (200, "3", b"")
+        connection.close()
+    finally:
+        endpoints.close()
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_the_kubelet_of_a_cluster_of_ipv6_alone_reaches_the_probes() -> None:
+    endpoints = Endpoints(ProcessSettings().bind_address, 0, {"/healthz": health_page(dict)})
+    try:
+        for host in ("127.0.0.1", "::1"):
+            connection = http.client.HTTPConnection(host, endpoints.port, timeout=PATIENCE)
+            connection.request("GET", "/healthz")
+            assert connection.getresponse().status == 200
+            connection.close()
     finally:
         endpoints.close()
 

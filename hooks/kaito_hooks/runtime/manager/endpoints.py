@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+
+from kaito_hooks.runtime.http_server import BoundedHTTPServer, Page
 
 logger = logging.getLogger(__name__)
 
 Check = Callable[[], str | None]
 """What is wrong, or None."""
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """An answer."""
-
-    status: int
-    content_type: str
-    body: bytes
-
-
 Route = Callable[["Message[str, str]"], Page]
 """From the request's headers to the answer."""
 
@@ -62,40 +49,12 @@ def metrics_page(registry: CollectorRegistry) -> Route:
     return answer
 
 
-class Endpoints:
-    """Serves GETs of fixed paths from daemon threads. Port 0 takes a free one; OSError when the address is taken."""
+class Endpoints(BoundedHTTPServer):
+    """Serves fixed paths, whatever their query."""
 
     def __init__(self, address: str, port: int, routes: Mapping[str, Route]) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            timeout = 10
-            protocol_version = "HTTP/1.1"
+        def answer(url: SplitResult, headers: Message[str, str]) -> Page:
+            route = routes.get(url.path)
+            return route(headers) if route else Page(404, "text/plain", b"not found\n")
 
-            def do_GET(self) -> None:
-                route = routes.get(urlsplit(self.path).path)
-                page = route(self.headers) if route else Page(404, "text/plain", b"not found\n")
-                self.send_response(page.status)
-                self.send_header("Content-Type", page.content_type)
-                self.send_header("Content-Length", str(len(page.body)))
-                self.end_headers()
-                self.wfile.write(page.body)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                logger.debug(format, *args)
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-            allow_reuse_address = True
-
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                logger.debug("a connection to the endpoints broke off", exc_info=True)
-
-        self._server = Server((address, port), Handler)
-        self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, name=f"endpoints {self.port}", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stops serving."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(5.0)
+        super().__init__(address, port, answer)
