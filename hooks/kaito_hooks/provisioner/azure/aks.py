@@ -38,6 +38,8 @@ from kaito_hooks.runtime import Clock
 
 PROVIDER = "azure"
 _STATES = {state.value.lower(): state for state in State} | {"upgradingnodeimageversion": State.UPGRADING}
+_UNREADABLE = (ValueError, TypeError, AttributeError, RecursionError)
+"""What the SDK raises where a body is not of the type that it expects."""
 # Azure's cloud provider for Kubernetes writes azure:// and the resource id of the virtual machine.
 _MACHINE = re.compile(r"azure:///subscriptions/[^/]+/resourcegroups/[^/]+/", re.IGNORECASE)
 
@@ -119,7 +121,7 @@ class AgentPools:
                     match_condition=MatchConditions.IfMissing,
                     polling=False,
                 )
-                created = instance(poller.result())
+                created = _named(order.name, poller.result())
         except InstanceChanged:
             # Somebody was faster, or an answer of ours was lost: either way, what is there now is the truth.
             found = self._get(order.name)
@@ -174,10 +176,10 @@ class AgentPools:
     def _look_at_cluster(self) -> _Place:
         with self._calling("GetCluster"):
             cluster = self._clusters.get(self._resource_group, self._cluster)
-        group = cluster.node_resource_group
-        if not cluster.id or not group:
+        group, path = cluster.node_resource_group, (cluster.id or "").split("/")
+        if len(path) < 3 or not group:
             raise LaunchFailed("", f"ARM does not say in which resource group the machines of {self._cluster} lie")
-        subscription = cluster.id.split("/")[2]
+        subscription = path[2]
         self._place = _Place(
             provider_id_prefix=f"azure:///subscriptions/{subscription}/resourceGroups/{group}/",
             subnets=_subnets(cluster),
@@ -186,7 +188,7 @@ class AgentPools:
 
     def _get(self, name: str) -> Instance | None:
         with self._calling("Get", missing_is_fine=True):
-            return instance(self._pools.get(self._resource_group, self._cluster, name))
+            return _named(name, self._pools.get(self._resource_group, self._cluster, name))
         return None
 
     def _fetch(self) -> Sequence[Instance]:
@@ -205,6 +207,10 @@ class AgentPools:
             refused = errors.from_sdk(error, self._clock.now())
             if isinstance(error, HttpResponseError) and error.status_code == 412:
                 refused = InstanceChanged(refused.code, refused.text)
+            self._metrics.cloud_errors.labels(method, PROVIDER, refused.reason).inc()
+            raise refused from error
+        except _UNREADABLE as error:
+            refused = errors.unreadable(error)
             self._metrics.cloud_errors.labels(method, PROVIDER, refused.reason).inc()
             raise refused from error
         finally:
@@ -227,6 +233,14 @@ def _check_region(order: Order, location: str) -> None:
     for region in sorted(regions):
         if location and region.lower() != location.replace(" ", "").lower():
             raise InvalidRequest("InvalidClaim", f"region {region} is asked for, but the cluster is in {location}")
+
+
+def _named(name: str, pool: AgentPool) -> Instance:
+    """What ARM says about the pool of that name; ValueError if it says it about none, or about another one."""
+    found = instance(pool)
+    if found.name.lower() != name:
+        raise ValueError(f"agent pool {name} was asked for, and {found.name or 'none'} is told of")
+    return found
 
 
 def instance(pool: AgentPool) -> Instance:

@@ -6,6 +6,7 @@ and those that a message quotes from the compute service. https://learn.microsof
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ from kaito_hooks.provisioner.errors import (
     Throttled,
 )
 
+LONGEST_RETRY_AFTER = 3600.0
+"""Seconds: ARM counts requests by the hour at most. What asks for more is a proxy, or a date by another clock."""
 _POLICY_CODES = {"requestdisallowedbypolicy"}
 _POLICY_TEXTS = ("disallowed by policy",)
 _NOT_ALLOWED_CODES = {
@@ -186,6 +189,8 @@ def from_sdk(error: Exception, now: datetime) -> CloudError:
         code = error.error.code if error.error is not None and error.error.code else type(error).__name__
         return AuthenticationFailed(found[0] if found else code, _first_line(error))
     if isinstance(error, HttpResponseError) and error.response is not None:
+        if (error.status_code or 400) < 400:
+            return unreadable(error)
         return classify(_refusal(error, now))
     if isinstance(error, ServiceRequestError):
         return LaunchFailed("ConnectionFailed", f"the request was not sent: {_first_line(error)}", transient=True)
@@ -194,6 +199,11 @@ def from_sdk(error: Exception, now: datetime) -> CloudError:
     if isinstance(error, AzureError):
         return LaunchFailed(type(error).__name__, _first_line(error), transient=True)
     raise error
+
+
+def unreadable(error: Exception) -> LaunchFailed:
+    """The class of a success whose body is not what was asked for: a proxy's page, or a connection that broke off."""
+    return LaunchFailed("UnreadableAnswer", f"ARM's answer cannot be read: {_first_line(error)}", transient=True)
 
 
 def is_missing_instance(error: Exception) -> bool:
@@ -209,7 +219,9 @@ def is_missing_instance(error: Exception) -> bool:
 
 
 def retry_after(headers: Any, now: datetime) -> float | None:
-    """Seconds of a Retry-After header, which is a number or an HTTP date; None without a usable one."""
+    """Seconds of a Retry-After header, which is a number or an HTTP date, an hour at most; None without a usable
+    one.
+    """
     for name, scale in (("retry-after-ms", 1e-3), ("x-ms-retry-after-ms", 1e-3), ("Retry-After", 1.0)):
         text = headers.get(name)
         if not text:
@@ -221,8 +233,8 @@ def retry_after(headers: Any, now: datetime) -> float | None:
                 seconds = (parsedate_to_datetime(text) - now).total_seconds()
             except (TypeError, ValueError):
                 continue
-        if seconds == seconds and seconds < float("inf"):
-            return max(0.0, seconds)
+        if not math.isnan(seconds):
+            return min(max(0.0, seconds), LONGEST_RETRY_AFTER)
     return None
 
 

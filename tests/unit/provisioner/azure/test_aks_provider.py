@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -311,6 +311,54 @@ def test_an_answer_that_nobody_understands_is_no_missing_pool(
         provider.pools.get("ws00000000a")
 
 
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.mark.parametrize("verb", ["GET", "LIST", "PUT"])
+@pytest.mark.parametrize(
+    ("text", "headers"),
+    [
+        ("<html>Sign in</html>", {"Content-Type": "text/html"}),
+        ("", {}),
+        ("<a/>", {"Content-Type": "application/xml"}),
+        ('{"name": "ws000', JSON),
+        ("null", JSON),
+        ("[]", JSON),
+        ('"done"', JSON),
+        ('{"name": "ws00000000a", "value": 1, "properties": {"provisioningState": 7, "nodeLabels": ["x"]}}', JSON),
+    ],
+    ids=["a page of a proxy", "nothing", "XML", "cut off", "null", "a list", "a text", "other types"],
+)
+def test_success_without_an_agent_pool_is_a_failure_that_may_pass(
+    cloud: Emulator, provider: Provider, verb: str, text: str, headers: dict[str, str]
+) -> None:
+    cloud.fault(method=verb, status=200, text=text, headers=headers)
+    calls: Mapping[str, Callable[[], object]] = {
+        "GET": lambda: provider.pools.get("ws00000000a"),
+        "LIST": provider.pools.list,
+        "PUT": lambda: provider.pools.ensure(wanted()),
+    }
+    with pytest.raises(LaunchFailed) as caught:
+        calls[verb]()
+    assert caught.value.transient
+    assert caught.value.message
+
+
+@pytest.mark.parametrize("body", [{}, {"name": "nodepool1", "properties": {}}], ids=["no pool", "another pool"])
+def test_an_answer_that_names_no_pool_or_another_one_tells_nothing_of_ours(
+    cloud: Emulator, provider: Provider, body: dict[str, Any]
+) -> None:
+    """Taken for a pool of somebody else it would let a claim go whose machine bills."""
+    made = provider.pools.ensure(wanted())
+    assert made.belongs_to(claim())
+    cloud.fault(method="GET", status=200, body=body)
+    with pytest.raises(LaunchFailed):
+        provider.pools.get("ws00000000a")
+    found = provider.pools.get("ws00000000a")
+    assert found is not None
+    assert found.belongs_to(claim())
+
+
 def test_a_listing_has_all_pages(cloud: Emulator, provider: Provider) -> None:
     names = [f"ws00000000{letter}" for letter in "abcde"]
     for number, name in enumerate(names):
@@ -360,6 +408,29 @@ def test_no_write_is_sent_before_retry_after(cloud: Emulator, tmp_path: Path, mo
     clock.advance(3.5)
     provider.pools.ensure(wanted())
     assert writes(cloud) == ["PUT", "PUT"]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    "retry_after",
+    ["1e300", "1e12", "31536000", "Fri, 31 Dec 9999 23:59:59 GMT"],
+    ids=["1e300", "1e12", "a year", "date"],
+)
+def test_nobody_is_waited_for_longer_than_an_hour(
+    cloud: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, retry_after: str
+) -> None:
+    """A proxy's number, or a date by another clock: until then nothing that bills could be deleted."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(cloud.endpoints.authority))
+    clock = SteppedClock()
+    provider = Provider(cloud, tmp_path, clock=clock)
+    made = provider.pools.ensure(wanted())
+    body = {"error": {"code": "ServerBusy", "message": "Later."}}
+    cloud.fault(method="DELETE", status=status, headers={"Retry-After": retry_after}, body=body)
+    with pytest.raises(CloudError) as caught:
+        provider.pools.delete(made)
+    assert caught.value.delay(1) == 3600
+    clock.advance(3601)
+    provider.pools.delete(made)
 
 
 def test_a_former_leader_sends_nothing(cloud: Emulator, provider: Provider) -> None:
