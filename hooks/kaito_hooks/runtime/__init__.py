@@ -15,6 +15,7 @@ from kaito_hooks.runtime.clock import (
     Clock,
     SystemClock,
     format_time,
+    later,
     now_rfc3339,
     parse_time,
 )
@@ -80,6 +81,7 @@ __all__ = [
     "configure_logging",
     "format_duration",
     "format_time",
+    "later",
     "now_rfc3339",
     "parse_duration",
     "parse_quantity",

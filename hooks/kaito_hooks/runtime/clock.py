@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 
@@ -47,7 +47,18 @@ def parse_time(text: str) -> datetime:
         raise ValueError(f"{text!r} is not an RFC 3339 time such as 2026-01-02T15:04:05Z") from None
     if when.tzinfo is None:
         raise ValueError(f"{text!r} has no time zone; write Z or an offset")
-    return when.astimezone(UTC)
+    try:
+        return when.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"{text!r} is no year from 1 to 9999 in UTC") from None
+
+
+def later(when: datetime, seconds: float) -> datetime:
+    """So many seconds after an aware time; at the latest the last moment of the year 9999."""
+    try:
+        return when + timedelta(seconds=seconds)
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def now_rfc3339(clock: Clock) -> str:

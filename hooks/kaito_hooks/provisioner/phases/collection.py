@@ -1,15 +1,16 @@
 """The collection phase: what the phases of a single claim cannot see, every ``gc_interval``.
 
 A machine without its claim, a claim without its machine, a Node without either. A sweep judges from a complete listing
-of the cloud and of the cluster; whatever it would remove it first asks for once more by name. An error ends the sweep,
-and a sweep that has not seen the whole world removes nothing.
+of the cloud and of the cluster; whatever it would remove it first asks for once more by name. A look that fails ends
+the sweep, and a sweep that has not seen the whole world removes nothing; what may not be removed holds up nothing else.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -28,6 +29,15 @@ logger = logging.getLogger(__name__)
 YOUNG = timedelta(seconds=30)
 
 
+@contextmanager
+def _alone(what: str) -> Iterator[None]:
+    """What is refused concerns that one alone; the next sweep tries again."""
+    try:
+        yield
+    except (CloudError, ApiError) as error:
+        logger.warning("%s cannot be removed: %s", what, error)
+
+
 @dataclass(slots=True)
 class Collection:
     """The sweeper.
@@ -43,7 +53,7 @@ class Collection:
     _node_missing_since: dict[str, float] = field(default_factory=dict)
 
     def sweep(self) -> None:
-        """One sweep; refusals of the cloud or the API server end it and are tried again at the next."""
+        """One sweep; looks that the cloud or the API server refuses end it and are tried again at the next."""
         try:
             claims = self._claims()
             instances = self.env.cloud.list()
@@ -86,9 +96,9 @@ class Collection:
             and not self._claimed(instance)
         }
         self.env.metrics.orphans.set(len(orphans))
-        for name, uid in sorted(orphans & self._orphans):
+        before, self._orphans = self._orphans, frozenset(orphans)
+        for name, uid in sorted(orphans & before):
             self._delete_orphan(name, uid)
-        self._orphans = frozenset(orphans)
 
     def _young(self, instance: Instance) -> bool:
         return instance.created is not None and self.env.clock.now() - instance.created < YOUNG
@@ -119,8 +129,9 @@ class Collection:
         if self._claimed(instance):
             return
         logger.warning("agent pool %s belongs to no claim and is deleted", name, extra={"claim_uid": uid})
-        self.env.cloud.delete(instance)
-        self.env.metrics.orphans_deleted.inc()
+        with _alone(f"agent pool {name}"):
+            self.env.cloud.delete(instance)
+            self.env.metrics.orphans_deleted.inc()
 
     # Claims without a machine, or without a Node
 
@@ -141,12 +152,7 @@ class Collection:
         instance = self.env.cloud.get(claim.name)
         if instance is not None and instance.may_belong_to(claim):
             return
-        delete_claim(
-            claim,
-            self.env,
-            cause="machine_gone",
-            message=f"{claim.kind} {claim.name} is deleted: its agent pool does not exist any more",
-        )
+        self._delete_claim(claim, cause="machine_gone", why="its agent pool does not exist any more")
 
     def _collect_without_node(self, claim: Claim, own: Sequence[Obj], instance: Instance) -> None:
         limit = self.env.settings.node_repair_timeout
@@ -156,12 +162,13 @@ class Collection:
         now = self.env.clock.monotonic()
         since = self._node_missing_since.setdefault(claim.uid, now)
         if now - since >= limit:
-            delete_claim(
-                claim,
-                self.env,
-                cause="node_gone",
-                message=f"{claim.kind} {claim.name} is deleted: its Node has been missing for {format_duration(limit)}",
-            )
+            why = f"its Node has been missing for {format_duration(limit)}"
+            self._delete_claim(claim, cause="node_gone", why=why)
+
+    def _delete_claim(self, claim: Claim, *, cause: str, why: str) -> None:
+        what = f"{claim.kind} {claim.name}"
+        with _alone(what):
+            delete_claim(claim, self.env, cause=cause, message=f"{what} is deleted: {why}")
 
     # Nodes without claim and machine
 
@@ -180,7 +187,8 @@ class Collection:
             strays.add(uid)
             # The last moments of an orderly end look the same; only what is still there at the next sweep is stray.
             if uid in self._strays:
-                self._collect_node(node, machine)
+                with _alone(f"Node {nodes.name(node)}"):
+                    self._collect_node(node, machine)
         self._strays = frozenset(strays)
 
     def _collect_node(self, node: Obj, machine: Instance) -> None:

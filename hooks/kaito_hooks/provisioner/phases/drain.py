@@ -20,6 +20,8 @@ from kaito_hooks.runtime import Obj, parse_time
 CRITICAL_CLASSES = ("system-cluster-critical", "system-node-critical")
 STUCK_AFTER = timedelta(minutes=1)
 DEFAULT_GRACE = 30
+LONGEST_GRACE = 10 * 365 * 86400
+"""Seconds: the API server takes more of a Pod than a calendar holds."""
 SHORTEST_WAIT, LONGEST_WAIT = 1.0, 10.0
 _MIRROR = "kubernetes.io/config.mirror"
 
@@ -93,7 +95,7 @@ def stays(pod: Obj, now: datetime) -> bool:
     if _MIRROR in (metadata.get("annotations") or {}) or _owned_by(pod, "Node") or _tolerates_disruption(pod):
         return True
     deleted = metadata.get("deletionTimestamp")
-    return bool(deleted) and parse_time(deleted) + STUCK_AFTER < now
+    return bool(deleted) and parse_time(deleted) < now - STUCK_AFTER
 
 
 def wave(pod: Obj) -> int:
@@ -112,7 +114,9 @@ def _look_again(pod: Obj, now: datetime, deadline: datetime | None) -> float:
     deleted = metadata.get("deletionTimestamp")
     if deleted:
         grace = metadata.get("deletionGracePeriodSeconds")
-        began = parse_time(deleted) - timedelta(seconds=_grace(pod) if grace is None else int(grace))
+        began = parse_time(deleted) - timedelta(
+            seconds=_grace(pod) if grace is None else min(int(grace), LONGEST_GRACE)
+        )
         seconds = (now - began).total_seconds()
     elif deadline is not None:
         seconds = (deadline - timedelta(seconds=_grace(pod)) - now).total_seconds()
@@ -131,7 +135,7 @@ def _overdue(pod: Obj, now: datetime, deadline: datetime) -> bool:
 
 def _grace(pod: Obj) -> int:
     seconds = (pod.get("spec") or {}).get("terminationGracePeriodSeconds")
-    return DEFAULT_GRACE if seconds is None else int(seconds)
+    return DEFAULT_GRACE if seconds is None else min(int(seconds), LONGEST_GRACE)
 
 
 def _owned_by(pod: Obj, kind: str) -> bool:

@@ -8,7 +8,7 @@ thing to go, after a GET (never a listing) has shown that nothing bills any more
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 
 from kaito_hooks.api import labels
@@ -22,7 +22,7 @@ from kaito_hooks.provisioner.phases.environment import Environment
 from kaito_hooks.provisioner.phases.launch import deletion_key, look_key
 from kaito_hooks.provisioner.phases.polling import LONGEST_DELETION_RETRY, listing_age
 from kaito_hooks.provisioner.resources import CLAIMS
-from kaito_hooks.runtime import NotFound, Obj, format_time, parse_duration, parse_time
+from kaito_hooks.runtime import NotFound, Obj, format_time, later, parse_duration, parse_time
 
 VOLUME_POLL = 5.0
 _EXCLUDED_BY = "karpenter"
@@ -122,8 +122,8 @@ def _deadline(claim: Claim, env: Environment) -> datetime | None:
         return None
     if not claim.termination_grace_period:
         grace = env.settings.termination_grace_period
-        return claim.deletion_timestamp + timedelta(seconds=grace) if grace > 0 else None
-    deadline = claim.deletion_timestamp + timedelta(seconds=parse_duration(claim.termination_grace_period))
+        return later(claim.deletion_timestamp, grace) if grace > 0 else None
+    deadline = later(claim.deletion_timestamp, parse_duration(claim.termination_grace_period))
     text = format_time(deadline)
     env.client.patch(
         CLAIMS[claim.kind],

@@ -11,9 +11,9 @@ from tests.unit.provisioner.world import WORKSPACE, World
 
 from kaito_hooks.api.claim import NodeAPI
 from kaito_hooks.provisioner import resources
-from kaito_hooks.provisioner.cloud import State
-from kaito_hooks.provisioner.errors import ConfigurationError, LaunchFailed
-from kaito_hooks.runtime import Obj, Resource
+from kaito_hooks.provisioner.cloud import Instance, State
+from kaito_hooks.provisioner.errors import ConfigurationError, LaunchFailed, NotAllowed
+from kaito_hooks.runtime import Forbidden, Obj, Resource
 
 CLAIM = "ws000000001"
 SWEEPS = Budget(reconciles=8, requests=5 * 3)
@@ -165,6 +165,49 @@ def test_a_refused_read_ends_the_sweep_without_harm(world: World, verb: str) -> 
     world.cloud.refuse = lambda asked: LaunchFailed("x", "x", transient=True) if asked == verb else None
     world.sweep()
     assert world.billing() == [CLAIM]
+
+
+def test_a_pool_that_may_not_be_deleted_holds_up_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock on one pool must not let all that comes after it bill for ever."""
+    others = ("ws00000000b", "ws00000000c")
+    for name in others:
+        world.ready_claim(name)
+    delete = world.cloud.delete
+
+    def locked(instance: Instance) -> None:
+        if instance.name == CLAIM:
+            raise NotAllowed("ScopeLocked", "the scope is locked")
+        delete(instance)
+
+    monkeypatch.setattr(world.cloud, "delete", locked)
+    orphan(world)
+    world.cluster.drop(resources.CLAIMS[world.node_api], others[0])
+    world.cloud.pools.pop(others[1])
+    world.set_ready("Unknown", others[1])
+    for _ in range(3):
+        world.sweep()
+        world.clock.advance(120)
+    assert world.billing() == [CLAIM]
+    assert (claim := world.claim(others[1])) is None or claim.deleting
+
+
+def test_a_claim_that_may_not_be_deleted_holds_up_no_other(world: World) -> None:
+    other = "ws00000000b"
+    world.ready_claim(other)
+    for name in (CLAIM, other):
+        world.cloud.pools.pop(name)
+        world.set_ready("Unknown", name)
+    touch = world.cluster.touch
+
+    def refuse(what: str, after: bool) -> None:
+        if not after and what == f"delete {world.node_api} {CLAIM}":
+            raise Forbidden("a policy forbids it", status=403, reason="Forbidden")
+        touch(what, after)
+
+    world.cluster.touch = refuse
+    world.sweep()
+    assert not world.there(CLAIM).deleting
+    assert (claim := world.claim(other)) is None or claim.deleting
 
 
 def test_claims_that_cannot_be_listed_cost_nobody_a_pool(world: World) -> None:
