@@ -26,7 +26,7 @@ from kaito_hooks.workspace.memory import Memories
 from kaito_hooks.workspace.metrics import WorkspaceMetrics
 from kaito_hooks.workspace.resources import WORKSPACE
 from kaito_hooks.workspace.status import conditions
-from kaito_hooks.workspace.writer import Writer, delete
+from kaito_hooks.workspace.writer import REFUSED, Writer, delete
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +86,11 @@ class Executor:
     def _carry_out(self, writer: Writer, s: Snapshot, plan: Plan) -> bool:
         for action in plan.actions:
             writer.perform(action)
-            if writer.gone:
-                return False
-        if writer.refused:
+            if writer.gone or writer.held:
+                break
+        if writer.gone:
+            return False
+        if writer.refused or writer.held:
             # The plan did not know of the refusal; the next one does, and says so.
             return True
         try:
@@ -112,7 +114,10 @@ class Executor:
             delete(self._client, Delete(claim.kind, "", claim.name, claim.uid), metrics=self._metrics)
 
     def roll(self, workspace: Obj) -> str | None:
-        """Ask for a roll of the Workspace's workload; the roll's name, None if the Workspace is not as it was seen."""
+        """Ask for a roll of the Workspace's workload; the roll's name, None if the Workspace is not as it was seen.
+
+        Raises what the API server refuses for good, and says so.
+        """
         metadata = workspace["metadata"]
         name = format_time(self._clock.now())
         annotations = {labels.AUTOMATIC_ROLL: name}
@@ -121,6 +126,9 @@ class Executor:
             self._client.patch(WORKSPACE, metadata["name"], patch, namespace=metadata["namespace"])
         except (Conflict, NotFound):
             return None
+        except REFUSED as error:
+            self._recorder.event(workspace, "Warning", "RollRefused", f"it cannot be rolled: {error.message}")
+            raise
         text = "rolled: its workload is made of today's settings"
         self._recorder.event(workspace, "Normal", "RollStarted", text, alone=True)
         return name

@@ -139,10 +139,11 @@ def _plan_tuning(s: Snapshot, resource: ResourceSpec, actions: list[Action], *, 
 
 def _plan_deletion(s: Snapshot) -> Plan:
     actions, deeds, waiting_for = dismantle(s)
-    if not waiting_for:
-        return Plan(actions=tuple(actions), deeds=tuple(deeds))
     due = refusals.split(s, actions, deeds)
-    verdicts = conditions.deleting("; ".join([waiting_for, *(refused.message for refused in due.causes)]))
+    causes = [*([waiting_for] if waiting_for else []), *(refused.message for refused in due.causes)]
+    if not causes:
+        return Plan(actions=tuple(actions), deeds=tuple(deeds))
+    verdicts = conditions.deleting("; ".join(causes))
     return Plan(
         actions=due.actions,
         status=conditions.write(s.workspace, verdicts, worker_nodes=None, now=format_time(s.now)),

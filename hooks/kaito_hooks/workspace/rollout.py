@@ -21,9 +21,12 @@ from kaito_hooks.workspace.configuration.settings import Window, Workloads
 from kaito_hooks.workspace.execute import Executor
 from kaito_hooks.workspace.status import conditions
 from kaito_hooks.workspace.world import World
+from kaito_hooks.workspace.writer import REFUSED
 
 ROLLOUT_PERIOD = 2.0
 """Seconds between two looks at all Workspaces."""
+REFUSED_PAUSE = timedelta(minutes=10)
+"""Before a Workspace that may not be asked to roll is asked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +101,23 @@ class Rollout:
     def __init__(self, world: World, executor: Executor, *, settings: Workloads, clock: Clock) -> None:
         self._world, self._executor, self._settings, self._clock = world, executor, settings, clock
         self._last: dict[str, str] = {}
+        self._held: dict[Key, datetime] = {}
 
     def proceed(self) -> None:
-        """Ask for the rolls that are next."""
-        if not is_open(self._settings.window, self._clock.now()):
+        """Ask for the rolls that are next; who may not be asked holds up nobody."""
+        now = self._clock.now()
+        if not is_open(self._settings.window, now):
             return
+        self._held = {key: until for key, until in self._held.items() if now < until}
         workspaces = {Key.of(w): w for w in self._world.workspaces.list() if not w["metadata"].get("deletionTimestamp")}
-        found = [self._look_at(key, workspace) for key, workspace in workspaces.items()]
+        found = [self._look_at(key, workspace) for key, workspace in workspaces.items() if key not in self._held]
         for key in choose(found, max_unavailable=self._settings.max_unavailable):
-            if (name := self._executor.roll(workspaces[key])) is not None:
+            try:
+                name = self._executor.roll(workspaces[key])
+            except REFUSED:
+                self._held[key] = now + REFUSED_PAUSE
+                continue
+            if name is not None:
                 self._last[workspaces[key]["metadata"]["uid"]] = name
         self._last = {
             w["metadata"]["uid"]: n for w in workspaces.values() if (n := self._last.get(w["metadata"]["uid"]))

@@ -59,7 +59,8 @@ from kaito_hooks.workspace.resources import (
 logger = logging.getLogger(__name__)
 
 FIELD_MANAGER = "kaito"
-_REFUSED = (Invalid, Forbidden, BadRequest)
+REFUSED = (Invalid, Forbidden, BadRequest)
+"""What trying again at once would not help against."""
 
 
 def delete(client: Client, action: Delete, *, metrics: WorkspaceMetrics) -> None:
@@ -86,7 +87,8 @@ class Writer:
     ``metrics`` counts what was written.
 
     What it has learned on the way: ``superseded``, resourceVersions of the Workspace that it replaced; ``refused``,
-    whether the API server refuses what the plan wanted; ``gone``: the Workspace, and with it the rest of the plan.
+    whether the API server refuses what the plan wanted; ``gone``: the Workspace, and with it the rest of the plan;
+    ``held``: the Workspace cannot be written, and the rest of the plan waits for that.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Writer:
         self.superseded: set[str] = set()
         self.refused = False
         self.gone = False
+        self.held = False
 
     @singledispatchmethod
     def perform(self, action: Action) -> None:
@@ -122,7 +125,7 @@ class Writer:
         if action.annotations:
             annotations = {**(metadata.get("annotations") or {}), **action.annotations}
             patch.append({"op": "add", "path": "/metadata/annotations", "value": annotations})
-        self._patch_workspace(patch)
+        self._patch_workspace(action, patch)
 
     @perform.register
     def _(self, action: Release) -> None:
@@ -130,19 +133,23 @@ class Writer:
         index = finalizers.index(labels.WORKSPACE_FINALIZER)
         path = f"/metadata/finalizers/{index}"
         self._patch_workspace(
+            action,
             [
                 {"op": "test", "path": path, "value": labels.WORKSPACE_FINALIZER},
                 {"op": "remove", "path": path},
-            ]
+            ],
         )
-        self.gone = True
+        self.gone = not self.held
 
-    def _patch_workspace(self, patch: list[Obj]) -> None:
+    def _patch_workspace(self, action: Adopt | Release, patch: list[Obj]) -> None:
         try:
             self._wrote(self._patch_tested(WORKSPACE, self._s.workspace.name, patch))
         except NotFound:
             logger.debug("the Workspace is gone already")
             self.gone = True
+        except REFUSED as error:
+            self._refuse(refusals.name_of(action), error)
+            self.held = True
 
     def _patch_tested(self, resource: Resource, name: str, patch: list[Obj]) -> Obj:
         """A JSON patch of an object in the Workspace's namespace; Conflict when one of its tests fails."""
@@ -171,7 +178,7 @@ class Writer:
             self._meet_claim(action, self._existing(resource, name))
         except NotFound as error:
             self._refuse(f"{resource.kind}/{name}", error)
-        except _REFUSED as error:
+        except REFUSED as error:
             self._refuse(f"{resource.kind}/{name}", error)
 
     def _note_purchase(self, action: BuyClaim, claim: Obj) -> None:
@@ -204,7 +211,7 @@ class Writer:
             self._client.patch(NODE, action.node, patch)
         except NotFound:
             return
-        except _REFUSED as error:
+        except REFUSED as error:
             self._refuse(refusals.name_of(action), error)
             return
         now = self._clock.now()
@@ -234,7 +241,7 @@ class Writer:
             else:
                 message = upkeep.foreign(found, self._s.workspace)
                 self._refuse(reference, ApiError(message), message=message)
-        except _REFUSED as error:
+        except REFUSED as error:
             self._refuse(reference, error)
         else:
             self._settle(action.child, written)
@@ -278,7 +285,7 @@ class Writer:
         wanted = {**child, "metadata": {**metadata, "uid": action.uid, "resourceVersion": version}}
         try:
             written = self._client.apply(resource, wanted, field_manager=FIELD_MANAGER)
-        except _REFUSED as error:
+        except REFUSED as error:
             self._refuse(upkeep.reference(child), error)
         else:
             self._settle(child, written)
@@ -294,7 +301,7 @@ class Writer:
     def _(self, action: Delete) -> None:
         try:
             delete(self._client, action, metrics=self._metrics)
-        except _REFUSED as error:
+        except REFUSED as error:
             message = f"{action.kind}/{action.name} could not be deleted: {error.message}"
             self._refuse(refusals.name_of(action), error, message=message)
 
@@ -304,7 +311,7 @@ class Writer:
             self._client.create(CONFIG_MAP, action.config_map)
         except AlreadyExists:
             return
-        except _REFUSED as error:
+        except REFUSED as error:
             self._refuse(refusals.name_of(action), error)
 
     def write_status(self, wanted: dict[str, Any]) -> None:

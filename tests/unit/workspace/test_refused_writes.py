@@ -65,6 +65,55 @@ def test_a_revision_that_cannot_be_recorded_is_told_and_tried_again(world: Runni
     assert len(world.cluster.all(resources.CONTROLLER_REVISION)) == 1
 
 
+def test_a_workspace_that_may_not_get_our_finalizer_buys_nothing_and_says_why(world: RunningWorld) -> None:
+    refusal = refused(world, "patch Workspace", of="Workspace could not be written")
+    assert world.purchases == []
+    assert [reason for _, reason, _ in world.events if reason.startswith("Created")] == []
+    lift(world, refusal)
+    world.allow(START)
+    world.run(300)
+    assert world.told()[0] == "True"
+    assert len(world.purchases) == 1
+
+
+def test_a_change_that_cannot_be_noted_on_the_workspace_is_told_and_what_runs_goes_on(world: RunningWorld) -> None:
+    """Annotations may have 256 KiB together, and the user's own may leave no room."""
+    world.apply(one())
+    world.allow(START)
+    world.run(300)
+    before = [world.cluster.all(kind) for kind in (resources.DEPLOYMENT, resources.MACHINE)]
+    refusal = Refusal(world, "patch Workspace")
+    adapters = [{"source": {"name": "tone", "image": "r.io/models/tone:1"}}]
+    changed = one()
+    changed["inference"] = {**changed["inference"], "adapters": adapters}
+    world.apply(changed)
+    world.allow(START + 10 * PER_MINUTE)
+    world.run(600)
+    status, message = world.told()
+    assert status == "False"
+    assert WORDS in message
+    assert [world.cluster.all(kind) for kind in (resources.DEPLOYMENT, resources.MACHINE)] == before
+    lift(world, refusal)
+    [workload] = world.cluster.all(resources.DEPLOYMENT)
+    assert "adapter-tone" in [step["name"] for step in workload["spec"]["template"]["spec"]["initContainers"]]
+
+
+def test_a_finalizer_that_may_not_go_is_told_and_tried_again(world: RunningWorld) -> None:
+    world.apply(one())
+    world.allow(START)
+    world.run(300)
+    refusal = Refusal(world, "patch Workspace")
+    world.delete()
+    world.allow(START + 10 * PER_MINUTE)
+    world.run(600)
+    assert world.claims() == []
+    assert WORDS in world.told()[1]
+    refusal.what = ""
+    world.allow(START)
+    world.run(60)
+    assert world.cluster.all(resources.WORKSPACE) == []
+
+
 class WithoutPlugin(RunningWorld):
     """The device plugin goes to labelled nodes alone."""
 

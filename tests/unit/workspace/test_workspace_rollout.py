@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta, timezone
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
-from tests.unit.workspace.worlds import CATALOG, SmallWorld, workspace_object
+from tests.driven.clock import SteppedClock
+from tests.driven.cluster import MemoryCluster, MemoryInformer
+from tests.unit.workspace.worlds import CATALOG, SmallWorld, uncounted, workspace_object
 
-from kaito_hooks.runtime import Key
+from kaito_hooks.runtime import ApiError, Client, Forbidden, Informer, Invalid, Key, Resource
+from kaito_hooks.workspace import resources
 from kaito_hooks.workspace.configuration.settings import Images, Settings, Window, Workloads
-from kaito_hooks.workspace.rollout import Rolled, choose, is_open, look_at
+from kaito_hooks.workspace.execute import Executor
+from kaito_hooks.workspace.memory import Memories
+from kaito_hooks.workspace.rollout import Rolled, Rollout, choose, is_open, look_at
+from kaito_hooks.workspace.world import World
 
 Obj = dict[str, Any]
 ROLL = "workspace.kaito.io/roll"
@@ -265,3 +272,57 @@ def test_an_upgrade_that_a_workspace_cannot_have_never_rolls_it() -> None:
         cluster.reconcile(world)
     assert cluster.step() == []
     assert cluster.rolled == []
+
+
+@pytest.mark.parametrize("error", [Forbidden, Invalid], ids=["a policy", "annotations of 256 KiB"])
+def test_a_workspace_that_may_not_be_asked_to_roll_holds_up_no_other_and_is_asked_rarely(
+    error: type[ApiError],
+) -> None:
+    clock, cluster, told = SteppedClock(), MemoryCluster(SteppedClock()), list[tuple[str, str]]()
+    informers: list[MemoryInformer] = []
+
+    def follow(client: Client, resource: Resource, **selection: Any) -> Informer:
+        informers.append(MemoryInformer(cluster, resource, **selection))
+        return cast(Informer, informers[-1])
+
+    def event(obj: Obj, type: str, reason: str, message: str, **_: Any) -> None:
+        told.append((obj["metadata"]["name"], reason))
+
+    for name in ("a", "b", "c"):
+        condition = {"type": "WorkloadUpToDate", "status": "False", "reason": "PlatformChanged"}
+        obj = workspace_object(metadata={"name": name, "uid": f"uid-{name}"}, status={"conditions": [condition]})
+        cluster.put(resources.WORKSPACE, obj)
+    client = cast(Client, cluster)
+    world = World.over(client, "Machine", follow=follow)
+    for informer in informers:
+        informer.sync()
+    tries: list[str] = []
+
+    def refuse(what: str, after: bool) -> None:
+        if not after:
+            tries.append(what.split()[-1])
+            if what.endswith(" a"):
+                raise error("it may not be written", status=403, reason="Forbidden")
+
+    cluster.touch, cluster.product_writes = refuse, True
+    executor = Executor(
+        client,
+        recorder=cast(Any, SimpleNamespace(event=event)),
+        memories=Memories(),
+        metrics=uncounted(),
+        clock=clock,
+        refusal_pause=30.0,
+    )
+    rollout = Rollout(world, executor, settings=Workloads(upgrade="rolling", max_unavailable=1), clock=clock)
+    for _ in range(30):
+        rollout.proceed()
+        clock.advance(2)
+    assert tries == ["a", "b"]
+    assert told == [("a", "RollRefused"), ("b", "RollStarted")]
+    for name in ("b", "c"):
+        cluster.drop(resources.WORKSPACE, name, "models")
+    for informer in informers:
+        informer.sync()
+    clock.advance(600)
+    rollout.proceed()
+    assert tries == ["a", "b", "a"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from kaito_hooks.workspace.decision.actions import (
     Action,
+    Adopt,
     ApplyChild,
     CopyConfigMap,
     CreateChild,
@@ -17,6 +18,7 @@ from kaito_hooks.workspace.decision.actions import (
     LabelNode,
     Note,
     Outcome,
+    Release,
 )
 from kaito_hooks.workspace.decision.snapshot import Snapshot
 
@@ -24,6 +26,8 @@ from kaito_hooks.workspace.decision.snapshot import Snapshot
 def name_of(action: Action) -> str:
     """Under which its refusal is remembered; "" of an action whose refusal is none."""
     match action:
+        case Adopt() | Release():
+            return "Workspace"
         case CreateChild(child=obj) | ApplyChild(child=obj) | CopyConfigMap(config_map=obj):
             return f"{obj['kind']}/{obj['metadata']['name']}"
         case LabelNode(node=node):
@@ -61,9 +65,11 @@ def split(s: Snapshot, actions: Sequence[Action], deeds: Sequence[Note], *, has_
     history = {name_of(a) for a in left_out if isinstance(a, CreateChild) and a.child["kind"] == "ControllerRevision"}
     labels = {name_of(action) for action in left_out if has_nodes and isinstance(action, LabelNode)}
     keeps_deletions = not any(isinstance(action, Delete) for action in left_out)
+    # Nothing is bought or changed for what is not noted on the Workspace.
+    goes_on = not any(isinstance(action, Adopt) for action in left_out)
     return Due(
-        tuple(action for action in actions if name_of(action) not in refused),
-        tuple(deed for deed in deeds if keeps_deletions or not deed.reason.startswith("Deleted")),
+        tuple(action for action in actions if goes_on and name_of(action) not in refused),
+        tuple(deed for deed in deeds if goes_on and (keeps_deletions or not deed.reason.startswith("Deleted"))),
         tuple(Outcome("failed", message) for name, message in refused.items() if name not in history | labels),
         tuple(Outcome("failed", message) for name, message in refused.items() if name in history),
     )
