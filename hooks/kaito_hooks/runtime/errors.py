@@ -23,13 +23,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-_LONGEST_RETRY_AFTER = 3600.0
+_LONGEST_RETRY_AFTER = 300.0
+"""Seconds: an API server asks for one or ten. Until then a key is not worked on, whatever happens to it, so that a
+proxy's hour would keep a deletion, and what bills, for so long."""
 
 
 class ApiError(Exception):
     """What the API server answered instead of success: a ``metav1.Status``, read.
 
-    ``retry_after`` is in seconds, from the Retry-After header or the Status's details.
+    ``retry_after`` is in seconds, five minutes at most, from the Retry-After header or the Status's details.
     """
 
     def __init__(

@@ -73,7 +73,8 @@ def test_no_answer_is_too_odd_to_be_an_error(body: bytes) -> None:
         ({"Retry-After": "7"}, {"retryAfterSeconds": 3}, 7.0),
         ({"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, {}, None),
         ({"Retry-After": "-1"}, {}, None),
-        ({"Retry-After": "999999"}, {}, 3600.0),
+        ({"Retry-After": "999999"}, {}, 300.0),
+        ({}, {"retryAfterSeconds": 3600}, 300.0),
         ({}, {}, None),
     ],
 )

@@ -12,6 +12,7 @@ from tests.eventually import PATIENCE, eventually
 from tests.unit.runtime.tiny_server import TinyServer, answer
 
 from kaito_hooks.runtime import EventRecorder, Obj
+from kaito_hooks.runtime.client import events
 
 LONG = 3600.0
 
@@ -91,6 +92,19 @@ def test_what_is_gathered_waits_for_more_important_work(tmp_path: Path) -> None:
         recorder.event(subject(), "Normal", "Ready", "it is ready")
         idle.set()
         eventually(lambda: written(server) == [("phi", "Normal", "Ready", "one node; it is ready")])
+
+
+def test_an_answer_that_asks_for_an_hour_of_patience_keeps_no_event_for_so_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread writes the Events of all: a limit on those of one namespace must not silence the others."""
+    monkeypatch.setattr(events, "_LONGEST_PAUSE", 0.2)
+    with recording(tmp_path, gather=0.0) as (recorder, server):
+        refusals = iter([answer(429, {}, Retry_After="3600")])
+        server.script = lambda handler: next(refusals, answer(201, {}))(handler)
+        recorder.event(subject(), "Warning", "NoCapacity", "the region has none left")
+        recorder.event(subject("other"), "Warning", "NoCapacity", "the region has none left")
+        eventually(lambda: [name for name, *_ in written(server)] == ["phi", "phi", "other"])
 
 
 def test_texts_that_are_too_long_together_stay_events_of_their_own(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ _YIELD_PERIOD = 0.1
 _BURST = 25
 _REFILL_SECONDS = 300.0
 _ATTEMPTS = 8
+_LONGEST_PAUSE = 10.0
 _PASSING = (ConnectionFailed, InternalError, ServerTimeout, ServiceUnavailable, TooManyRequests)
 
 
@@ -232,9 +233,9 @@ class EventRecorder:
                 with self._condition:
                     if self._closed:
                         break
-                    self._condition.wait_for(
-                        lambda: self._closed, timeout=max(min(10.0, 0.25 * 2**attempt), error.retry_after or 0.0)
-                    )
+                    # All Events wait meanwhile, so that nobody's Retry-After is kept for long.
+                    pause = min(_LONGEST_PAUSE, max(0.25 * 2**attempt, error.retry_after or 0.0))
+                    self._condition.wait_for(lambda: self._closed, timeout=pause)
             except (ApiError, LeadershipLost) as error:
                 logger.debug("an event was not written: %s", error)
                 break
