@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from kaito_hooks.api import labels
 from kaito_hooks.api.claim import Claim
+from kaito_hooks.api.conditions import find
 from kaito_hooks.provisioner import ownership, resources
 from kaito_hooks.runtime import Client, Conflict, Key, NotFound, Obj, parse_time
 
@@ -92,19 +93,32 @@ def deleting(node: Obj) -> bool:
     return bool(node["metadata"].get("deletionTimestamp"))
 
 
-def readiness(node: Obj) -> tuple[str, datetime | None]:
-    """Status of the condition Ready and since when; a Node without one is Unknown since it was created."""
-    for condition in (node.get("status") or {}).get("conditions") or ():
-        if condition.get("type") == "Ready":
-            since = condition.get("lastTransitionTime")
-            return condition.get("status", "Unknown"), parse_time(since) if since else None
-    created = node["metadata"].get("creationTimestamp")
-    return "Unknown", parse_time(created) if created else None
-
-
 def is_ready(node: Obj) -> bool:
     """Whether its kubelet says, and lately said, that it is Ready."""
-    return readiness(node)[0] == "True"
+    return _condition(node).get("status") == "True"
+
+
+def unready_since(node: Obj, now: datetime) -> datetime | None:
+    """Since when it is not Ready, by our clock, or was made, without the condition; None if it is, or nothing tells.
+
+    A kubelet whose clock is ahead tells by its heartbeats how long that has lasted.
+    """
+    found = _condition(node)
+    if found.get("status") == "True":
+        return None
+    since = _time(found.get("lastTransitionTime") if found else node["metadata"].get("creationTimestamp"))
+    if since is None or since <= now:
+        return since
+    return now - max((_time(found.get("lastHeartbeatTime")) or since) - since, timedelta(0))
+
+
+def _condition(node: Obj) -> Obj:
+    """Ready, as it is; empty if there is none."""
+    return find((node.get("status") or {}).get("conditions"), "Ready") or {}
+
+
+def _time(text: str | None) -> datetime | None:
+    return parse_time(text) if text else None
 
 
 def change(client: Client, node: Obj, edit: Callable[[Obj], None]) -> Obj | None:

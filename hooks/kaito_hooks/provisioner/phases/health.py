@@ -28,10 +28,11 @@ def health(claim: Claim, env: Environment) -> float | None:
     if limit <= 0 or len(found) != 1 or nodes.deleting(found[0]):
         return None
     node = found[0]
-    status, since = nodes.readiness(node)
-    if status == "True" or since is None:
+    now = env.clock.now()
+    since = nodes.unready_since(node, now)
+    if since is None:
         return None
-    left = limit - (env.clock.now() - since).total_seconds()
+    left = limit - (now - since).total_seconds()
     if left > 0:
         return left
     blocked = _blocked(env)

@@ -34,6 +34,7 @@ from kaito_hooks.provisioner.errors import (
 from kaito_hooks.provisioner.outcome import Outcome, Progress
 from kaito_hooks.provisioner.phases import finalizer
 from kaito_hooks.provisioner.phases.environment import Environment
+from kaito_hooks.provisioner.phases.liveness import noted_at
 from kaito_hooks.provisioner.phases.polling import LONGEST_DELETION_RETRY, PATIENCE, listing_age, look_again
 from kaito_hooks.provisioner.refusal_text import refusal_text
 from kaito_hooks.provisioner.requirements import capacity_type, node_label_values
@@ -202,7 +203,7 @@ def _find_node(claim: Claim, instance: Instance, env: Environment) -> Outcome:
         env.backoff.forget(claim.uid)
         return Outcome(Progress.DONE, status={"providerID": machines.pop()}, labels=_merged_labels(claim, named[0]))
     annotations = {}
-    if labels.POOL_SUCCEEDED_AT not in claim.annotations:
+    if noted_at(claim, env.clock.now()) is None:
         annotations[labels.POOL_SUCCEEDED_AT] = format_time(env.clock.now())
     if machines:
         return Outcome(

@@ -17,9 +17,10 @@ def liveness(claim: Claim, env: Environment) -> float | None:
 
     Returns 0.0 when it was deleted.
     """
+    now = env.clock.now()
     deadlines = [
         (
-            started_at(claim),
+            started_at(claim, now),
             env.settings.registration_timeout,
             "registration_timeout",
             "its Node did not register within {} of the machine being ready",
@@ -35,7 +36,7 @@ def liveness(claim: Claim, env: Environment) -> float | None:
     for since, limit, cause, text in deadlines:
         if since is None or limit <= 0 or claim.steps["registered"].done:
             continue
-        left = limit - (env.clock.now() - since).total_seconds()
+        left = limit - (now - since).total_seconds()
         if left <= 0:
             message = f"{claim.kind} {claim.name} is deleted: {text.format(format_duration(limit))}"
             delete_claim(claim, env, cause=cause, message=message)
@@ -44,14 +45,19 @@ def liveness(claim: Claim, env: Environment) -> float | None:
     return nearest
 
 
-def started_at(claim: Claim) -> datetime | None:
+def noted_at(claim: Claim, now: datetime) -> datetime | None:
+    """When the machine was first seen ready, as the claim's annotation has it; None without a time that may be true."""
+    try:
+        noted = parse_time(claim.annotations.get(labels.POOL_SUCCEEDED_AT, ""))
+    except ValueError:
+        return None
+    return noted if noted <= now else None
+
+
+def started_at(claim: Claim, now: datetime) -> datetime | None:
     """Since when a machine bills for this claim; None as long as none is ready."""
-    noted = claim.annotations.get(labels.POOL_SUCCEEDED_AT)
-    if noted:
-        try:
-            return parse_time(noted)
-        except ValueError:
-            pass
+    if (noted := noted_at(claim, now)) is not None:
+        return noted
     launched = find(claim.conditions, claim.encoding.step_conditions["launched"]) or {}
     since = launched.get("lastTransitionTime")
     return parse_time(since) if launched.get("status") == "True" and since else None

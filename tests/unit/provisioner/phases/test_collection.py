@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, get_args
 
 import pytest
@@ -74,6 +75,17 @@ def test_a_young_pool_is_left_alone(world: World) -> None:
     world.clock.advance(29)
     world.sweep()
     assert "ws00000000b" in world.billing()
+
+
+def test_a_pool_that_was_ordered_by_a_clock_ahead_of_ours_is_not_young_for_ever(world: World) -> None:
+    """Whoever ordered it has died, or its clock was put right."""
+    orphan(world)
+    pool = world.cloud.pools[CLAIM]
+    assert pool.created is not None
+    pool.created += timedelta(days=400)
+    world.sweep()
+    world.sweep()
+    assert world.billing() == []
 
 
 def test_a_pool_of_an_older_claim_of_the_same_name_is_an_orphan(world: World) -> None:

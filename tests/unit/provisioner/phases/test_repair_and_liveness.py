@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from tests.driven.budget import Budget
 from tests.unit.provisioner.budget import END, LAUNCH, ORDER, looks
@@ -9,6 +11,7 @@ from tests.unit.provisioner.world import World
 
 from kaito_hooks.provisioner import resources
 from kaito_hooks.provisioner.errors import QuotaExceeded
+from kaito_hooks.runtime import format_time
 
 CLAIM = "ws000000001"
 
@@ -41,6 +44,34 @@ def test_a_node_that_recovers_in_time_stays() -> None:
     world.set_ready("True")
     world.run(600)
     assert not world.there().deleting
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(days=400)], ids=["an hour", "years"])
+def test_a_node_whose_clock_is_ahead_is_given_back_by_what_its_own_heartbeats_tell(ahead: timedelta) -> None:
+    world = World(node_repair_timeout=600)
+    world.allow(Budget(reconciles=40, requests=0) + END)
+    world.ready_claim()
+    since = world.clock.now() + ahead
+    for minute in range(16):
+        if world.there().deleting:
+            break
+        assert minute <= 15
+        node = world.node_of()
+        assert node is not None
+        node["status"]["conditions"] = [
+            {
+                "type": "Ready",
+                "status": "False",
+                "lastTransitionTime": format_time(since),
+                # A kubelet reports what has not changed every five minutes.
+                "lastHeartbeatTime": format_time(since + timedelta(minutes=minute - minute % 5)),
+            }
+        ]
+        world.cluster.put(resources.NODE, node)
+        world.run(60)
+        if minute < 9:
+            assert not world.there().deleting
+    assert world.there().deleting
 
 
 def test_repair_can_be_switched_off() -> None:
@@ -76,6 +107,23 @@ def test_a_machine_whose_node_never_joins_is_given_back_in_time() -> None:
     world.run(180 + 890)
     assert not world.there().deleting
     world.run(20)
+    assert world.there().deleting
+    world.run(80)
+    assert world.cloud.pools == {}
+
+
+@pytest.mark.parametrize(
+    "noted", ["2099-01-01T00:00:00Z", "tomorrow", ""], ids=["by another clock", "no time", "empty"]
+)
+def test_a_machine_whose_node_never_joins_is_given_back_in_time_whatever_is_noted_on_its_claim(noted: str) -> None:
+    """The clock of the process that noted it may have been ahead, and been put right since."""
+    world = World(registration_timeout=900)
+    world.allow(LAUNCH + looks(900) + END)
+    world.cloud.on_ready = lambda pool: None
+    claim = world.ask()
+    claim["metadata"].setdefault("annotations", {})["kaito.sh/pool-succeeded-at"] = noted
+    world.cluster.put(resources.MACHINE, claim)
+    world.run(180 + 920)
     assert world.there().deleting
     world.run(80)
     assert world.cloud.pools == {}
