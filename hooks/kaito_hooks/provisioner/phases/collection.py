@@ -38,6 +38,13 @@ def _alone(what: str) -> Iterator[None]:
         logger.warning("%s cannot be removed: %s", what, error)
 
 
+def _explains(claim: Claim, instance: Instance) -> bool:
+    """Whether the instance was made for that claim, and we give it back with it: not with one that ends without our
+    finalizer."""
+    ends_without_us = claim.deleting and not finalizer.present(claim.object)
+    return instance.belongs_to(claim) and not ends_without_us
+
+
 @dataclass(slots=True)
 class Collection:
     """The sweeper.
@@ -92,7 +99,7 @@ class Collection:
             if instance.ours
             and instance.state is not State.DELETING
             and not self._young(instance)
-            and not (instance.name in claims and instance.belongs_to(claims[instance.name]))
+            and not (instance.name in claims and _explains(claims[instance.name], instance))
             and not self._claimed(instance)
         }
         self.env.metrics.orphans.set(len(orphans))
@@ -105,9 +112,9 @@ class Collection:
         return instance.created is not None and abs(self.env.clock.now() - instance.created) < YOUNG
 
     def _claimed(self, instance: Instance) -> bool:
-        """Whether the claim that the instance was made for exists, of either kind, by a GET."""
+        """Whether a claim explains the instance, of either kind, by a GET."""
         return any(
-            instance.belongs_to(Claim.read(obj))
+            _explains(Claim.read(obj), instance)
             for kind in self.kinds
             if (obj := self._find(kind.resource, instance.name)) is not None
         )

@@ -100,6 +100,19 @@ def test_a_pool_of_an_older_claim_of_the_same_name_is_an_orphan(world: World) ->
     assert world.cloud.created[-1] == claim.uid
 
 
+def test_a_pool_of_a_claim_that_ends_without_our_finalizer_is_an_orphan(world: World) -> None:
+    """Somebody took the finalizer away, and another one holds the claim: nobody else gives the machine back."""
+    world.allow(SWEEPS + END)
+    claim = world.there().object
+    claim["metadata"]["finalizers"] = ["example.com/audit"]
+    world.cluster.put(resources.CLAIMS[world.node_api], claim)
+    world.cluster.delete(resources.CLAIMS[world.node_api], CLAIM)
+    world.run(600, sweep=True)
+    assert world.there().deleting
+    assert world.cloud.pools == {}
+    assert world.node_of() is None
+
+
 def test_a_claim_that_comes_back_between_two_sweeps_keeps_its_pool(world: World) -> None:
     resource = resources.CLAIMS[world.node_api]
     kept = world.cluster.get(resource, CLAIM)
