@@ -190,15 +190,20 @@ class Writer:
         self._remember(bought)
 
     def _meet_claim(self, action: BuyClaim, found: Obj) -> None:
-        """Ours (a cache that is behind, another controller), or by chance somebody else's: then another name."""
-        ws = self._s.workspace
+        """Ours (a cache that is behind, another controller), or by chance somebody else's: then another name. One that
+        nobody's labels are on is ours, too: its name is of our identity, and another one would bill beside it."""
+        ws, name = self._s.workspace, f"{found['kind']}/{found['metadata']['name']}"
         marks = found["metadata"].get("labels") or {}
         if (marks.get(labels.WORKSPACE), marks.get(labels.WORKSPACE_NAMESPACE)) == (ws.name, ws.namespace):
             self._note_purchase(action, found)
             return
+        if labels.WORKSPACE not in marks or labels.WORKSPACE_NAMESPACE not in marks:
+            wanted = f"{labels.WORKSPACE}={ws.name} and {labels.WORKSPACE_NAMESPACE}={ws.namespace}"
+            text = f"{name} has lost the labels that say whose it is: give it {wanted} again, or delete it"
+            self._refuse(name, ApiError(text), message=text)
+            return
         used = self._s.memory.salts.get(action.slot, 0)
         if used >= MAX_SALT:
-            name = f"{found['kind']}/{found['metadata']['name']}"
             self._refuse(name, ApiError(f"{name} belongs to somebody else"))
             return
         self._remember(lambda m: replace(m, salts={**m.salts, action.slot: used + 1}))

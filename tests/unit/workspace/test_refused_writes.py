@@ -156,6 +156,32 @@ def test_a_claim_that_may_not_be_deleted_is_told_while_its_workspace_goes(world:
     assert world.cluster.all(resources.WORKSPACE) == []
 
 
+def test_a_claim_that_lost_its_labels_is_not_bought_a_second_time(world: RunningWorld) -> None:
+    """Its name is a hash of the Workspace's identity: it is nobody else's, and its machine bills."""
+    world.apply(one())
+    world.allow(START)
+    world.run(300)
+    [claim] = world.cluster.all(resources.MACHINE)
+    name, marks = claim["metadata"]["name"], claim["metadata"]["labels"]
+    bare = {key: value for key, value in marks.items() if not key.startswith("kaito.sh/workspace")}
+    world.cluster.put(resources.MACHINE, {**claim, "metadata": {**claim["metadata"], "labels": bare}})
+    world.remove_node(f"node-{name}")
+    world.allow(START + 20 * PER_MINUTE)
+    world.run(1200)
+    assert [bought for _, bought in world.purchases] == [name]
+    status, message = world.told()
+    assert status == "False"
+    assert f"Machine/{name} has lost the labels" in message
+    [claim] = world.cluster.all(resources.MACHINE)
+    claim["metadata"]["labels"] = marks
+    world.cluster.put(resources.MACHINE, claim)
+    world.bring_node(f"node-{name}", labels=marks)
+    world.allow(START)
+    world.run(300)
+    assert world.told()[0] == "True"
+    assert [bought for _, bought in world.purchases] == [name]
+
+
 def test_a_template_that_cannot_be_copied_is_told_and_tried_again() -> None:
     world = TuningWorld(settings=Settings(release_namespace="kaito"))
     template: Any = {"metadata": {"name": "qlora-params-template", "namespace": "kaito"}, "data": TEMPLATE}
