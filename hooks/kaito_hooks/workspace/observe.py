@@ -22,7 +22,7 @@ from kaito_hooks.workspace.memory import Memories
 from kaito_hooks.workspace.resources import CLAIM_RESOURCES, CONFIG_MAP, WORKSPACE
 from kaito_hooks.workspace.status import missing_secrets, pod_refusals, server_state
 from kaito_hooks.workspace.status.poller import ProgressPoller
-from kaito_hooks.workspace.supply.nodes import is_ready, name_of
+from kaito_hooks.workspace.supply.nodes import is_ready, name_of, of_pod
 from kaito_hooks.workspace.tuning import check, config
 from kaito_hooks.workspace.tuning.job import PORT as TUNING_PORT
 from kaito_hooks.workspace.tuning.phase import needs_config
@@ -73,8 +73,8 @@ class Observer:
         claims = [Claim.read(claim) for claim in self._world.claims_of(key)]
         catalog, problem = self._catalog()
         memory = self._memories.get(workspace.uid)
-        nodes = self._nodes(key, obj, workspace, claims)
         pods = self._world.pods.by_index(caches.BY_WORKSPACE, str(key))
+        nodes = self._nodes(key, obj, workspace, claims, pods)
         check_jobs = self._check_jobs(key, workspace)
         check_pods = [pod for pod in pods if workspace.tuning is not None and check.is_pod(workspace.name, pod)]
         of_checks = set(map(_uid, check_pods))
@@ -168,12 +168,14 @@ class Observer:
             self._read_catalog = known
         return known[1:]
 
-    def _nodes(self, key: Key, obj: Obj, workspace: Workspace, claims: list[Claim]) -> list[Obj]:
-        """Its own Nodes, those that it names and, unless those in use are Ready and enough, all that fit its labels."""
+    def _nodes(self, key: Key, obj: Obj, workspace: Workspace, claims: list[Claim], pods: Iterable[Obj]) -> list[Obj]:
+        """Its own Nodes, those that it names, those of its Pods and, unless those in use are Ready and enough, all that
+        fit its labels."""
         resource = workspace.resource
         found = {name_of(node): node for node in self._world.nodes.by_index(caches.BY_OWNER, str(key))}
         preferred = resource.preferred_nodes if resource is not None else ()
-        for name in (*workspace.worker_nodes, *preferred, *(claim.node_name for claim in claims)):
+        named = (*workspace.worker_nodes, *preferred, *(claim.node_name for claim in claims), *map(of_pod, pods))
+        for name in named:
             if name and name not in found and (node := self._world.nodes.get(Key("", name))) is not None:
                 found[name] = node
         in_use = [name for name in workspace.worker_nodes if name in found and is_ready(found[name])]

@@ -91,21 +91,23 @@ def select(
     *,
     count: int,
     preferred: Iterable[str] = (),
+    occupied: Iterable[str] = (),
     previous: Iterable[str] = (),
     node_claim_mode: bool = False,
     resource: ResourceSpec | None = None,
 ) -> list[Obj]:
     """The first ``count`` of the candidates, sorted by name.
 
-    Order: preferred, used before (Ready ones first), made by KAITO's provisioner, in KAITO's node pool (NodeClaim mode
-    only), of the instance type that ``resource`` names, with GPUs, name.
+    Order: preferred, ``occupied`` by its Pods, used before (Ready ones first), made by KAITO's provisioner, in KAITO's
+    node pool (NodeClaim mode only), of the instance type that ``resource`` names, with GPUs, name.
     """
-    wanted, used = set(preferred), set(previous)
+    wanted, taken, used = set(preferred), set(occupied), set(previous)
 
-    def rank(node: Obj) -> tuple[bool, bool, bool, bool, bool, bool, bool, str]:
+    def rank(node: Obj) -> tuple[bool, bool, bool, bool, bool, bool, bool, bool, str]:
         name, marks = name_of(node), labels_of(node)
         return (
             name not in wanted,
+            name not in taken,
             name not in used,
             not is_ready(node),
             labels.MACHINE_TYPE not in marks,

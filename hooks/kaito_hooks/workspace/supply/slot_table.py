@@ -77,6 +77,8 @@ def _chosen(s: Snapshot, resource: ResourceSpec) -> list[Obj]:
         ),
         count=resource.count,
         preferred=resource.preferred_nodes,
+        # The scheduler may have chosen a node that nobody bought: what was bought instead of it serves nobody.
+        occupied={nodes.of_pod(pod) for pod in s.pods if not pod["metadata"].get("deletionTimestamp")},
         previous=s.workspace.worker_nodes,
         node_claim_mode=s.settings.node_api == "NodeClaim",
         resource=resource,

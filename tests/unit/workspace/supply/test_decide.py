@@ -273,6 +273,36 @@ def test_a_claim_that_no_slot_needs_any_more_is_given_back() -> None:
     assert len(world.purchases) == 2
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_bought_node_whose_pod_has_gone_to_one_of_ones_own_is_given_back(count: int) -> None:
+    """The scheduler may take either; a node on which nothing runs any more would bill for ever."""
+    world = RunningWorld(one(count=count))
+    world.allow(count * START)
+    world.run(300)
+    world.bring_node("mine")
+    world.allow(4 * LOOK)
+    world.run(60)
+    assert world.worker_nodes() == sorted(f"node-{slot_name(slot)}" for slot in range(count))
+    world.cluster.drop(resources.POD, "phi-0", "models")
+    world.allow(8 * LOOK)
+    world.run(900)
+    assert world.pods_on("mine") == ["phi"]
+    assert len(world.staying_claims()) == count - 1
+    assert (world.told()[0], "mine" in world.worker_nodes()) == ("True", True)
+    assert world.given_back_in_use == []
+
+
+def test_a_node_of_ones_own_on_which_nothing_runs_displaces_no_bought_one() -> None:
+    world = RunningWorld(one())
+    world.allow(START)
+    world.run(300)
+    world.bring_node("mine")
+    world.allow(4 * LOOK)
+    world.run(3600)
+    assert world.worker_nodes() == [f"node-{slot_name(0)}"]
+    assert len(world.staying_claims()) == 1
+
+
 def test_a_bought_node_that_is_away_for_a_moment_keeps_its_place() -> None:
     world = RunningWorld(one())
     world.allow(START)
