@@ -107,6 +107,18 @@ def test_an_answer_that_asks_for_an_hour_of_patience_keeps_no_event_for_so_long(
         eventually(lambda: [name for name, *_ in written(server)] == ["phi", "phi", "other"])
 
 
+@pytest.mark.parametrize("separator", [".", "-", ".-"], ids=["a dot", "a dash", "both"])
+def test_an_event_of_an_object_with_the_longest_name_has_a_name_that_is_one(tmp_path: Path, separator: str) -> None:
+    """RFC 1123, as the API server asks: each part begins and ends with a letter or a digit, 253 characters at most."""
+    begin = "a" * (230 - len(separator)) + separator
+    with recording(tmp_path, gather=0.0) as (recorder, server):
+        recorder.event(subject(begin + "b" * (253 - len(begin))), "Warning", "Evicted", "it had to go")
+        assert recorder.flush(PATIENCE)
+        name = server.requests[0].json["metadata"]["name"]
+        assert len(name) <= 253
+        assert all(part and part[0].isalnum() and part[-1].isalnum() for part in name.split("."))
+
+
 def test_texts_that_are_too_long_together_stay_events_of_their_own(tmp_path: Path) -> None:
     with recording(tmp_path, gather=LONG) as (recorder, server):
         for letter in "ab":

@@ -263,7 +263,7 @@ class EventRecorder:
                 return
             except NotFound:
                 del self._written[identity]
-        name = f"{involved['name'][:230]}.{uuid.uuid4().hex[:16]}"
+        name = f"{involved['name'][:230].rstrip('.-')}.{uuid.uuid4().hex[:16]}"
         self._client.create(
             EVENT,
             {
