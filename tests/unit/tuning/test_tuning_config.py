@@ -187,6 +187,8 @@ def test_a_mistake_is_refused_with_a_sentence_that_names_it(
         ("TrainingArguments", {"lr_scheduler_type": "greedy", "eval_strategy": "no"}),
         ("TrainingArguments", {"lr_scheduler_kwargs": "min_lr=0"}),
         ("TrainingArguments", {"lr_scheduler_kwargs": "{min_lr"}),
+        ("TrainingArguments", {"lr_scheduler_kwargs": '{"num_cycles": 1, "num_cycles": 2}'}),
+        ("TrainingArguments", {"gradient_checkpointing_kwargs": '{"use_reentrant": true, "use_reentrant": false}'}),
         ("TrainingArguments", {"dataset_kwargs": {"skip_prepare_dataset": True}}),
         ("TrainingArguments", {"dataset_kwargs": '{"skip_prepare_dataset": true}'}),
         ("ModelConfig", {"attn_implementation": "flash_attention_2"}),
