@@ -172,11 +172,13 @@ def test_an_adapter_that_the_server_cannot_express_is_refused_unless_it_is_not_s
 ) -> None:
     model_folder(tmp_path / "model", "phi3", chat_template=PHI3)
     write_rows(tmp_path / "data", GOOD)
-    served = check(tmp_path, document=changed("LoraConfig", **values))
+    document = changed("LoraConfig", **values)
+    document["training_config"]["QuantizationConfig"] = {"load_in_4bit": False}
+    served = check(tmp_path, document=document, METHOD="lora")
     assert (served.code, served.report["reason"]) == (2, "ConfigInvalid")
     assert next(iter(values)) in served.report["problems"][0]
     assert "serveResult" in served.report["problems"][0]
-    assert check(tmp_path, document=changed("LoraConfig", **values), SERVE_RESULT="false").code == 0
+    assert check(tmp_path, document=document, METHOD="lora", SERVE_RESULT="false").code == 0
 
 
 def test_rank_and_alpha_patterns_and_rslora_are_expressed(tmp_path: Path) -> None:
