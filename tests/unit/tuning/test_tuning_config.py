@@ -159,6 +159,10 @@ def test_a_mistake_is_refused_with_a_sentence_that_names_it(
         ("TrainingArguments", {"logging_steps": 0}),
         ("TrainingArguments", {"logging_steps": float("inf")}),
         ("TrainingArguments", {"save_steps": float("inf")}),
+        ("TrainingArguments", {"num_train_epochs": 1e9}),
+        ("TrainingArguments", {"max_steps": 0}),
+        ("TrainingArguments", {"max_steps": -5}),
+        ("TrainingArguments", {"max_steps": 10**12}),
         ("TrainingArguments", {"dataloader_num_workers": -1}),
         ("TrainingArguments", {"seed": -1}),
         ("TrainingArguments", {"seed": 2**32}),
@@ -209,6 +213,7 @@ def test_a_value_that_nothing_can_be_trained_with_is_refused(
     ("section", "values"),
     [
         ("TrainingArguments", {"num_train_epochs": 0, "max_steps": 4}),
+        ("TrainingArguments", {"max_steps": -1}),
         ("TrainingArguments", {"num_train_epochs": 0.5, "max_length": 2, "learning_rate": "1e-7"}),
         ("TrainingArguments", {"max_length": None, "gradient_accumulation_steps": 1}),
         ("LoraConfig", {"r": 1, "lora_alpha": 1, "lora_dropout": 0, "target_modules": None}),

@@ -13,7 +13,7 @@ from kaito_tuning import config
 from kaito_tuning.chat import templates, weights
 from kaito_tuning.chat.templates import ChatTemplate
 from kaito_tuning.check.report import Report, Tokens
-from kaito_tuning.config import DatasetConfig, TuningConfig, bounds, expressible
+from kaito_tuning.config import DatasetConfig, TuningConfig, bounds, doubts, expressible
 from kaito_tuning.config.modules import FAMILIES, MOST_LAYERS
 from kaito_tuning.config.targets import NEVER_PACKED, TARGETS, adapted
 from kaito_tuning.data import Data, files, lengths, table
@@ -226,6 +226,7 @@ def _measured(
         tokens_per_epoch=measured.tokens_per_epoch(chosen),
         estimated_steps=lengths.steps(measured, training, max_length=chosen, packing=packing),
     )
+    found.warnings += doubts.of_steps(training, rows=measured.rows, steps=report.estimated_steps or 0)
     if measured.measured < measured.rows:
         found.warnings.append(f"token lengths are those of {measured.measured:,} of {measured.rows:,} rows")
     found.warnings += lengths.beyond_context(asked, context)

@@ -14,6 +14,10 @@ from kaito_tuning.config import lora
 from kaito_tuning.config.lora import Refusals
 from kaito_tuning.errors import ConfigInvalid
 
+MOST_EPOCHS = 10_000
+MOST_STEPS = 100_000_000
+"""More would take a GPU years; they are slips of a key."""
+
 
 class _Bound(NamedTuple):
     """``must`` and ``way_out`` complete the sentence; ``holds`` gets every value but null."""
@@ -38,7 +42,20 @@ def _alphas(pattern: Mapping[str, Any]) -> bool:
 
 
 _BOUNDS = (
-    _Bound("TrainingArguments", "num_train_epochs", "be above 0 and finite", _positive, "or set max_steps instead"),
+    _Bound(
+        "TrainingArguments",
+        "num_train_epochs",
+        f"be above 0 and at most {MOST_EPOCHS:,}",
+        lambda v: 0 < v <= MOST_EPOCHS,
+        "or set max_steps instead",
+    ),
+    _Bound(
+        "TrainingArguments",
+        "max_steps",
+        f"be from 1 to {MOST_STEPS:,}, or -1",
+        lambda v: v == -1 or 1 <= v <= MOST_STEPS,
+        "leave it out for num_train_epochs",
+    ),
     _Bound(
         "TrainingArguments", "gradient_accumulation_steps", "be 1 or more", lambda v: v >= 1, "1 accumulates nothing"
     ),

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from kaito_tuning.config import bounds
+from kaito_tuning.config import bounds, doubts
 from kaito_tuning.config.fields import KINDS, Choices, Fields, KnownFields, kind_of
 from kaito_tuning.config.sections import DEFAULT_OUTPUT, DTYPES, MOUNT, SECTIONS, DatasetConfig, TuningConfig
 from kaito_tuning.errors import ConfigInvalid
@@ -101,6 +101,7 @@ def parse(document: object, *, known: KnownFields) -> TuningConfig:
     if kwargs is not None:
         typed["TrainingArguments"]["lr_scheduler_kwargs"] = _numbers(kwargs)
     bounds.check(typed)
+    warnings += doubts.of_rate(typed["TrainingArguments"])
     if typed["DataCollator"].get("mlm"):
         warnings.append(
             "DataCollator.mlm is true, but these models predict the next token: trained as causal language model"
