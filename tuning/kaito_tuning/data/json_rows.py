@@ -25,6 +25,10 @@ _NUMBER_GOES_ON = 3
 _MARKS = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
 
 
+_MARK = "\ufeff"
+"""A byte order mark, where several files with one were put together."""
+
+
 class Broken(Exception):
     """The rest of the file cannot be read; the text says where and why."""
 
@@ -101,6 +105,7 @@ def _lines(text: TextIO) -> Iterator[Any]:
 
 
 def _line(line: str, number: int, decoder: Decoder) -> Iterator[Any]:
+    line = line.removeprefix(_MARK)
     if not line.strip():
         return
     try:
