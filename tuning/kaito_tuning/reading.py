@@ -31,6 +31,12 @@ def passing(error: BaseException) -> OSError | None:
     return None
 
 
+def raise_passing(error: BaseException) -> None:
+    """Raises what `passing` finds, if it finds something."""
+    if found := passing(error):
+        raise found from error
+
+
 def told(error: OSError) -> str:
     """The system's words, and the file if it is known."""
     return f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
