@@ -242,4 +242,4 @@ def _tidy(output_dir: Path) -> None:
 
 def _terminate(path: Path, message: str) -> None:
     if path.exists():
-        path.write_text(message)
+        path.write_text(message, encoding="utf-8", errors="backslashreplace")

@@ -46,7 +46,7 @@ def install(app: FastAPI) -> None:
     async def refuse(request: Request, error: RequestError) -> JSONResponse:
         path = request.url.path
         retry = error.retry_after if isinstance(error, TooManyRequests | EngineUnavailable) else None
-        content = openai_errors.body(error) if is_openai(path) else {"detail": str(error)}
+        content = openai_errors.body(error) if is_openai(path) else {"detail": openai_errors.writable(str(error))}
         headers = None if retry is None else {"Retry-After": str(retry)}
         return JSONResponse(content, status_code=status_of(path, error), headers=headers)
 

@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
-
 from kaito_serving.errors import InvalidRequest
 
 _LONG_TEXT = 20_000  # characters; tokenising more than that would hold up the event loop
@@ -43,8 +41,9 @@ class Text:
             )
         try:
             text: str = self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        except (TemplateError, ValueError, TypeError) as error:
-            raise InvalidRequest(f"The messages do not suit the chat template: {error}") from error
+        except Exception as error:  # a template raises what it likes, besides what Jinja and its sandbox raise
+            why = str(error) or type(error).__name__
+            raise InvalidRequest(f"The messages do not suit the chat template: {why}") from error
         return text
 
     def decode(self, ids: Sequence[int], *, special: bool = False, clean_up: bool = False) -> str:

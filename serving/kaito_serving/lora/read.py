@@ -23,6 +23,10 @@ from kaito_serving.model.folder import refuse_pickles_alone, tensor_bytes
 
 PREFIX = "base_model.model."
 WEIGHTS = "adapter_model.safetensors"
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError),
+    re.error,
+)
 _EXPRESSIBLE: Mapping[str, Any] = json.loads((Path(__file__).parent / "expressible.json").read_text(encoding="utf-8"))
 
 
@@ -53,7 +57,7 @@ def read(folder: Path, name: str | None = None) -> Adapter:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         ranks = _Pattern(float(config["r"]), config.get("rank_pattern"))
         alphas = _Pattern(float(config["lora_alpha"]), config.get("alpha_pattern"))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, re.error) as error:
+    except _UNREADABLE as error:
         raise AdapterError(f"The adapter {name} has no readable adapter_config.json with r and lora_alpha.") from error
     for key, value in config.items():
         if not _is_expressible(key, value):
@@ -73,7 +77,11 @@ def read(folder: Path, name: str | None = None) -> Adapter:
                 f"{' x '.join(map(str, down.shape))} and {' x '.join(map(str, up.shape))}."
             )
         factor = alphas.of(module) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        layers[module] = (down, factor * up.float())
+        scaled = factor * up.float()
+        if not torch.isfinite(scaled).all():
+            alpha = alphas.of(module)
+            raise AdapterError(f"The adapter {name} is not finite in {module} with lora_alpha {alpha:g}.")
+        layers[module] = (down, scaled)
     return Adapter(name=name, rank=max(down.shape[0] for down, _ in layers.values()), layers=layers)
 
 

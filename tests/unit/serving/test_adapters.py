@@ -185,6 +185,12 @@ def change_config(folder: Path, **changes) -> None:
         {"init_lora_weights": "pissa"},
         {"lora_bias": True},
         {"something_from_the_future": 3},
+        {"lora_alpha": float("nan")},
+        {"lora_alpha": 1e308},
+        {"lora_alpha": 10**400},
+        {"alpha_pattern": {"o_proj": float("inf")}},
+        {"rank_pattern": {"o_proj": 10**400}},
+        {"r": float("nan")},
     ],
     ids=str,
 )
@@ -257,6 +263,14 @@ def test_adapters_come_and_go_while_requests_run(tiny_folder, adapters_dir, with
             await engine.stop()
 
     assert asyncio.run(work()) == plain
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '"r"', "[]", "null"], ids=["deep", "a text", "a list", "null"])
+def test_a_config_that_is_none_is_refused(adapters_dir, tmp_path, text):
+    folder = shutil.copytree(adapters_dir / "one", tmp_path / "one")
+    (folder / "adapter_config.json").write_text(text)
+    with pytest.raises(AdapterError, match="adapter one has no readable adapter_config"):
+        lora.read(folder)
 
 
 @pytest.mark.parametrize("damage", ["cut", "absent", "nan", "half", "foreign"])

@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import contextlib
+import json
 import threading
 import time
 from pathlib import Path
@@ -35,11 +36,18 @@ async def client_of(service, *, wait=True, **settings):
             yield client
 
 
+def as_json(body):
+    """A body whose characters are all ASCII, so that it can hold half of a surrogate pair."""
+    return {"content": json.dumps(body), "headers": {"Content-Type": "application/json"}}
+
+
 @pytest.fixture
 def ask(tiny, make_engine, make_surfaces):
     """Send requests to a fresh server: `ask(body, ...)` gives the answers; `with_client` runs any work."""
 
-    def with_client(work, *, api_keys=(), request_timeout=60.0, body_timeout=30.0, **changes):
+    def with_client(work, *, api_keys=(), request_timeout=60.0, body_timeout=30.0, template=None, **changes):
+        if template is not None:
+            tiny.tokenizer.chat_template = template
         options = Options(served_model_name=("tiny",), adapters_dir=NOWHERE, **changes)
 
         def load(metrics):
@@ -58,7 +66,7 @@ def ask(tiny, make_engine, make_surfaces):
 
     def answers(*bodies, **changes):
         async def work(client):
-            return await asyncio.gather(*(client.post("/chat", json=body) for body in bodies))
+            return await asyncio.gather(*(client.post("/chat", **as_json(body)) for body in bodies))
 
         return with_client(work, **changes)
 
@@ -200,6 +208,7 @@ def test_a_stop_string_and_a_time_limit_end_an_answer(ask):
         ({"messages": [{"role": "user", "content": "x"}]}, "Text generation parameter prompt required"),
         ({"prompt": "x", "handle_long_generation": "cut"}, "handle_long_generation"),
         ({"prompt": "x", "adapters": {"ghost": 1.0}}, "Unknown adapter ghost"),
+        ({"prompt": "x", "adapters": {"gh\ud800st": 1.0}}, "Unknown adapter gh\\ud800st"),
         ({"prompt": "x", "generate_kwargs": {"wrong_key": 1}}, "Unknown generate_kwargs key 'wrong_key'"),
         ({"prompt": "x " * 300, "generate_kwargs": {"max_length": 100}}, "max_length 100 leaves no room"),
         ({"prompt": "x", "generate_kwargs": {"max_new_tokens": 100_000}}, "the context is"),
@@ -256,6 +265,23 @@ def test_bodies_that_are_no_requests_are_refused_and_harm_nobody(ask, content, s
     assert refused.status_code == status
     assert "detail" in refused.json()
     assert after.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[0].content.index('aardvark') }}",
+        "{{ '%(who)s' % {} }}",
+        "{{ 1 // (messages | length - 1) }}",
+        "{% for _ in range(10 ** 9) %}{% endfor %}",
+        "{{ raise_exception('no') }}",
+    ],
+    ids=["ValueError", "KeyError", "ZeroDivisionError", "OverflowError", "TemplateError"],
+)
+def test_whatever_a_chat_template_raises_is_said_to_who_asked(ask, template):
+    (answer,) = ask({"messages": [{"role": "user", "content": "x"}]}, pipeline="conversational", template=template)
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith("The messages do not suit the chat template: ")
 
 
 def test_messages_are_required_in_the_conversational_pipeline(ask):

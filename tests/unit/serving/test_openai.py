@@ -296,6 +296,8 @@ COMPLETION = {"model": "tiny", "prompt": "x"}
     [
         ("chat/completions", {**CHAT, "model": "gpt-4"}, 404, "gpt-4"),
         ("chat/completions", {**CHAT, "model": "tiny:ghost"}, 404, "tiny:ghost"),
+        ("chat/completions", {**CHAT, "model": "gh\ud800st"}, 404, "gh\\ud800st"),
+        ("chat/completions", {**CHAT, "adapters": {"gh\ud800st": 1.0}}, 404, "gh\\ud800st"),
         ("chat/completions", {**CHAT, "adapters": {"ghost": 1.0}}, 404, "ghost"),
         ("chat/completions", {**CHAT, "adapters": {"ghost": 2.0}}, 400, "adapters"),
         ("chat/completions", {"model": "tiny"}, 400, "messages"),

@@ -14,7 +14,7 @@ _SIZES = {
     "max_position_embeddings": 512,
 }
 _SPLIT = _SIZES | {"intermediate_size": 128, "num_key_value_heads": 2}
-_CONFIGS: Mapping[str, Mapping[str, Any]] = {
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "phi3": _SPLIT | {"original_max_position_embeddings": 512, "pad_token_id": 3},
     "phi": _SIZES | {"intermediate_size": 128},
     "falcon": _SIZES | {"num_kv_heads": 1, "multi_query": True, "parallel_attn": True, "bias": False},
@@ -24,7 +24,7 @@ _CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "qwen3": _SPLIT | {"head_dim": 16},
     "gemma3_text": _SPLIT | {"head_dim": 16, "pad_token_id": 3, "query_pre_attn_scalar": 16},
 }
-FAMILIES = tuple(_CONFIGS)
+FAMILIES = tuple(SETTINGS)
 
 
 def make(family: str, folder: Path, *, tokenizer: Path, seed: int = 0) -> Path:
@@ -46,7 +46,7 @@ def make(family: str, folder: Path, *, tokenizer: Path, seed: int = 0) -> Path:
         vocab_size=len(words),
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
-        **_CONFIGS[family],
+        **SETTINGS[family],
     )
     torch.manual_seed(seed)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder, safe_serialization=True)

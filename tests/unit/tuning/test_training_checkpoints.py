@@ -21,7 +21,7 @@ from tests.unit.tuning.trained import configuration, job, table
 from trl import SFTTrainer
 
 from kaito_tuning.errors import DiskFull, OutOfMemory, TrainingFailed
-from kaito_tuning.process import checkpoints
+from kaito_tuning.process import checkpoints, recovery
 from kaito_tuning.process.stop import Stopped, StopRequest
 from kaito_tuning.progress import Progress
 from kaito_tuning.progress.history import History
@@ -267,8 +267,8 @@ def unreadable(monkeypatch: pytest.MonkeyPatch, folder: Path, code: int) -> None
     monkeypatch.setattr(Path, "open", opened)
 
 
-@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO], ids=errno.errorcode.get)
-def test_a_checkpoint_that_cannot_be_read_is_kept_aside(
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM], ids=errno.errorcode.get)
+def test_a_checkpoint_that_may_not_be_read_is_kept_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     for step in (3, 4):
@@ -280,6 +280,59 @@ def test_a_checkpoint_that_cannot_be_read_is_kept_aside(
     assert said.startswith(f"the checkpoint of step 4 cannot be loaded (sealed.json: {os.strerror(code)}): ")
     assert checkpoints.newest(tmp_path, key="k") == tmp_path / "checkpoint-3"
     assert list(tmp_path.glob("set-aside-unloadable-4-*/sealed.json"))
+
+
+def unreadable_disk(path: Path) -> bytes:
+    """Puts in the place of a file one that can be opened and not be read, as on a disk that fails (proc(5))."""
+    content = path.read_bytes()
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        path.read_bytes()
+    return content
+
+
+@pytest.mark.parametrize("name", ["sealed.json", "adapter_model.safetensors", "trainer_state.json"])
+def test_a_disk_that_fails_while_a_checkpoint_is_read_costs_no_checkpoint(
+    model: Path, output: Path, steps: Steps, undisturbed: TrainResult, name: str
+) -> None:
+    file = output / "checkpoint-4" / name
+    content = unreadable_disk(file)
+    for _ in range(2):
+        with pytest.raises(TrainingFailed) as failed:
+            resumed(model, output)
+        assert str(failed.value).startswith("a checkpoint cannot be read: Input/output error")
+        assert "the next start tries again" in str(failed.value)
+        assert {path.name for path in output.iterdir() if path.is_dir()} == {"checkpoint-3", "checkpoint-4"}
+    file.unlink()
+    file.write_bytes(content)
+    steps.clear()
+    result, told = resumed(model, output)
+    assert not told
+    assert steps == [5, 6]
+    assert same(result, undisturbed)
+
+
+def test_the_last_start_does_without_a_checkpoint_that_no_start_before_could_read(
+    model: Path, output: Path, steps: Steps, undisturbed: TrainResult
+) -> None:
+    unreadable_disk(output / "checkpoint-4" / "optimizer.pt")
+    past = recovery.read(output, key=KEY).failed(4).failed(4)
+    recovery.write(output, past)
+    steps.clear()
+    result, (said,) = resumed(model, output)
+    assert said.startswith("the checkpoint of step 4 cannot be loaded (optimizer.pt: Input/output error): ")
+    assert steps == [4, 5, 6]
+    assert same(result, undisturbed)
+
+
+def test_a_seal_that_cannot_be_read_tells_no_step(tmp_path: Path) -> None:
+    """How far the job is, is asked when it ends with an error."""
+    for step in (3, 4):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        checkpoints.seal(tmp_path / f"checkpoint-{step}", key="k", processes=1)
+    unreadable_disk(tmp_path / "checkpoint-4" / "sealed.json")
+    assert checkpoints.newest_step(tmp_path, key="k") == 3
 
 
 def test_memory_that_runs_out_while_a_checkpoint_is_read_is_not_the_checkpoints_fault(
@@ -307,6 +360,8 @@ NOT_ITS_FAULT: dict[str, tuple[BaseException, type[BaseException]]] = {
     ),
     "a process that is gone": (torch.distributed.DistNetworkError("failed to recv, got 0 bytes"), TrainingFailed),
     "a process that is late": (torch.distributed.DistStoreError("wait timeout after 300000ms"), TrainingFailed),
+    "a disk that fails": (OSError(errno.EIO, "Input/output error", "/mnt/output/optimizer.pt"), TrainingFailed),
+    "a server that is away": (OSError(errno.ESTALE, "Stale file handle"), TrainingFailed),
     "too many files": (OSError(errno.EMFILE, "Too many open files"), TrainingFailed),
     "SIGTERM": (Stopped(), Stopped),
 }

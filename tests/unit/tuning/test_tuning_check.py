@@ -132,6 +132,34 @@ def test_arguments_that_the_model_and_the_rows_have_what_they_need_for_pass(tmp_
 
 
 @pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"learning_rate": 1e-30}, "TrainingArguments.learning_rate 1e-30 is so low that an adapter learns nothing"),
+        ({"learning_rate": 50}, "TrainingArguments.learning_rate 50 is so high that an adapter seldom learns"),
+        ({"learning_rate": 2e-4}, ""),
+        ({"warmup_steps": 500}, "warmup_steps 500 are no fewer than the steps of the training, about 30"),
+        ({"warmup_steps": 30}, "warmup_steps 30 are no fewer than the steps"),
+        ({"warmup_steps": 29}, ""),
+        ({"warmup_steps": 0.9}, ""),
+        ({"max_steps": 4, "warmup_steps": 9}, "warmup_steps 9 are no fewer than the steps of the training, about 4"),
+        ({"per_device_train_batch_size": 1e6}, "a step of 1,000,000 rows, of which there are 10: an epoch is one step"),
+        ({"gradient_accumulation_steps": 11}, "a step of 11 rows, of which there are 10"),
+        ({"gradient_accumulation_steps": 10}, ""),
+        ({"eval_strategy": "steps", "eval_steps": 500}, "eval_steps 500 are more than the steps of the training"),
+        ({"save_strategy": "steps", "save_steps": 500}, ""),
+    ],
+    ids=lambda value: " ".join(f"{key}={given}" for key, given in value.items()) if isinstance(value, dict) else "",
+)
+def test_numbers_that_hardly_say_what_was_meant_are_told(tmp_path: Path, values: dict[str, Any], sentence: str) -> None:
+    model_folder(tmp_path / "model", "phi3", chat_template=PHI3)
+    write_rows(tmp_path / "data", *[GOOD] * 10)
+    found = check(tmp_path, document=changed("TrainingArguments", **values))
+    assert found.code == 0
+    doubts = [said for said in found.report["warnings"] if "mlm" not in said]
+    assert [sentence in said for said in doubts] == [True] * bool(sentence)
+
+
+@pytest.mark.parametrize(
     ("template", "training", "sentence"),
     [
         (None, {}, ""),
@@ -172,11 +200,13 @@ def test_an_adapter_that_the_server_cannot_express_is_refused_unless_it_is_not_s
 ) -> None:
     model_folder(tmp_path / "model", "phi3", chat_template=PHI3)
     write_rows(tmp_path / "data", GOOD)
-    served = check(tmp_path, document=changed("LoraConfig", **values))
+    document = changed("LoraConfig", **values)
+    document["training_config"]["QuantizationConfig"] = {"load_in_4bit": False}
+    served = check(tmp_path, document=document, METHOD="lora")
     assert (served.code, served.report["reason"]) == (2, "ConfigInvalid")
     assert next(iter(values)) in served.report["problems"][0]
     assert "serveResult" in served.report["problems"][0]
-    assert check(tmp_path, document=changed("LoraConfig", **values), SERVE_RESULT="false").code == 0
+    assert check(tmp_path, document=document, METHOD="lora", SERVE_RESULT="false").code == 0
 
 
 def test_rank_and_alpha_patterns_and_rslora_are_expressed(tmp_path: Path) -> None:

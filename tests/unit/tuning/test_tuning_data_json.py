@@ -115,3 +115,60 @@ def test_a_long_first_line_that_is_no_json_is_one_bad_row(tmp_path: Path) -> Non
 def test_a_long_first_line_may_be_the_begin_of_a_document(between: str) -> None:
     written = f'{{"data": [{{"text": "{LONG}{{"}},{between}{{"text": "b"}}]}}'
     assert list(json_rows.rows(lambda: io.StringIO(written))) == [{"text": LONG + "{"}, {"text": "b"}]
+
+
+TWICE = '{"text": "a", "text": "b"}'
+GOOD = '{"text": "c"}'
+
+
+@pytest.mark.parametrize("piece", [1, 5, 4096])
+@pytest.mark.parametrize(
+    "written",
+    [
+        f"{GOOD}\n{TWICE}\n{GOOD}\n",
+        f"[{GOOD}, {TWICE}, {GOOD}]",
+        f'{{"version": 1, "rows": [{GOOD}, {TWICE}, {GOOD}]}}',
+    ],
+    ids=["lines", "a list", "a list in an object"],
+)
+def test_a_row_that_has_a_name_twice_is_one_bad_row(written: str, piece: int) -> None:
+    before, bad, after = json_rows.rows(lambda: Dribble(written, piece))
+    assert before == after == {"text": "c"}
+    assert isinstance(bad, json_rows.Line)
+    assert "'text' twice" in bad
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        TWICE,
+        '{"messages": [{"role": "user", "role": "system", "content": "hi"}]}',
+        '{"text": "a", "meta": {"more": [{"id": 1, "id": 1}]}}',
+        '{"tags": [{"id": 1, "id": 2}], "text": "a"}',
+        '{"te\\u0078t": "a", "text": "b"}',
+    ],
+    ids=["a column", "a message", "what is not read", "a list before its column", "an escape"],
+)
+@pytest.mark.parametrize("indent", ["", "\n"], ids=["one line", "several lines"])
+def test_a_name_may_be_there_twice_anywhere_in_a_row(row: str, indent: str) -> None:
+    (bad,) = json_rows.rows(lambda: io.StringIO(row.replace(", ", f",{indent} ")))
+    assert isinstance(bad, json_rows.Line)
+    assert "twice" in bad
+
+
+def test_the_first_of_the_rows_in_an_object_may_have_a_name_twice() -> None:
+    bad, good = json_rows.rows(lambda: io.StringIO(f'{{"rows": [{TWICE}, {GOOD}]}}'))
+    assert isinstance(bad, json_rows.Line)
+    assert good == {"text": "c"}
+
+
+@pytest.mark.parametrize("rows", [1, 2500])
+def test_an_object_that_has_its_list_of_rows_twice_is_no_data_set(rows: int) -> None:
+    many = ", ".join([GOOD] * rows)
+    with pytest.raises(json_rows.Broken, match="'data' twice"):
+        list(json_rows.rows(lambda: io.StringIO(f'{{"data": [{many}],\n"data": [{many}]}}')))
+
+
+def test_a_name_may_be_empty_once() -> None:
+    (row,) = json_rows.rows(lambda: io.StringIO('{"": 1,\n"mine": "a"}'))
+    assert row == {"": 1, "mine": "a"}

@@ -80,6 +80,14 @@ def test_messages_as_json_in_columns_of_text_are_messages(tmp_path: Path, kind: 
     assert load(tmp_path, WHOLE).training[0] == {"prompt": [ASK], "completion": [ANSWER]}
 
 
+def test_messages_as_json_that_have_a_name_twice_are_a_bad_row(tmp_path: Path) -> None:
+    written = '[{"role": "user", "content": "hi", "content": "hey"}, {"role": "assistant", "content": "ho"}]'
+    with (tmp_path / "x.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["messages"], [written]])
+    with pytest.raises(DatasetInvalid, match="row 1: column messages holds an object that has 'content' twice"):
+        load(tmp_path, WHOLE)
+
+
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [

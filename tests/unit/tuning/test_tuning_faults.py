@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.unit.tuning.checked import check, model_folder, write_rows
 from tests.unit.tuning.job import Job, boxes
 from tests.unit.tuning.test_tuning_config import changed, in_float32
 
@@ -151,3 +153,38 @@ def test_memory_of_the_node_that_ends_is_told_with_the_rows_that_were_in_work(
     assert code == 2, said
     assert job.sentence().startswith("OutOfMemory: the node's memory does not suffice for 1 row of 4,000 tokens")
     assert "Traceback" not in said
+
+
+UNREADABLE = "/proc/self/mem"
+"""Can be opened and not be read at its begin, as what lies on a disk that fails (proc(5))."""
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("config.json", "Input/output error; the node's disk fails"),
+        ("tokenizer.json", "Input/output error; the node's disk fails"),
+        ("model.safetensors", "No such device"),  # what mapping it into memory says
+    ],
+)
+def test_a_disk_that_fails_while_the_model_is_read_is_tried_again(
+    tmp_path: Path, model: Path, output: str, name: str, said: str
+) -> None:
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    (folder / name).unlink()
+    (folder / name).symlink_to(UNREADABLE)
+    job = Job(tmp_path, folder, output, in_float32(changed("TrainingArguments", max_steps=1)))
+    code, sentence = job.run_here()
+    assert code == 1, sentence
+    assert said in sentence
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_disk_that_fails_while_the_model_is_checked_is_tried_again(tmp_path: Path, name: str) -> None:
+    folder = model_folder(tmp_path / "model", "phi3")
+    (folder / name).unlink()
+    (folder / name).symlink_to(UNREADABLE)
+    write_rows(tmp_path / "data", {"text": "a"})
+    found = check(tmp_path)
+    assert found.code == 1
+    assert "Input/output error" in found.report["problems"][0]

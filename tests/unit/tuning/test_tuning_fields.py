@@ -60,7 +60,7 @@ def test_the_shipped_list_is_what_the_libraries_say(known: KnownFields) -> None:
         (TRAINING, {"optim": "paged_adamw_8bit", "lr_scheduler_type": "cosine_with_restarts"}, ""),
         (TRAINING, {"dataloader_multiprocessing_context": None, "loss_type": "nll"}, ""),
         ("QuantizationConfig", {"bnb_4bit_quant_type": "fp4", "bnb_4bit_quant_storage": "bfloat16"}, ""),
-        ("LoraConfig", {"bias": "lora_only", "task_type": "CAUSAL_LM", "init_lora_weights": "pissa_niter_16"}, ""),
+        ("LoraConfig", {"bias": "lora_only", "task_type": "CAUSAL_LM", "init_lora_weights": "olora"}, ""),
         (
             TRAINING,
             {"save_strategy": "epcoh"},

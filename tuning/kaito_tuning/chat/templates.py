@@ -18,6 +18,7 @@ from kaito_tuning.chat.bounded import bounded
 from kaito_tuning.chat.day import on_one_day
 from kaito_tuning.config import MOUNT
 from kaito_tuning.errors import ConfigInvalid, ModelInvalid
+from kaito_tuning.reading import raise_passing
 
 FILE = "chat_template.jinja"
 """How the file beside an adapter is called, as transformers call it beside a model."""
@@ -159,12 +160,13 @@ def refusal_of_model(
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model's folder. Raises ModelInvalid."""
+    """The tokenizer of a model's folder. Raises ModelInvalid, or OSError where that is not about its files."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers and transformers raise many types for files that they cannot use
+        raise_passing(error)
         what = " ".join(str(error).split())[:300]
         raise ModelInvalid(f"the tokenizer in {folder} cannot be loaded: {what}") from error
     if tokenizer.eos_token is None:
@@ -196,6 +198,7 @@ def configured_text(value: object) -> str:
             raise ConfigInvalid(f"ModelConfig.chat_template: {path} is longer than 1 MiB")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
+        raise_passing(error)
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigInvalid(f"ModelConfig.chat_template: {path} cannot be read: {reason}") from None
 

@@ -13,8 +13,9 @@ from kaito_tuning import config
 from kaito_tuning.chat import templates, weights
 from kaito_tuning.chat.templates import ChatTemplate
 from kaito_tuning.check.report import Report, Tokens
-from kaito_tuning.config import DatasetConfig, TuningConfig, bounds, expressible
-from kaito_tuning.config.targets import NEVER_PACKED, TARGETS, check_patterns, target_modules
+from kaito_tuning.config import DatasetConfig, TuningConfig, bounds, doubts, expressible
+from kaito_tuning.config.modules import FAMILIES, MOST_LAYERS
+from kaito_tuning.config.targets import NEVER_PACKED, TARGETS, adapted
 from kaito_tuning.data import Data, files, lengths, table
 from kaito_tuning.errors import ConfigInvalid, DatasetInvalid, ModelInvalid, TuningError
 
@@ -87,6 +88,7 @@ def examine(settings: Settings, *, cache: Path | None = None) -> Report:
         found.warnings += parsed.warnings
         _method(parsed, settings.method)
     tokenizer, model_type, context = None, settings.model_type, settings.context_length
+    model: Mapping[str, Any] = {}
     if settings.model_folder is not None:
         with found.collected():
             model = _model_config(settings.model_folder)
@@ -103,7 +105,7 @@ def examine(settings: Settings, *, cache: Path | None = None) -> Report:
             _tokens(parsed.training, tokenizer)
     if parsed is not None:
         with found.collected():
-            _adapter(parsed, model_type, found, serve_result=settings.serve_result)
+            _adapter(parsed, model, model_type, found, serve_result=settings.serve_result)
     if tokenizer is not None:
         with found.collected():
             configured = parsed.model.get("chat_template") if parsed else None
@@ -150,15 +152,17 @@ def _method(parsed: TuningConfig, method: str) -> None:
         raise ConfigInvalid("For method 'qlora', either 'load_in_4bit' or 'load_in_8bit' must be true")
 
 
-def _adapter(parsed: TuningConfig, model_type: str, found: _Findings, *, serve_result: bool) -> None:
+def _adapter(
+    parsed: TuningConfig, model: Mapping[str, Any], model_type: str, found: _Findings, *, serve_result: bool
+) -> None:
     if serve_result:
         for problem in expressible.problems(parsed.lora):
             found.add(ConfigInvalid(problem))
     if model_type in TARGETS:
-        names = (*TARGETS[model_type], *expressible.never())
-        wanted, said = target_modules(parsed.lora.get("target_modules"), model_type=model_type, module_names=names)
-        check_patterns(parsed.lora, model_type=model_type, wanted=wanted)
-        found.warnings += [said] if said else []
+        names = FAMILIES[model_type].names(_whole(model.get("num_hidden_layers")) or MOST_LAYERS)
+        vocabulary = _whole(model.get("vocab_size"))
+        _, said = adapted(parsed.lora, model_type=model_type, module_names=names, vocabulary=vocabulary)
+        found.warnings += said
 
 
 def _data(
@@ -222,6 +226,7 @@ def _measured(
         tokens_per_epoch=measured.tokens_per_epoch(chosen),
         estimated_steps=lengths.steps(measured, training, max_length=chosen, packing=packing),
     )
+    found.warnings += doubts.of_steps(training, rows=measured.rows, steps=report.estimated_steps or 0)
     if measured.measured < measured.rows:
         found.warnings.append(f"token lengths are those of {measured.measured:,} of {measured.rows:,} rows")
     found.warnings += lengths.beyond_context(asked, context)
@@ -253,5 +258,9 @@ def _model_config(folder: Path) -> Mapping[str, Any]:
 
 
 def _context(model: Mapping[str, Any]) -> int | None:
-    found = model.get("max_position_embeddings")
-    return found if isinstance(found, int) else None
+    return _whole(model.get("max_position_embeddings"))
+
+
+def _whole(value: object) -> int | None:
+    """A number above 0 of a model's config.json."""
+    return value if type(value) is int and value > 0 else None

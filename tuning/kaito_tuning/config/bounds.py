@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from kaito_tuning.config import lora
+from kaito_tuning.config.lora import Refusals
 from kaito_tuning.errors import ConfigInvalid
+
+MOST_EPOCHS = 10_000
+MOST_STEPS = 100_000_000
+"""More would take a GPU years; they are slips of a key."""
 
 
 class _Bound(NamedTuple):
@@ -36,7 +42,20 @@ def _alphas(pattern: Mapping[str, Any]) -> bool:
 
 
 _BOUNDS = (
-    _Bound("TrainingArguments", "num_train_epochs", "be above 0 and finite", _positive, "or set max_steps instead"),
+    _Bound(
+        "TrainingArguments",
+        "num_train_epochs",
+        f"be above 0 and at most {MOST_EPOCHS:,}",
+        lambda v: 0 < v <= MOST_EPOCHS,
+        "or set max_steps instead",
+    ),
+    _Bound(
+        "TrainingArguments",
+        "max_steps",
+        f"be from 1 to {MOST_STEPS:,}, or -1",
+        lambda v: v == -1 or 1 <= v <= MOST_STEPS,
+        "leave it out for num_train_epochs",
+    ),
     _Bound(
         "TrainingArguments", "gradient_accumulation_steps", "be 1 or more", lambda v: v >= 1, "1 accumulates nothing"
     ),
@@ -114,9 +133,6 @@ _OPTIMIZER_PACKAGES: Mapping[str, str] = {
 """What the image has not, by how the names of the optimizers begin that need it."""
 _ATTENTION = ("eager", "sdpa", "flex_attention")
 
-_Refusals = Iterator[tuple[str, str, str]]
-"""Of TrainingArguments: the name of each that does not fit the others, what it must, and a way out."""
-
 
 def mapping(value: object) -> Mapping[str, Any] | None:
     """A field that the libraries take as a mapping or as JSON; None for what is neither."""
@@ -128,7 +144,7 @@ def mapping(value: object) -> Mapping[str, Any] | None:
     return value if isinstance(value, Mapping) else None
 
 
-def _arguments(given: Mapping[str, Any]) -> _Refusals:
+def _arguments(given: Mapping[str, Any]) -> Refusals:
     if given.get("logging_steps") == 0 and given.get("logging_strategy", "steps") == "steps":
         yield "logging_steps", "be above 0", "leave it out for every 10 steps"
     for what, strategy in (("logging", "steps"), ("save", "steps"), ("eval", "epoch")):
@@ -159,7 +175,7 @@ def _arguments(given: Mapping[str, Any]) -> _Refusals:
     yield from _scheduler(given, str(scheduler or "linear"))
 
 
-def _scheduler(given: Mapping[str, Any], scheduler: str) -> _Refusals:
+def _scheduler(given: Mapping[str, Any], scheduler: str) -> Refusals:
     if scheduler in MEASURING_SCHEDULERS and given.get("eval_strategy") == "no":
         yield "lr_scheduler_type", "not follow evaluations where eval_strategy is no", "leave one of them out"
     kwargs = mapping(given.get("lr_scheduler_kwargs") or {})
@@ -200,16 +216,16 @@ def check(sections: Mapping[str, Mapping[str, Any]]) -> None:
             continue
         if not bound.holds(value):
             raise ConfigInvalid(f"{bound.section}.{bound.name} must {bound.must}, got {value!r}; {bound.way_out}")
-    arguments, lora = sections["TrainingArguments"], sections["LoraConfig"]
+    arguments, adapter, quantization = (
+        sections[name] for name in ("TrainingArguments", "LoraConfig", "QuantizationConfig")
+    )
     for name, must, way_out in _arguments(arguments):
         raise ConfigInvalid(f"TrainingArguments.{name} must {must}, got {arguments[name]!r}; {way_out}")
+    quantized = bool(quantization.get("load_in_4bit") or quantization.get("load_in_8bit"))
+    for name, must, way_out in lora.refusals(adapter, quantized=quantized):
+        raise ConfigInvalid(f"LoraConfig.{name} must {must}, got {adapter.get(name)!r}; {way_out}")
     if (attention := sections["ModelConfig"].get("attn_implementation") or _ATTENTION[0]) not in _ATTENTION:
         raise ConfigInvalid(
             f"ModelConfig.attn_implementation must be one of {', '.join(_ATTENTION)}, got {attention!r}; the image has "
             "no other"
-        )
-    if lora.get("layers_pattern") and lora.get("layers_to_transform") is None:
-        raise ConfigInvalid(
-            f"LoraConfig.layers_pattern must not be set without layers_to_transform, got {lora['layers_pattern']!r}; "
-            "leave it out"
         )

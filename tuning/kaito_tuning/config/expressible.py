@@ -34,11 +34,6 @@ def problems(lora: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-def never() -> tuple[str, ...]:
-    """Ends of module names that no adapter may change when it is to be served."""
-    return tuple(_known()["never"])
-
-
 def _known() -> dict[str, Any]:
     found: dict[str, Any] = json.loads(LIST.read_text(encoding="utf-8"))
     return found

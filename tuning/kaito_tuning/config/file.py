@@ -9,15 +9,17 @@ from __future__ import annotations
 import difflib
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from kaito_tuning.config import bounds
+from kaito_tuning.config import bounds, doubts
 from kaito_tuning.config.fields import KINDS, Choices, Fields, KnownFields, kind_of
 from kaito_tuning.config.sections import DEFAULT_OUTPUT, DTYPES, MOUNT, SECTIONS, DatasetConfig, TuningConfig
 from kaito_tuning.errors import ConfigInvalid
+from kaito_tuning.json_names import Decoder
 
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
@@ -99,6 +101,7 @@ def parse(document: object, *, known: KnownFields) -> TuningConfig:
     if kwargs is not None:
         typed["TrainingArguments"]["lr_scheduler_kwargs"] = _numbers(kwargs)
     bounds.check(typed)
+    warnings += doubts.of_rate(typed["TrainingArguments"])
     if typed["DataCollator"].get("mlm"):
         warnings.append(
             "DataCollator.mlm is true, but these models predict the next token: trained as causal language model"
@@ -175,9 +178,20 @@ def _typed(section: str, given: Mapping[str, Any], known: Fields, offered: Choic
             wanted = " or ".join(word for kind, word in KINDS.items() if kind in accepted and word)
             quotes = "; a word like no or on needs quotes" if isinstance(value, bool) and "string" in accepted else ""
             raise ConfigInvalid(f"{section}.{name} must be {wanted}, got {value!r}{quotes}")
+        if "mapping" in accepted and isinstance(value, str):
+            _check_names(f"{section}.{name}", value)
         if isinstance(value, str) and value not in offered.get(name, (value,)):
             raise ConfigInvalid(f"{section}.{name}: {value!r} is {_none_of(value, offered[name])}")
     return taken
+
+
+def _check_names(field: str, text: str) -> None:
+    """Of a mapping as JSON. Raises ConfigInvalid for a name that is there twice."""
+    decoder = Decoder()
+    with suppress(ValueError, RecursionError):  # no JSON, which is no value of most fields
+        decoder.decode(text)
+    if decoder.twice:
+        raise ConfigInvalid(f"{field} must have each name once, got {text!r}; leave one {decoder.twice} out")
 
 
 def _none_of(value: object, offered: Sequence[str]) -> str:

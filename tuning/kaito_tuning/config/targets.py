@@ -6,10 +6,13 @@ match nothing there; they are translated.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import Any, cast
 
+from kaito_tuning.config.modules import EMBEDDINGS, FAMILIES, HEAD
 from kaito_tuning.errors import ConfigInvalid
 
 _SPLIT = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -36,39 +39,135 @@ _FUSED: Mapping[str, Mapping[str, str]] = {
     }
 }
 _PATTERNS = ("rank_pattern", "alpha_pattern")
+_LAYER = re.compile(r"\.(\d+)\.")
 
 
 def adapted(
-    lora: Mapping[str, Any], *, model_type: str, module_names: Iterable[str]
+    lora: Mapping[str, Any], *, model_type: str, module_names: Iterable[str], vocabulary: int | None = None
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The LoraConfig with names that this model has, and sentences about those that were translated.
 
-    Raises ConfigInvalid for a name or a pattern that matches no module.
+    ``module_names``: of the model, or `modules.Modules.names`. ``vocabulary``: how many tokens there are, if known.
+    Raises ConfigInvalid for a name, a number of a layer or of a token, or a pattern that fits nothing.
     """
     names = list(module_names)
     wanted, said = target_modules(lora.get("target_modules"), model_type=model_type, module_names=names)
+    _check_saved(lora.get("modules_to_save") or (), model_type=model_type, module_names=names)
+    _check_tokens(lora.get("trainable_token_indices"), vocabulary, module_names=names)
+    _check_alone(lora, wanted)
+    layers = _replicated(lora.get("layer_replication") or (), _layers(names))
     suffixes = tuple(f".{suffix}" for suffix in wanted)
     targets = [name for name in names if f".{name}".endswith(suffixes)]
+    targets = _not_excluded(lora.get("exclude_modules"), targets)
+    targets = _of_layers(lora, targets, layers=layers, model_type=model_type)
     patterns = {
         key: _pattern(key, lora[key], model_type=model_type, targets=targets) for key in _PATTERNS if lora.get(key)
     }
     return {**lora, "target_modules": wanted, **patterns}, (said,) if said else ()
 
 
-def check_patterns(lora: Mapping[str, Any], *, model_type: str, wanted: Iterable[str]) -> None:
-    """What of the patterns can be known without the model: names that are adapted, regular expressions that are one.
+def _layers(names: Iterable[str]) -> int:
+    """How many layers a model with these modules has."""
+    return 1 + max((int(found[1]) for name in names if (found := _LAYER.search(name))), default=-1)
 
-    ``wanted``: the names of the adapted modules. Raises ConfigInvalid.
-    """
-    for key in _PATTERNS:
-        given = lora.get(key)
-        if given is None:
-            continue
-        paths = {name for name in given if not re.fullmatch(r"\w+", str(name))}
-        for name in paths:
-            _compiled(key, str(name))
-        named = {name: value for name, value in given.items() if name not in paths}
-        _pattern(key, named, model_type=model_type, targets=wanted)
+
+def _replicated(given: Sequence[Any], layers: int) -> int:
+    """How many layers there are with LoraConfig.layer_replication."""
+    if not given:
+        return layers
+    for part in given:
+        pair = isinstance(part, list) and len(part) == 2 and all(type(number) is int for number in part)
+        if not pair or not 0 <= part[0] < part[1] <= layers:
+            raise ConfigInvalid(
+                f"LoraConfig.layer_replication must hold pairs of a first layer and the one behind the last, of "
+                f"{layers}, got {part!r}"
+            )
+    return sum(end - start for start, end in given)
+
+
+def _check_saved(given: Sequence[Any], *, model_type: str, module_names: Iterable[str]) -> None:
+    """Modules that are trained whole have to be some that no adapter is for."""
+    ends = {name.rsplit(".", 1)[-1] for name in module_names}
+    others = sorted((FAMILIES[model_type].ends & ends) - {*TARGETS[model_type]})
+    for name in given:
+        if name not in others:
+            raise ConfigInvalid(
+                f"LoraConfig.modules_to_save: {name!r} is no module that can be trained whole; those are "
+                f"{', '.join(others)}"
+            )
+
+
+def _check_tokens(given: object, vocabulary: int | None, *, module_names: Iterable[str]) -> None:
+    if given is None:
+        return
+    by_module = given if isinstance(given, Mapping) else {None: given}
+    ends = {name.rsplit(".", 1)[-1] for name in module_names}
+    for name, tokens in by_module.items():
+        if name is not None and name not in {*EMBEDDINGS, HEAD} & ends:
+            raise ConfigInvalid(f"LoraConfig.trainable_token_indices: the model has no embedding {name!r}")
+        listed = tokens if isinstance(tokens, list) else []
+        if not listed or any(type(t) is not int or t < 0 or t >= (vocabulary or math.inf) for t in listed):
+            below = "" if vocabulary is None else f" from 0 to {vocabulary - 1:,}"
+            raise ConfigInvalid(f"LoraConfig.trainable_token_indices must hold ids of tokens{below}, got {tokens!r}")
+
+
+def _check_alone(lora: Mapping[str, Any], wanted: Sequence[str]) -> None:
+    """An embedding is changed in one way, and not in those that are made for what multiplies by weights alone."""
+    tokens = lora.get("trainable_token_indices")
+    ways = {
+        "target_modules": {*wanted},
+        "modules_to_save": {*(lora.get("modules_to_save") or ())},
+        "trainable_token_indices": {*tokens} if isinstance(tokens, Mapping) else {*EMBEDDINGS} if tokens else set(),
+    }
+    for (first, some), (second, others) in combinations(ways.items(), 2):
+        for name in sorted(some & others):
+            raise ConfigInvalid(f"LoraConfig.{first} and {second} must not both change {name}; leave one of them out")
+    for name in sorted({*EMBEDDINGS} & {*wanted}):
+        for way in ("lora_bias", "alora_invocation_tokens", "velora_config"):
+            if lora.get(way) not in (None, False):
+                raise ConfigInvalid(f"LoraConfig.{way} must not be set where {name} is adapted; leave one of them out")
+
+
+def _not_excluded(given: object, targets: list[str]) -> list[str]:
+    """Modules that LoraConfig.exclude_modules, ends of names or a regular expression of whole names, leaves."""
+    if not given:
+        return targets
+    if isinstance(given, str):
+        try:
+            expression = re.compile(given)
+        except re.error as error:
+            raise ConfigInvalid(f"LoraConfig.exclude_modules: {given!r} is no regular expression: {error}") from None
+        left = [name for name in targets if not expression.fullmatch(name)]
+    else:
+        ends = [f".{name}" for name in cast(list[Any], given)]
+        for end in ends:
+            if not any(f".{name}".endswith(end) for name in targets):
+                raise ConfigInvalid(f"LoraConfig.exclude_modules: {end[1:]!r} matches no module that is adapted")
+        left = [name for name in targets if not f".{name}".endswith(tuple(ends))]
+    if len(left) in (0, len(targets)):
+        what = "no module" if left else "every module"
+        raise ConfigInvalid(f"LoraConfig.exclude_modules: {given!r} matches {what} that is adapted")
+    return left
+
+
+def _of_layers(lora: Mapping[str, Any], targets: list[str], *, layers: int, model_type: str) -> list[str]:
+    """Modules in LoraConfig.layers_to_transform; all if there is none."""
+    given, pattern = lora.get("layers_to_transform"), lora.get("layers_pattern")
+    if given is None or given == []:
+        return targets
+    wanted = [given] if isinstance(given, int) else given
+    for number in wanted:
+        if type(number) is not int or not 0 <= number < layers:
+            raise ConfigInvalid(
+                f"LoraConfig.layers_to_transform must hold numbers of layers from 0 to {layers - 1}, got {number!r}"
+            )
+    own = FAMILIES[model_type].layers.rsplit(".", 1)[-1]
+    if pattern and pattern not in (own, [own]):
+        raise ConfigInvalid(f"LoraConfig.layers_pattern: the model's layers are called {own}, got {pattern!r}")
+    left = [name for name in targets if (found := _LAYER.search(name)) and int(found[1]) in wanted]
+    if not left and not lora.get("layer_replication"):
+        raise ConfigInvalid(f"LoraConfig.layers_to_transform: no module that is adapted is in the layers {wanted}")
+    return left or targets
 
 
 def _compiled(key: str, name: str) -> re.Pattern[str]:
@@ -92,7 +191,8 @@ def target_modules(given: object, *, model_type: str, module_names: Iterable[str
         raise ConfigInvalid(f"LoraConfig.target_modules must be a list of module names, got {given!r}")
     fused = _FUSED.get(model_type, {})
     wanted = sorted({fused.get(name, name) for name in names})
-    present = {name.rsplit(".", 1)[-1] for name in module_names}
+    known = {*TARGETS[model_type], *EMBEDDINGS, HEAD}
+    present = known & {name.rsplit(".", 1)[-1] for name in module_names}
     for name in wanted:
         if name not in present:
             raise ConfigInvalid(

@@ -45,6 +45,7 @@ _ENCODINGS: Mapping[bytes, str] = {
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
+_QUOTED = re.compile(r'"[^"]*"')
 _NO_ROWS = "neither JSON nor a table with a header"
 _SAVE_AS = "save it as JSON lines, CSV or Parquet"
 _FOREIGN: Mapping[bytes, str] = {
@@ -124,13 +125,19 @@ def look(path: Path, name: str) -> Iterator[Source | NotData]:
         return
     if not members:
         yield NotData(name, "an empty zip archive")
+    elif all(map(_is_hidden, members)):
+        yield NotData(name, "a zip archive whose files are hidden or outside of it")
     for member in members:
         inside = PurePosixPath(member.filename)
-        if any(part.startswith((".", "__MACOSX")) for part in inside.parts):
+        if _is_hidden(member):
             continue
         if member.flag_bits & 1:
             raise DatasetInvalid(f"{name} is a zip archive with a password; store it without one")
         yield _look(path, f"{name}/{inside}", member)
+
+
+def _is_hidden(member: zipfile.ZipInfo) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(member.filename).parts)
 
 
 def printable(name: str) -> str:
@@ -139,8 +146,10 @@ def printable(name: str) -> str:
 
 
 def delimiter(header: str) -> str:
-    """What parts the fields of a CSV file: the most frequent of comma, tab and semicolon in its first line."""
-    return max(",\t;", key=header.count)
+    """What parts the fields of a CSV file: the most frequent of comma, tab and semicolon in its first line, but for
+    what is in quotes.
+    """
+    return max(",\t;", key=_QUOTED.sub("", header).count)
 
 
 def _look(path: Path, name: str, member: zipfile.ZipInfo | None) -> Source | NotData:
@@ -231,6 +240,7 @@ def _decoded(head: bytes) -> str:
 
 def _is_table(text: str) -> bool:
     """Whether text begins with a header and a record that fits it."""
+    text = text.lstrip("\r\n")
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter(text.partition("\n")[0]))
     try:
         header, record = next(lines), next(lines)

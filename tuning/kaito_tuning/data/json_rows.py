@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TextIO
 
 from kaito_tuning.data.forms import KNOWN_COLUMNS
 from kaito_tuning.data.turns import looks_like_a_turn
+from kaito_tuning.json_names import Decoder
 
 LONGEST_VALUE = 256 << 20
 """Characters of one row, one line or one field; more is taken for a quote that nobody closed."""
@@ -24,12 +25,16 @@ _NUMBER_GOES_ON = 3
 _MARKS = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
 
 
+_MARK = "\ufeff"
+"""A byte order mark, where several files with one were put together."""
+
+
 class Broken(Exception):
     """The rest of the file cannot be read; the text says where and why."""
 
 
 class Line(str):
-    """Why a line is no row."""
+    """Why a line, or an object, is no row."""
 
 
 def rows(opened: Callable[[], TextIO]) -> Iterator[Any]:
@@ -92,21 +97,32 @@ def _is_balanced(piece: str, text: TextIO) -> bool:
 
 
 def _lines(text: TextIO) -> Iterator[Any]:
+    decoder = Decoder()
     for number, line in enumerate(iter(lambda: text.readline(LONGEST_VALUE), ""), start=1):
         if not line.endswith("\n") and len(line) >= LONGEST_VALUE:
             raise Broken(f"line {number} is longer than {LONGEST_VALUE >> 20} MiB")
-        yield from _line(line, number)
+        yield from _line(line, number, decoder)
 
 
-def _line(line: str, number: int) -> Iterator[Any]:
+def _line(line: str, number: int, decoder: Decoder) -> Iterator[Any]:
+    line = line.removeprefix(_MARK)
     if not line.strip():
         return
     try:
-        yield json.loads(line)
+        value = decoder.decode(line)
+        yield value if not decoder.twice else _twice(number, decoder.twice)
     except ValueError as error:
         yield Line(f"line {number} is not JSON: {error}")
     except RecursionError:
         yield Line(f"line {number} is nested too deeply")
+
+
+def _twice(line: int, name: str) -> Line:
+    return Line(f"line {line} holds an object that has {name} twice")
+
+
+def _may_be_a_row(value: object) -> bool:
+    return isinstance(value, Line) or (isinstance(value, dict) and not looks_like_a_turn(value))
 
 
 class _Document:
@@ -117,7 +133,7 @@ class _Document:
         self._read = ""
         self._at = 0
         self._line = 1
-        self._decoder = json.JSONDecoder()
+        self._decoder = Decoder()
 
     def rows(self) -> Iterator[Any]:
         """The elements of lists and of lists in objects; an object without such a list is a row itself."""
@@ -135,17 +151,19 @@ class _Document:
         self._take("{")
         found: dict[str, Any] = {}
         lists: list[str] = []
-        passed_on = ""
+        passed_on, twice = "", ""
         while self._next() != "}":
             name = self._value()
             if not isinstance(name, str):
                 raise Broken(f"line {self._line} is not JSON: the name of a value must be a text in double quotes")
+            if name in found or (passed_on and name == passed_on):
+                twice = twice or _twice(self._line, repr(name))
             self._take(":")
             if self._next() == "[" and not KNOWN_COLUMNS & {name, *found}:
                 self._take("[")
                 elements = self._elements()
                 found[name] = list(islice(elements, _KEPT))
-                if found[name] and isinstance(found[name][0], dict) and not looks_like_a_turn(found[name][0]):
+                if found[name] and _may_be_a_row(found[name][0]):
                     lists.append(name)
                     if len(found[name]) == _KEPT and len(lists) == 1:
                         passed_on = name
@@ -158,7 +176,10 @@ class _Document:
                 self._take(",")
         self._take("}")
         if (KNOWN_COLUMNS & found.keys() and not passed_on) or not lists:
-            yield found
+            held = chain.from_iterable(value if isinstance(value, list) else [value] for value in found.values())
+            yield twice or next((value for value in held if isinstance(value, Line)), found)
+        elif twice:
+            raise Broken(twice)
         elif len(lists) > 1:
             raise Broken(f"it holds several lists of rows ({', '.join(lists)}); put each into its own file")
         elif not passed_on:
@@ -178,6 +199,7 @@ class _Document:
         self._take("]")
 
     def _value(self) -> Any:
+        """The next value, or a Line in its place if an object in it has a name twice."""
         self._next()
         while True:
             try:
@@ -198,7 +220,7 @@ class _Document:
             if end + _NUMBER_GOES_ON < len(self._read) or not self._fill():
                 self._line += self._read.count("\n", self._at, end)
                 self._at = end
-                return value
+                return value if not self._decoder.twice else _twice(self._line, self._decoder.twice)
 
     def _next(self) -> str:
         """The next character that is no white space, "" at the end."""

@@ -89,7 +89,7 @@ def _ask(choose: Columns, held: Sequence[Mapping[str, Any] | BadRow]) -> bool:
 def _csv(source: Source, choose: Columns, scratch: Path) -> Iterator[Mapping[str, Any] | BadRow]:
     csv.field_size_limit(json_rows.LONGEST_VALUE)
     with source.text() as text:
-        first = text.readline(json_rows.LONGEST_VALUE)
+        first = next(filter(str.strip, iter(lambda: text.readline(json_rows.LONGEST_VALUE), "")), "")
         if "\r" in first.rstrip("\r\n"):
             raise DatasetInvalid(f"{source.name} ends its lines with carriage returns alone; save it with line feeds")
         between = delimiter(first)
@@ -129,9 +129,10 @@ def _parquet(source: Source, choose: Columns, scratch: Path) -> Iterator[Mapping
         _once(names, source)
         columns = list(choose(names))
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        listed = _Listed()
         at_once = _at_once(sum(group.total_byte_size for group in groups), file.metadata.num_rows)
         for batch in file.iter_batches(batch_size=at_once, columns=columns, use_threads=False):
-            yield from batch.to_pylist()
+            yield from listed.rows(batch)
 
 
 def _arrow(source: Source, choose: Columns, scratch: Path) -> Iterator[Mapping[str, Any] | BadRow]:
@@ -142,13 +143,36 @@ def _arrow(source: Source, choose: Columns, scratch: Path) -> Iterator[Mapping[s
         names = reader.schema.names
         _once(names, source)
         columns = list(choose(names))
+        listed = _Listed()
         batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else iter(reader)
         for batch in batches:
             batch = batch.select(columns)
             batch.validate(full=True)  # a damaged file's offsets may point outside of its memory
             at_once = _at_once(batch.nbytes, batch.num_rows)
             for start in range(0, batch.num_rows, at_once):
-                yield from batch.slice(start, at_once).to_pylist()
+                yield from listed.rows(batch.slice(start, at_once))
+
+
+class _Listed:
+    """Rows of record batches, one after the other, whose maps are mappings."""
+
+    def __init__(self) -> None:
+        self._before = 0
+
+    def rows(self, batch: pa.RecordBatch) -> Iterator[Mapping[str, Any] | BadRow]:
+        """A BadRow in the place of one with a map that has a key twice."""
+        try:
+            yield from batch.to_pylist(maps_as_pydicts="strict")
+        except KeyError:
+            yield from (self._row(batch, at) for at in range(batch.num_rows))
+        self._before += batch.num_rows
+
+    def _row(self, batch: pa.RecordBatch, at: int) -> Mapping[str, Any] | BadRow:
+        try:
+            row: Mapping[str, Any] = batch.slice(at, 1).to_pylist(maps_as_pydicts="strict")[0]
+        except KeyError:
+            return BadRow(f"row {self._before + at + 1} holds a map that has a key twice")
+        return row
 
 
 def _once(names: Sequence[str], source: Source) -> None:

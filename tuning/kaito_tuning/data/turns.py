@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from kaito_tuning.json_names import Decoder
 
 Row = dict[str, Any]
 
@@ -40,8 +41,9 @@ def listed(value: object, column: str) -> object:
     """What a column of text holds, where that is messages as JSON; all else as it is. Raises Unusable."""
     if not isinstance(value, str) or not _MESSAGES.match(value):
         return value
+    decoder = Decoder()
     try:
-        found = json.loads(value)
+        found = decoder.decode(value)
     except (ValueError, RecursionError):
         if not (_SPEAKER.search(value) and _SAID.search(value)):
             return value  # a list in some program's words, say
@@ -51,7 +53,11 @@ def listed(value: object, column: str) -> object:
             f"column {column} holds messages as Python writes them, not as JSON; write them with json.dumps, or save "
             "the rows as JSON lines or Parquet"
         ) from None
-    return found if isinstance(found, list) and all(map(_is_turn, found)) else value
+    if not isinstance(found, list) or not all(map(_is_turn, found)):
+        return value
+    if decoder.twice:
+        raise Unusable(f"column {column} holds an object that has {decoder.twice} twice")
+    return found
 
 
 def _is_turn(value: object) -> bool:

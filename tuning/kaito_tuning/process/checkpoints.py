@@ -2,13 +2,13 @@
 
 A checkpoint without the seal, or with another job's key, is never resumed: with another number of processes, say, a
 step has other rows. The newest of each other job is set aside until this one has a checkpoint of its own, so that a
-start with the earlier settings goes on. One that cannot be loaded is set aside for good. The files hold pickles
-(optimizer state), so they are only ever read from the volume that this job wrote.
+start with the earlier settings goes on. One that is damaged is set aside for good; one that cannot be read, because of
+the disk, say, is left for the next start. The files hold pickles (optimizer state), so they are only ever read from the
+volume that this job wrote.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -20,13 +20,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from kaito_tuning import reading
+
 _SEAL = "sealed.json"
 _PLACE = "checkpoint-"
 _ASIDE = "set-aside-"
 _DIGITS = hashlib.sha256().digest_size * 2
 """Of the key of a configuration, which the keys of its jobs begin with."""
-_OF_THE_PROCESS = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
-"""Errors of whoever reads a file, which say nothing about the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +64,12 @@ def seal(folder: Path, *, key: str, processes: int) -> None:
 def prepare(output_dir: Path, *, key: str, processes: int) -> str:
     """Leaves the checkpoints of this key in their place, and says in a sentence, or "", what the start does with them.
 
-    The newest of each other key is set aside, and put back by a start with that key; torn ones are removed. Those that
-    cannot be read are left to ``verify``.
+    The newest of each other key is set aside, and put back by a start with that key; torn ones are removed. Those whose
+    seal cannot be read are left to ``verify``.
     """
-    found = _sealed(output_dir)
+    found, unread = _sealed(output_dir)
     for path in output_dir.glob(f"{_PLACE}*"):
-        if path not in found and not _unreadable(path):
+        if path not in found and path not in unread:
             _remove(_out_of_the_way(path))
     newest_of: dict[str, Path] = {}
     for path, sealed in sorted(found.items(), key=lambda item: item[1].step):
@@ -85,17 +85,17 @@ def prepare(output_dir: Path, *, key: str, processes: int) -> str:
     return _sentence({path: found[path] for path in newest_of.values()}, key=key, processes=processes)
 
 
-def verify(output_dir: Path, *, key: str) -> list[str]:
-    """Sets aside what cannot be read, and of this key the newest until one holds what was sealed.
+def verify(output_dir: Path, *, key: str, last: bool = False) -> list[str]:
+    """Sets aside what may not be read, and of this key the newest until one holds what was sealed.
 
-    Returns a sentence for each. Raises OSError where the process lacks memory or open files.
+    Returns a sentence for each. Raises OSError where one cannot be read and that is not its own fault; ``last``: no
+    start comes after this one, so that it is set aside as well.
     """
-    sentences = [
-        set_aside(path, f"{_SEAL}: {why}", key=key)
-        for path in sorted(output_dir.glob(f"{_PLACE}*"))
-        if (why := _unreadable(path))
-    ]
-    while (path := newest(output_dir, key=key)) is not None and (why := _damage(path)):
+    sentences = []
+    for folder, error in sorted(_sealed(output_dir, aside=False)[1].items()):
+        _wait_for_the_next_start(error, folder / _SEAL, last=last)
+        sentences.append(set_aside(folder, f"{_SEAL}: {error.strerror}", key=key))
+    while (path := newest(output_dir, key=key)) is not None and (why := _damage(path, last=last)):
         sentences.append(set_aside(path, why, key=key))
     return sentences
 
@@ -114,14 +114,15 @@ def set_aside(folder: Path, why: str, *, key: str) -> str:
 
 def newest(output_dir: Path, *, key: str) -> Path | None:
     """The sealed checkpoint of this key with the most steps that is in its place."""
-    found = {sealed.step: path for path, sealed in _sealed(output_dir, aside=False).items() if sealed.key == key}
+    sealed_ones, _ = _sealed(output_dir, aside=False)
+    found = {sealed.step: path for path, sealed in sealed_ones.items() if sealed.key == key}
     return found[max(found)] if found else None
 
 
 def newest_step(output_dir: Path, *, key: str) -> int:
     """The optimizer steps in the newest sealed checkpoint of this key, or of one that begins so; 0 without one."""
-    found = _sealed(output_dir, aside=False).values()
-    return max((sealed.step for sealed in found if sealed.key.startswith(key)), default=0)
+    found, _ = _sealed(output_dir, aside=False)
+    return max((sealed.step for sealed in found.values() if sealed.key.startswith(key)), default=0)
 
 
 def remove_others(output_dir: Path) -> None:
@@ -156,37 +157,32 @@ def _sentence(newest_of_each: Mapping[Path, _Sealed], *, key: str, processes: in
     )
 
 
-def _sealed(output_dir: Path, *, aside: bool = True) -> dict[Path, _Sealed]:
-    """Each whole checkpoint, those that were set aside too, and what its seal says."""
-    found = {}
+def _sealed(output_dir: Path, *, aside: bool = True) -> tuple[dict[Path, _Sealed], dict[Path, OSError]]:
+    """Each whole checkpoint, those that were set aside too, and what its seal says; and those whose seal cannot be
+    read.
+    """
+    found, unread = {}, {}
     for path in output_dir.iterdir() if output_dir.is_dir() else ():
         match = re.fullmatch(rf"{_PLACE}(\d+)|{_ASIDE}(\d+)-\w+", path.name)
-        if match and (aside or match[1]) and (sealed := _seal_of(path, int(match[1] or match[2]))):
-            found[path] = sealed
-    return found
+        if match and (aside or match[1]):
+            try:
+                if sealed := _seal_of(path, int(match[1] or match[2])):
+                    found[path] = sealed
+            except OSError as error:
+                unread[path] = error
+    return found, unread
 
 
 def _seal_of(folder: Path, step: int) -> _Sealed | None:
+    """None for a folder without a seal that says something. Raises OSError where it cannot be read."""
     try:
         said = json.loads((folder / _SEAL).read_text())
         return _Sealed(step, str(said["key"]), int(said.get("processes", 0)), dict(said.get("files", {})))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _unreadable(folder: Path) -> str:
-    """Why the seal of a folder that has one cannot be read."""
-    try:
-        with (folder / _SEAL).open("rb") as file:
-            file.read(1)
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-    except OSError as error:
-        return _reason(error)
-    return ""
-
-
-def _damage(folder: Path) -> str:
+def _damage(folder: Path, *, last: bool) -> str:
     """Which file of a sealed checkpoint does not hold what was sealed, and why; "" if all do."""
     sealed = _seal_of(folder, 0)
     for name, digest in sealed.files.items() if sealed else ():
@@ -196,15 +192,15 @@ def _damage(folder: Path) -> str:
         except FileNotFoundError:
             return f"{name} is missing"
         except OSError as error:
-            return f"{name}: {_reason(error)}"
+            _wait_for_the_next_start(error, folder / name, last=last)
+            return f"{name}: {error.strerror}"
     return ""
 
 
-def _reason(error: OSError) -> str:
-    """The system's words about a file. Raises the error where it is about the process."""
-    if error.errno in _OF_THE_PROCESS:
-        raise error
-    return error.strerror or str(error)
+def _wait_for_the_next_start(error: OSError, path: Path, *, last: bool) -> None:
+    """Raises an error that is not about the file, with its name; of the disk not if no other start comes."""
+    if reading.passing(error) and (not last or error.errno in reading.OF_THE_PROCESS):
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _digest(path: Path) -> str:

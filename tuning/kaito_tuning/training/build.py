@@ -49,6 +49,7 @@ def build(
         {key: value for key, value in job.config.lora.items() if key != "task_type"},
         model_type=base.model_type,
         module_names=[name for name, _ in base.model.named_modules()],
+        vocabulary=base.model.config.get_text_config().vocab_size,
     )
     warnings.extend(said)
     arguments = _arguments(job, base, template, warnings, halve=halve)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
 from typing import Literal
 
+from kaito_tuning import reading
 from kaito_tuning.errors import (
     ConfigInvalid,
     DatasetInvalid,
@@ -20,6 +20,7 @@ from kaito_tuning.errors import (
     TrainingFailed,
     TuningError,
 )
+from kaito_tuning.reading import chain
 
 Memory = Literal["the GPU's memory", "the node's memory"]
 
@@ -29,7 +30,8 @@ _DEVICE_MEMORY = re.compile(
     re.IGNORECASE,
 )
 _HOST_MEMORY = re.compile(r"DefaultCPUAllocator: (can't|not enough)|cannot allocate memory|\bstd::bad_alloc\b", re.I)
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_DISK_ERRORS = {*_FULL_ERRORS, errno.EIO}
 _DISK = re.compile(
     r"inline_container|PytorchStreamWriter|No space left on device|File too large|Disk quota exceeded"
     r"|\(os error (28|27|122|30|5)\)",
@@ -39,8 +41,7 @@ _DEVICE = re.compile(
     r"\bCUDA\b|CUDNN|CUBLAS|\bNCCL\b|\bcuda\b|uncorrectable ECC|[Gg]loo|ProcessGroup|NVML|Connection \w+ by peer"
     r"|\bDist\w*Error\b"
 )
-_NOT_OF_A_FILE = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
-_FULL = re.compile(r"No space left on device|Disk quota exceeded|\(os error (28|122)\)", re.IGNORECASE)
+_FULL = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)
 _DATA_MODULES = ("jinja2", "pyarrow", "datasets")
 LONGEST = 400
 
@@ -85,35 +86,32 @@ def unloadable(error: Exception) -> str:
 
     Memory, a disk that is full, a device and the other processes say nothing about it.
     """
-    if isinstance(error, TuningError) or memory(error):
+    if isinstance(error, TuningError) or memory(error) or reading.passing(error):
         return ""
     for cause in chain(error):
-        if isinstance(cause, OSError) and cause.errno in _NOT_OF_A_FILE:
-            return ""
         if _FULL.search(str(cause)) or _DEVICE.search(f"{type(cause).__name__}: {cause}"):
             return ""
     return sentence(error)
+
+
+def unread(error: Exception) -> TuningError:
+    """What to say of an error that came while a checkpoint was read, and is not about the checkpoint."""
+    found = reading.passing(error)
+    if found is None or memory(error) or found.errno in _FULL_ERRORS:
+        return explained(error, trained=True)
+    return TrainingFailed(f"a checkpoint cannot be read: {reading.told(found)}; it is kept: the next start tries again")
 
 
 def disk(error: BaseException) -> DiskFull | None:
     """What to say if the error means that a file could not be written."""
     for cause in chain(error):
         if isinstance(cause, OSError) and cause.errno in _DISK_ERRORS:
-            where = f" ({cause.filename})" if cause.filename else ""
-            return DiskFull(f"a file could not be written: {cause.strerror}{where}; the node needs more disk space")
+            if cause.errno == errno.EIO:
+                return DiskFull(f"a file could not be read or written: {reading.told(cause)}; the node's disk fails")
+            return DiskFull(f"a file could not be written: {reading.told(cause)}; the node needs more disk space")
         if not isinstance(cause, OSError) and _DISK.search(str(cause)):
             return DiskFull(f"a checkpoint could not be written: {sentence(cause)}; the node needs more disk space")
     return None
-
-
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it came from, newest first."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__ or current.__context__
 
 
 def sentence(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from kaito_tuning.process import checkpoints, recovery
 from kaito_tuning.process.stop import Stopped, StopRequest
 from kaito_tuning.progress import History, Progress
 from kaito_tuning.training.build import build
-from kaito_tuning.training.failures import explained, unloadable
+from kaito_tuning.training.failures import explained, unloadable, unread
 from kaito_tuning.training.job import TrainJob, TrainResult
 from kaito_tuning.training.meters import Meters
 from kaito_tuning.training.model import BaseModel
@@ -132,7 +132,10 @@ def _train(
     from kaito_tuning.training.proof import fingerprint, learned
 
     start = fingerprint(trainer.model)
-    resume = _checkpoint(job, trainer, tell)
+    try:
+        resume = _checkpoint(job, trainer, tell)
+    except OSError as error:
+        raise unread(error) from error
     trainer.loading = resume is not None
     try:
         _steps(trainer, watcher, resume)
@@ -159,6 +162,8 @@ def _train(
     except Exception as error:
         if resume is not None and trainer.loading and (why := unloadable(error)):
             raise _Unloadable(resume, why) from error
+        if trainer.loading:
+            raise unread(error) from error
         trained = trained or resume is not None or watcher.steps > 0
         raise explained(error, trained=trained, rows=trainer.rows) from error
 
@@ -167,7 +172,8 @@ def _checkpoint(job: TrainJob, trainer: Trainer, tell: Tell) -> Path | None:
     """What to go on from; the first process puts the checkpoints in order before the others look."""
     if job.rank == 0:
         sentence = checkpoints.prepare(job.output_dir, key=job.key, processes=job.processes)
-        damaged = checkpoints.verify(job.output_dir, key=job.key)
+        last = recovery.read(job.output_dir, key=job.key).failures >= recovery.ATTEMPTS - 1
+        damaged = checkpoints.verify(job.output_dir, key=job.key, last=last)
         for said in damaged:
             _warn(tell, said)
         if sentence and not damaged:

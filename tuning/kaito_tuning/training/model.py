@@ -6,7 +6,6 @@ which training loses gradients silently, so that kernel is off here.
 
 from __future__ import annotations
 
-import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from kaito_tuning.config import TuningConfig
 from kaito_tuning.config.targets import TARGETS
 from kaito_tuning.errors import ModelInvalid
+from kaito_tuning.reading import raise_passing
 from kaito_tuning.training.precision import Device, Precision, precision
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl")
@@ -36,6 +36,7 @@ def check_folder(folder: Path) -> str:
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
+        raise_passing(error)
         raise ModelInvalid(f"{folder} holds no readable config.json: {error}") from None
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
     if pickled:
@@ -51,7 +52,8 @@ def check_folder(folder: Path) -> str:
 def load(folder: Path, config: TuningConfig, *, device: Device, gpu: int | None = None) -> BaseModel:
     """The model in the types of this device, frozen, with its tokenizer. ``gpu``: the only one to use, of several.
 
-    Raises ModelInvalid for files that cannot be loaded, and what the libraries raise for options that they refuse.
+    Raises ModelInvalid for files that cannot be loaded, OSError where that is not about the files, and what the
+    libraries raise for options that they refuse.
     """
     import torch
     from safetensors import SafetensorError
@@ -73,8 +75,7 @@ def load(folder: Path, config: TuningConfig, *, device: Device, gpu: int | None 
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(folder, **options)
     except (OSError, KeyError, json.JSONDecodeError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-            raise
+        raise_passing(error)
         raise ModelInvalid(f"{folder} cannot be loaded: {' '.join(str(error).split())[:500]}") from error
     model.config.use_cache = False
     _keep_gradients_on_cpu(model)

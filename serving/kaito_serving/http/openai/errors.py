@@ -26,11 +26,16 @@ def body(error: RequestError) -> dict[str, Any]:
     )
 
 
+def writable(sentence: str) -> str:
+    """A sentence that UTF-8 can hold: half of a surrogate pair, which a body may bring as an escape, is one again."""
+    return sentence.encode(errors="backslashreplace").decode()
+
+
 def of(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """The body of an answer with an HTTP status."""
     return {
         "error": {
-            "message": message,
+            "message": writable(message),
             "type": _TYPES.get(status, "server_error"),
             "param": param,
             "code": code,
