@@ -370,6 +370,14 @@ def test_settings_reach_the_pod() -> None:
     }
 
 
+def test_a_variable_that_the_chart_names_is_in_the_server_once() -> None:
+    """The API server refuses a server-side apply of a list that has a name twice."""
+    own = {"name": "RAY_TMPDIR", "value": "/scratch"}
+    env = step(pod(Settings(serving=Serving(extra_env=(own,)))), "phi")["env"]
+    assert [each for each in env if each["name"] == "RAY_TMPDIR"] == [own]
+    assert {"POD_IP", "HOME"} <= {each["name"] for each in env}
+
+
 def test_proxies_and_the_hub_reach_the_steps_where_the_chart_names_them() -> None:
     names = {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "HF_ENDPOINT"}
     assert names.isdisjoint(e["name"] for e in step(pod(), "weights")["env"])
