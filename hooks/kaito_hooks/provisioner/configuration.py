@@ -75,7 +75,7 @@ class Configuration:
             identity=env.get("POD_NAME", ""),
             metrics_port=_port(env, "METRICS_PORT", 8080),
             health_port=_port(env, "HEALTH_PROBE_PORT", 8081),
-            bind_address=env.get("BIND_ADDRESS") or "0.0.0.0",
+            bind_address=env.get("BIND_ADDRESS", ""),
             log_level=env.get("LOG_LEVEL") or "info",
             workers=_number(env, "WORKERS", 16, 1, 256),
         )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import urllib.error
 import urllib.request
 
@@ -9,9 +10,11 @@ from tests.eventually import PATIENCE
 from kaito_hooks.runtime import Metrics
 from kaito_hooks.runtime.manager.endpoints import Check, Endpoints, health_page, metrics_page
 
+ON_IPV6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
 
-def fetch(port: int, path: str, **headers: str) -> tuple[int, str, str]:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
+
+def fetch(port: int, path: str, host: str = "127.0.0.1", **headers: str) -> tuple[int, str, str]:
+    request = urllib.request.Request(f"http://{host}:{port}{path}", headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return answer.status, answer.headers["Content-Type"], answer.read().decode()
@@ -39,6 +42,27 @@ def test_health_is_200_or_a_503_that_says_why(checks: dict[str, Check], status: 
         found = fetch(endpoints.port, "/healthz?verbose")
         assert (found[0], found[2]) == (status, body)
         assert fetch(endpoints.port, "/other")[0] == 404
+    finally:
+        endpoints.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("[::1]", marks=ON_IPV6)])
+def test_a_pod_of_either_family_of_addresses_is_asked(host: str) -> None:
+    """The kubelet asks a Pod of an IPv6 cluster at its IPv6 address, and it has no other."""
+    endpoints = Endpoints("", 0, {"/healthz": health_page(dict)})
+    try:
+        assert fetch(endpoints.port, "/healthz", host)[0] == 200
+    finally:
+        endpoints.close()
+
+
+@ON_IPV6
+def test_an_address_that_is_named_is_the_only_one() -> None:
+    endpoints = Endpoints("::1", 0, {"/healthz": health_page(dict)})
+    try:
+        assert fetch(endpoints.port, "/healthz", "[::1]")[0] == 200
+        with pytest.raises(urllib.error.URLError, match="refused"):
+            fetch(endpoints.port, "/healthz")
     finally:
         endpoints.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -63,7 +64,10 @@ def metrics_page(registry: CollectorRegistry) -> Route:
 
 
 class Endpoints:
-    """Serves GETs of fixed paths from daemon threads. Port 0 takes a free one; OSError when the address is taken."""
+    """Serves GETs of fixed paths from daemon threads, at an IPv4 or IPv6 address, or at every one of both if it is "".
+
+    Port 0 takes a free one; OSError when the address is taken.
+    """
 
     def __init__(self, address: str, port: int, routes: Mapping[str, Route]) -> None:
         class Handler(BaseHTTPRequestHandler):
@@ -82,9 +86,17 @@ class Endpoints:
             def log_message(self, format: str, *args: Any) -> None:
                 logger.debug(format, *args)
 
+        address = address or ("::" if socket.has_dualstack_ipv6() else "0.0.0.0")
+
         class Server(ThreadingHTTPServer):
             daemon_threads = True
             allow_reuse_address = True
+            address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+
+            def server_bind(self) -> None:
+                if self.address_family == socket.AF_INET6:
+                    self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+                super().server_bind()
 
             def handle_error(self, request: Any, client_address: Any) -> None:
                 logger.debug("a connection to the endpoints broke off", exc_info=True)

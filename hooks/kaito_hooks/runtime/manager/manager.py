@@ -49,8 +49,8 @@ class Manager:
 
     ``identity`` is who holds the lease (default: host name and a random part; a Pod may give its own name, which lets a
     restarted container go on at once). Without ``leader_election`` the process always leads. Ports: 0 takes a free one
-    (``health_port``, ``metrics_port`` tell), equal ones share a server. ``drain`` is how many seconds reconciles in
-    progress may take at the end.
+    (``health_port``, ``metrics_port`` tell), equal ones share a server. No ``bind_address`` is all.
+    ``drain`` is how many seconds reconciles in progress may take at the end.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Manager:
         leader_election: LeaderElection | None,
         health_port: int,
         metrics_port: int,
-        bind_address: str = "0.0.0.0",
+        bind_address: str = "",
         registry: Metrics,
         clock: Clock | None = None,
         drain: float = 20.0,

@@ -187,8 +187,8 @@ def _server(
         ]
     if adapters:
         args += ["--adapters_dir", ADAPTERS_PATH, "--adapter_strengths", strengths(adapters)]
-    # The kubelet and the Service come to the Pod's address, kubectl port-forward to the loopback address.
-    args += ["--host", "0.0.0.0", "--port", str(PORT), *settings.serving.extra_args]
+    # At every address: the kubelet and the Service come to the Pod's, kubectl port-forward to the loopback address.
+    args += ["--port", str(PORT), *settings.serving.extra_args]
     env: list[Obj] = [
         {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         {"name": "HOME", "value": containers.TMP},

@@ -180,6 +180,6 @@ class Process:
     log_level: str = "info"
     metrics_port: int = 8080
     health_port: int = 8081
-    bind_address: str = "0.0.0.0"
+    bind_address: str = ""
     identity: str | None = None
     leader_election: LeaderElection | None = None

@@ -56,7 +56,6 @@ def test_the_server_is_started_as_its_contract_says() -> None:
         "--served_model_name", "phi-3-mini-4k-instruct", "phi",
         "--torch_dtype", "auto",
         "--engine", "transformers",
-        "--host", "0.0.0.0",
         "--port", "5000",
     ]  # fmt: skip
     env = {e["name"]: e.get("value") for e in server["env"]}

@@ -133,6 +133,12 @@ def test_leader_election_needs_a_namespace_unless_it_is_off() -> None:
     assert (election.namespace, election.name) == ("kaito", "x")
 
 
+def test_every_address_is_listened_on_unless_one_is_named() -> None:
+    off = {"DISABLE_LEADER_ELECTION": "true"}
+    assert process(off).bind_address == ""
+    assert process(off | {"BIND_ADDRESS": "::1"}).bind_address == "::1"
+
+
 def test_a_port_that_is_none_is_refused() -> None:
     with pytest.raises(SettingsError, match="METRICS_PORT is 'http', not a port number"):
         process({"DISABLE_LEADER_ELECTION": "true", "METRICS_PORT": "http"})
