@@ -358,10 +358,12 @@ once; an empty setting is left out, so that envFrom can give it.
 {{- merge $own (default dict .Values.additionalLabels) | toYaml }}
 {{- end }}
 
-{{/* Metadata of an object that lives as long as a hook: (dict "root" $ "suffix" "x" "events" "pre-upgrade" "weight" 1). */}}
+{{/* Metadata of an object that lives as long as a hook: (dict "root" $ "suffix" "x" "events" "pre-upgrade" "weight" 1 "namespaced" true). */}}
 {{- define "gpu-provisioner.hookMetadata" -}}
 name: {{ include "gpu-provisioner.fullname" .root }}-{{ .suffix }}
+{{- if .namespaced }}
 namespace: {{ .root.Release.Namespace | quote }}
+{{- end }}
 labels:
   {{- include "gpu-provisioner.hookLabels" .root | nindent 2 }}
 annotations:
@@ -372,6 +374,15 @@ annotations:
     "helm.sh/hook-delete-policy" "before-hook-creation,hook-succeeded"
     "helm.sh/hook-output-log-policy" (default "hook-failed" .logs) }}
   {{- merge $own (default dict .root.Values.additionalAnnotations) | toYaml | nindent 2 }}
+{{- end }}
+
+{{/*
+What keeps the proxy of a service mesh out of a Pod that ends, because the proxy never would. Istio and Kuma read labels, their older
+releases annotations.
+*/}}
+{{- define "gpu-provisioner.noProxyLabels" -}}
+sidecar.istio.io/inject: "false"
+kuma.io/sidecar-injection: disabled
 {{- end }}
 
 {{/* Binds a hook's ClusterRole to its ServiceAccount; both are called like the binding. */}}
@@ -395,7 +406,7 @@ subjects:
 apiVersion: batch/v1
 kind: Job
 metadata:
-  {{- include "gpu-provisioner.hookMetadata" . | nindent 2 }}
+  {{- include "gpu-provisioner.hookMetadata" (merge (dict "namespaced" true) .) | nindent 2 }}
 spec:
   backoffLimit: 3
   # A finding (exit code 2) stays one; only what went wrong on the way to it is tried again.
@@ -407,7 +418,12 @@ spec:
   template:
     metadata:
       labels:
-        {{- include "gpu-provisioner.hookLabels" .root | nindent 8 }}
+        {{- merge (include "gpu-provisioner.hookLabels" .root | fromYaml) (include "gpu-provisioner.noProxyLabels" . | fromYaml) | toYaml | nindent 8 }}
+      annotations:
+        {{- include "gpu-provisioner.noProxyLabels" . | nindent 8 }}
+        linkerd.io/inject: disabled
+        consul.hashicorp.com/connect-inject: "false"
+        openservicemesh.io/sidecar-injection: disabled
     spec:
       {{- include "gpu-provisioner.pullSecrets" .root | nindent 6 }}
       restartPolicy: Never

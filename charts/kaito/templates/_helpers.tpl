@@ -430,10 +430,12 @@ app.kubernetes.io/name: nvidia-device-plugin
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
-{{/* Metadata of an object that lives as long as a hook: (dict "root" $ "suffix" "x" "events" "pre-upgrade" "weight" 0). */}}
+{{/* Metadata of an object that lives as long as a hook: (dict "root" $ "suffix" "x" "events" "pre-upgrade" "weight" 0 "namespaced" true). */}}
 {{- define "kaito.hookMetadata" -}}
 name: {{ include "kaito.fullname" .root }}-{{ .suffix }}
+{{- if .namespaced }}
 namespace: {{ .root.Release.Namespace | quote }}
+{{- end }}
 labels:
   {{- include "kaito.hookLabels" .root | nindent 2 }}
 annotations:
@@ -450,6 +452,15 @@ annotations:
 {{- define "kaito.hookLabels" -}}
 {{- $own := dict "app.kubernetes.io/name" (printf "%s-hook" (include "kaito.name" .)) "app.kubernetes.io/instance" .Release.Name }}
 {{- merge $own (default dict .Values.additionalLabels) | toYaml }}
+{{- end }}
+
+{{/*
+What keeps the proxy of a service mesh out of a Pod that ends, because the proxy never would. Istio and Kuma read labels, their older
+releases annotations.
+*/}}
+{{- define "kaito.noProxyLabels" -}}
+sidecar.istio.io/inject: "false"
+kuma.io/sidecar-injection: disabled
 {{- end }}
 
 {{/* Binds a hook's ClusterRole to its ServiceAccount; both are called like the binding. */}}
@@ -473,7 +484,7 @@ subjects:
 apiVersion: batch/v1
 kind: Job
 metadata:
-  {{- include "kaito.hookMetadata" . | nindent 2 }}
+  {{- include "kaito.hookMetadata" (merge (dict "namespaced" true) .) | nindent 2 }}
 spec:
   backoffLimit: 3
   # A finding (exit code 2) stays one; only what went wrong on the way to it is tried again.
@@ -485,7 +496,12 @@ spec:
   template:
     metadata:
       labels:
-        {{- include "kaito.hookLabels" .root | nindent 8 }}
+        {{- merge (include "kaito.hookLabels" .root | fromYaml) (include "kaito.noProxyLabels" . | fromYaml) | toYaml | nindent 8 }}
+      annotations:
+        {{- include "kaito.noProxyLabels" . | nindent 8 }}
+        linkerd.io/inject: disabled
+        consul.hashicorp.com/connect-inject: "false"
+        openservicemesh.io/sidecar-injection: disabled
     spec:
       {{- include "kaito.pullSecrets" .root | nindent 6 }}
       restartPolicy: Never

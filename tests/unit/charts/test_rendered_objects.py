@@ -13,6 +13,7 @@ import yaml
 from tests.helm_versions import program
 
 from kaito_hooks.api.version import VERSION
+from kaito_hooks.workspace.tuning.job import NO_PROXY_ANNOTATIONS, NO_PROXY_LABELS
 
 ROOT = Path(__file__).parents[3]
 CHARTS = ("kaito", "gpu-provisioner")
@@ -41,7 +42,7 @@ def objects(chart: str, *options: str, release: str = "mine") -> list[Any]:
 
 @pytest.mark.parametrize("chart", CHARTS)
 def test_every_object_of_a_namespace_names_it(chart: str) -> None:
-    found = objects(chart, "--namespace=models", "--no-hooks", *EVERYTHING[chart])
+    found = objects(chart, "--namespace=models", *EVERYTHING[chart])
     assert {obj["kind"] for obj in found if "namespace" in obj["metadata"]}.isdisjoint(CLUSTER_SCOPED)
     for obj in found:
         if obj["kind"] not in CLUSTER_SCOPED:
@@ -135,6 +136,17 @@ def test_maps_and_lists_of_the_users_may_be_left_empty(chart: str) -> None:
     assert values["podLabels"] is None
     done = helm(chart, values=yaml.safe_dump(values))
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_no_service_mesh_puts_a_proxy_into_the_pod_of_a_hook(chart: str) -> None:
+    """A proxy never ends, and helm would wait for the Job until its deadline."""
+    jobs = [obj for obj in objects(chart) if obj["kind"] == "Job"]
+    assert jobs
+    for job in jobs:
+        metadata = job["spec"]["template"]["metadata"]
+        assert metadata["labels"].items() >= NO_PROXY_LABELS.items()
+        assert metadata["annotations"].items() >= NO_PROXY_ANNOTATIONS.items()
 
 
 @pytest.mark.parametrize("chart", CHARTS)
