@@ -163,13 +163,7 @@ def _leader_election(env: Mapping[str, str]) -> LeaderElection | None:
         return None
     namespace = env.get("LEADER_ELECTION_NAMESPACE") or env.get("SYSTEM_NAMESPACE") or _own_namespace()
     try:
-        return LeaderElection(
-            namespace=namespace,
-            name=env.get("LEADER_ELECTION_NAME") or DEFAULT_LEASE,
-            lease_duration=_duration(env, "LEADER_ELECTION_LEASE_DURATION", 15.0),
-            renew_deadline=_duration(env, "LEADER_ELECTION_RENEW_DEADLINE", 10.0),
-            retry_period=_duration(env, "LEADER_ELECTION_RETRY_PERIOD", 2.0),
-        )
+        return LeaderElection.read(env, namespace=namespace, name=env.get("LEADER_ELECTION_NAME") or DEFAULT_LEASE)
     except ValueError as error:
         raise ConfigurationInvalid(str(error)) from None
 

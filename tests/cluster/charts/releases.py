@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from tests.cluster import leases
 from tests.eventually import PATIENCE
 
 from kaito_hooks.runtime import Client, Obj, Resource
@@ -74,7 +75,7 @@ class Controller:
             groups=("system:serviceaccounts", f"system:serviceaccounts:{NAMESPACE}", "system:authenticated"),
         )
         environment = {entry["name"]: entry["value"] for entry in pod["containers"][0]["env"] if "value" in entry}
-        environment |= {"METRICS_PORT": "0", "HEALTH_PROBE_PORT": "0", "BIND_ADDRESS": "127.0.0.1"}
+        environment |= leases.LONG | {"METRICS_PORT": "0", "HEALTH_PROBE_PORT": "0", "BIND_ADDRESS": "127.0.0.1"}
         environment |= {"POD_NAME": f"kaito-{release.version}", "PYTHONPATH": str(release.sources)}
         command: list[Any] = [sys.executable, "-m", "kaito_hooks.workspace", "--kubeconfig", kubeconfig]
         self._log = (self._folder / "controller.log").open("ab")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.cluster import leases
 from tests.eventually import PATIENCE, eventually
 
 from kaito_hooks.api.claim import Claim, ClaimSpec, NodeAPI, encode
@@ -239,9 +240,7 @@ class Provisioners:
                     "POD_NAME": f"provisioner-{number}",
                     "PYTHONFAULTHANDLER": "1",
                     "DISABLE_LEADER_ELECTION": "" if lead else "true",
-                    # No leader loses its lease because the machine stands still.
-                    "LEADER_ELECTION_LEASE_DURATION": "60s",
-                    "LEADER_ELECTION_RENEW_DEADLINE": "50s",
+                    **leases.LONG,
                     "LEADER_ELECTION_RETRY_PERIOD": "300ms",
                     **(environment or {}),
                 },

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tests.cluster import leases
 from tests.cluster.workspace.stand_ins.following import Obj
 from tests.eventually import PATIENCE, eventually
 
@@ -154,6 +155,7 @@ class BareCluster:
             "BIND_ADDRESS": "127.0.0.1",
             "LEADER_ELECTION_NAMESPACE": SYSTEM_NAMESPACE,
             "LEADER_ELECTION_NAME": lease,
+            **leases.LONG,
         }
 
     def controller_account(self) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.cluster import leases
 from tests.cluster.workspace.stand_ins.following import Later, Obj
 from tests.cluster.workspace.stand_ins.kubelet import Kubelet
 from tests.cluster.workspace.stand_ins.provisioner import Provisioner, add_node_without_gpu
@@ -179,6 +180,7 @@ class Controllers:
             "BIND_ADDRESS": "127.0.0.1",
             "LEADER_ELECTION_NAMESPACE": "kaito",
             "LEADER_ELECTION_NAME": self._lease,
+            **leases.LONG,
             "DISABLE_LEADER_ELECTION": "" if lead else "true",
             **(environment or {}),
         }

@@ -41,7 +41,7 @@ def url(tiny_folder, make_engine, make_surfaces):
         metrics=metrics,
         monotonic=time.monotonic,
     )
-    app = build(service, hardware=dict, request_timeout=5.0)
+    app = build(service, hardware=dict, request_timeout=PATIENCE)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from kaito_hooks.runtime.client.client import Client
 from kaito_hooks.runtime.client.resource import Obj, Resource
 from kaito_hooks.runtime.clock import Clock, format_micro_time
 from kaito_hooks.runtime.errors import AlreadyExists, ApiError, Conflict, LeadershipLost, NotFound
+from kaito_hooks.runtime.quantities import parse_duration
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,22 @@ class LeaderElection:
                 "leader election needs lease_duration > renew_deadline > retry_period > 0, not "
                 f"{self.lease_duration:g}, {self.renew_deadline:g}, {self.retry_period:g}"
             )
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str], *, namespace: str, name: str) -> LeaderElection:
+        """How fast, from LEADER_ELECTION_LEASE_DURATION, _RENEW_DEADLINE and _RETRY_PERIOD as Go writes durations.
+
+        Raises ValueError with the variable's name.
+        """
+        seconds = {}
+        for key in ("lease_duration", "renew_deadline", "retry_period"):
+            variable = f"LEADER_ELECTION_{key.upper()}"
+            if text := environ.get(variable):
+                try:
+                    seconds[key] = parse_duration(text)
+                except ValueError as error:
+                    raise ValueError(f"{variable}: {error}") from None
+        return cls(namespace=namespace, name=name, **seconds)
 
 
 class Elector:

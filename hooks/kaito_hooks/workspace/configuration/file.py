@@ -96,9 +96,11 @@ def process(environ: Mapping[str, str]) -> Process:
             raise SettingsError(
                 "leader election needs a namespace: set LEADER_ELECTION_NAMESPACE, or DISABLE_LEADER_ELECTION=true"
             )
-        election = LeaderElection(
-            namespace=namespace, name=environ.get("LEADER_ELECTION_NAME") or "kaito-workspace-leader-election"
-        )
+        name = environ.get("LEADER_ELECTION_NAME") or "kaito-workspace-leader-election"
+        try:
+            election = LeaderElection.read(environ, namespace=namespace, name=name)
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
     return Process(
         log_level=environ.get("LOG_LEVEL") or default.log_level,
         metrics_port=_port(environ, "METRICS_PORT", default.metrics_port),

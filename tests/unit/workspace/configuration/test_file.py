@@ -131,6 +131,23 @@ def test_leader_election_needs_a_namespace_unless_it_is_off() -> None:
     election = process({"LEADER_ELECTION_NAMESPACE": "kaito", "LEADER_ELECTION_NAME": "x"}).leader_election
     assert election is not None
     assert (election.namespace, election.name) == ("kaito", "x")
+    assert (election.lease_duration, election.renew_deadline, election.retry_period) == (15, 10, 2)
+
+
+def test_the_lease_is_as_long_as_the_environment_says() -> None:
+    slow = {
+        "LEADER_ELECTION_NAMESPACE": "kaito",
+        "LEADER_ELECTION_LEASE_DURATION": "1m",
+        "LEADER_ELECTION_RENEW_DEADLINE": "50s",
+        "LEADER_ELECTION_RETRY_PERIOD": "300ms",
+    }
+    election = process(slow).leader_election
+    assert election is not None
+    assert (election.lease_duration, election.renew_deadline, election.retry_period) == (60, 50, 0.3)
+    with pytest.raises(SettingsError, match="LEADER_ELECTION_RENEW_DEADLINE: '50' is not a duration such as 15s"):
+        process(slow | {"LEADER_ELECTION_RENEW_DEADLINE": "50"})
+    with pytest.raises(SettingsError, match=r"lease_duration > renew_deadline > retry_period > 0, not 60, 70, 0\.3"):
+        process(slow | {"LEADER_ELECTION_RENEW_DEADLINE": "70s"})
 
 
 def test_every_address_is_listened_on_unless_one_is_named() -> None:
