@@ -48,7 +48,7 @@ class Options:
     node_rank: int = 0
     master_addr: str = ""
     master_port: int = 29500
-    host: str = "0.0.0.0"
+    host: str = ""  # where to listen; every address, IPv4 and IPv6, if empty
     port: int = 5000
     replicas: int = 0  # copies of the model, each a process of its own; 0 = one per GPU that holds the whole model
     served_model_name: tuple[str, ...] = ("model",)  # what clients may call the model; the first is its id
@@ -254,7 +254,7 @@ def _parser() -> _Parser:
     add("node_rank", type=int, default=0, help="the number of this node; node 0 answers requests")
     add("master_addr", default="", help="name or address of node 0")
     add("master_port", type=int, default=defaults.master_port, help="port of node 0 at which the nodes meet")
-    add("host", default=defaults.host, help="address to listen on")
+    add("host", default=defaults.host, help="address to listen on; every one if empty")
     add("port", type=int, default=defaults.port, help="port to listen on")
     add(
         "replicas",

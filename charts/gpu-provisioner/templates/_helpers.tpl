@@ -30,8 +30,8 @@ is longer than a label.
 
 {{/* Labels that select the controller's Pods; they never change. */}}
 {{- define "gpu-provisioner.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "gpu-provisioner.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "gpu-provisioner.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{/* Labels of every object but hooks; those that the chart itself goes by win over the user's. */}}
@@ -41,14 +41,14 @@ app.kubernetes.io/instance: {{ .Release.Name }}
   "app.kubernetes.io/version" .Chart.AppVersion
   "app.kubernetes.io/part-of" "kaito"
   "app.kubernetes.io/managed-by" .Release.Service }}
-{{- merge (include "gpu-provisioner.selectorLabels" . | fromYaml) $own .Values.additionalLabels | toYaml }}
+{{- merge (include "gpu-provisioner.selectorLabels" . | fromYaml) $own (default dict .Values.additionalLabels) | toYaml }}
 {{- end }}
 
 {{/* Labels and annotations of every object but hooks: (dict "root" $ "labels" map "annotations" map), the maps if it has its own. */}}
 {{- define "gpu-provisioner.metadata" -}}
 labels:
   {{- merge (include "gpu-provisioner.labels" .root | fromYaml) (default dict .labels) | toYaml | nindent 2 }}
-{{- with merge (dict) (default dict .annotations) .root.Values.additionalAnnotations }}
+{{- with merge (dict) (default dict .annotations) (default dict .root.Values.additionalAnnotations) }}
 annotations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -157,6 +157,9 @@ that is not set, is told here; settings that nobody gives may come from envFrom.
   "metricsName" "controller.metrics.port" "healthName" "controller.healthProbe.port") }}
 {{- $own := dict }}
 {{- range $values.controller.env }}
+{{- if hasKey $own .name }}
+{{- fail (printf "controller.env has %s twice: leave one of them out" .name) }}
+{{- end }}
 {{- $own = set $own .name (or .value .valueFrom) }}
 {{- end }}
 {{- $azure := default dict $values.settings.azure }}
@@ -352,24 +355,34 @@ once; an empty setting is left out, so that envFrom can give it.
 {{/* Labels of hooks; the controller's selector must not catch their Pods. */}}
 {{- define "gpu-provisioner.hookLabels" -}}
 {{- $own := dict "app.kubernetes.io/name" (printf "%s-hook" (include "gpu-provisioner.name" .)) "app.kubernetes.io/instance" .Release.Name }}
-{{- merge $own .Values.additionalLabels | toYaml }}
+{{- merge $own (default dict .Values.additionalLabels) | toYaml }}
 {{- end }}
 
-{{/* Metadata of an object that lives as long as a hook: (dict "root" $ "suffix" "x" "events" "pre-upgrade" "weight" 1). */}}
+{{/* Metadata of an object that lives as long as a hook: (dict "root" $ "suffix" "x" "events" "pre-upgrade" "weight" 1 "namespaced" true). */}}
 {{- define "gpu-provisioner.hookMetadata" -}}
 name: {{ include "gpu-provisioner.fullname" .root }}-{{ .suffix }}
-namespace: {{ .root.Release.Namespace }}
+{{- if .namespaced }}
+namespace: {{ .root.Release.Namespace | quote }}
+{{- end }}
 labels:
   {{- include "gpu-provisioner.hookLabels" .root | nindent 2 }}
 annotations:
-  helm.sh/hook: {{ .events }}
-  helm.sh/hook-weight: {{ .weight | quote }}
-  helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
-  # Helm 3.18 and newer print why a hook failed, or what .logs asks for.
-  helm.sh/hook-output-log-policy: {{ default "hook-failed" .logs }}
-  {{- with .root.Values.additionalAnnotations }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
+  {{- /* Helm 3.18 and newer print why a hook failed, or what .logs asks for. */}}
+  {{- $own := dict
+    "helm.sh/hook" .events
+    "helm.sh/hook-weight" (toString .weight)
+    "helm.sh/hook-delete-policy" "before-hook-creation,hook-succeeded"
+    "helm.sh/hook-output-log-policy" (default "hook-failed" .logs) }}
+  {{- merge $own (default dict .root.Values.additionalAnnotations) | toYaml | nindent 2 }}
+{{- end }}
+
+{{/*
+What keeps the proxy of a service mesh out of a Pod that ends, because the proxy never would. Istio and Kuma read labels, their older
+releases annotations.
+*/}}
+{{- define "gpu-provisioner.noProxyLabels" -}}
+sidecar.istio.io/inject: "false"
+kuma.io/sidecar-injection: disabled
 {{- end }}
 
 {{/* Binds a hook's ClusterRole to its ServiceAccount; both are called like the binding. */}}
@@ -385,7 +398,7 @@ roleRef:
 subjects:
 - kind: ServiceAccount
   name: {{ include "gpu-provisioner.fullname" .root }}-{{ .suffix }}
-  namespace: {{ .root.Release.Namespace }}
+  namespace: {{ .root.Release.Namespace | quote }}
 {{- end }}
 
 {{/* A hook's Job: kaito_hooks.helm with .command; .configMap mounts the ConfigMap of the hook's name. */}}
@@ -393,7 +406,7 @@ subjects:
 apiVersion: batch/v1
 kind: Job
 metadata:
-  {{- include "gpu-provisioner.hookMetadata" . | nindent 2 }}
+  {{- include "gpu-provisioner.hookMetadata" (merge (dict "namespaced" true) .) | nindent 2 }}
 spec:
   backoffLimit: 3
   # A finding (exit code 2) stays one; only what went wrong on the way to it is tried again.
@@ -405,7 +418,12 @@ spec:
   template:
     metadata:
       labels:
-        {{- include "gpu-provisioner.hookLabels" .root | nindent 8 }}
+        {{- merge (include "gpu-provisioner.hookLabels" .root | fromYaml) (include "gpu-provisioner.noProxyLabels" . | fromYaml) | toYaml | nindent 8 }}
+      annotations:
+        {{- include "gpu-provisioner.noProxyLabels" . | nindent 8 }}
+        linkerd.io/inject: disabled
+        consul.hashicorp.com/connect-inject: "false"
+        openservicemesh.io/sidecar-injection: disabled
     spec:
       {{- include "gpu-provisioner.pullSecrets" .root | nindent 6 }}
       restartPolicy: Never

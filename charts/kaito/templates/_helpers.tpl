@@ -30,8 +30,8 @@ is longer than a label.
 
 {{/* Labels that select the controller's Pods; they never change. */}}
 {{- define "kaito.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "kaito.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "kaito.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{/* Labels of every object but hooks; those that the chart itself goes by win over the user's. */}}
@@ -41,14 +41,14 @@ app.kubernetes.io/instance: {{ .Release.Name }}
   "app.kubernetes.io/version" .Chart.AppVersion
   "app.kubernetes.io/part-of" "kaito"
   "app.kubernetes.io/managed-by" .Release.Service }}
-{{- merge (include "kaito.selectorLabels" . | fromYaml) $own .Values.additionalLabels | toYaml }}
+{{- merge (include "kaito.selectorLabels" . | fromYaml) $own (default dict .Values.additionalLabels) | toYaml }}
 {{- end }}
 
 {{/* Labels and annotations of every object but hooks: (dict "root" $ "labels" map "annotations" map), the maps if it has its own. */}}
 {{- define "kaito.metadata" -}}
 labels:
   {{- merge (include "kaito.labels" .root | fromYaml) (default dict .labels) | toYaml | nindent 2 }}
-{{- with merge (dict) (default dict .annotations) .root.Values.additionalAnnotations }}
+{{- with merge (dict) (default dict .annotations) (default dict .root.Values.additionalAnnotations) }}
 annotations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -175,6 +175,8 @@ and no empty folder, so these are mended; what no image can begin with stops hel
 )) }}
 {{- include "kaito.checkNameAndPorts" (dict "root" . "metrics" .Values.metrics.port "health" .Values.healthProbe.port
   "metricsName" "metrics.port" "healthName" "healthProbe.port") }}
+{{- include "kaito.refuseTwice" (dict "name" "extraEnv" "list" .Values.extraEnv) }}
+{{- include "kaito.refuseTwice" (dict "name" "serving.extraEnv" "list" .Values.serving.extraEnv) }}
 {{- with .Values.strategy.rollingUpdate }}
 {{- if and (regexMatch "^0+%?$" (toString .maxSurge)) (regexMatch "^0+%?$" (toString .maxUnavailable)) }}
 {{- fail "strategy.rollingUpdate.maxSurge and maxUnavailable are both 0, so that no Pod could take another's place: set one of them to 1" }}
@@ -332,7 +334,7 @@ without a cloud the nodes exist already, so that every name is good ("" begins a
 */}}
 {{- define "kaito.uncheckedPrefixes" -}}
 {{- $ofCloud := dict "azure" (list "Standard_N" "Standard_D") "aws" (list) "none" (list "") }}
-{{- concat (get $ofCloud .Values.cloudProviderName) .Values.uncheckedInstanceTypePrefixes | default list | toJson }}
+{{- concat (get $ofCloud .Values.cloudProviderName) (default list .Values.uncheckedInstanceTypePrefixes) | default list | toJson }}
 {{- end }}
 
 {{/* Names of the Secrets that may pull images, as JSON; umbrella charts write them as names or as [{name}]. */}}
@@ -358,6 +360,51 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
+{{/* Environment of the controller, as YAML list. What extraEnv names is left out here, so that every variable is there once. */}}
+{{- define "kaito.env" -}}
+{{- $own := dict }}
+{{- range .Values.extraEnv }}
+{{- $own = set $own .name true }}
+{{- end }}
+{{- $variables := list
+  (list "CLOUD_PROVIDER" .Values.cloudProviderName)
+  (list "CLUSTER_NAME" .Values.clusterName)
+  (list "PRESET_REGISTRY_NAME" .Values.presetRegistryName)
+  (list "SYSTEM_NAMESPACE" .Release.Namespace)
+  (list "RELEASE_NAMESPACE" .Release.Namespace)
+  (list "LOG_LEVEL" .Values.logging.level)
+  (list "METRICS_PORT" .Values.metrics.port)
+  (list "HEALTH_PROBE_PORT" .Values.healthProbe.port)
+  (list "LEADER_ELECTION_NAME" (include "kaito.leaseName" .))
+  (list "LEADER_ELECTION_NAMESPACE" .Release.Namespace)
+}}
+{{- range $variables }}
+{{- if not (hasKey $own (index . 0)) }}
+- {name: {{ index . 0 }}, value: {{ index . 1 | quote }}}
+{{- end }}
+{{- end }}
+{{- if not (hasKey $own "POD_NAME") }}
+- name: POD_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+{{- end }}
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* Stops helm at a variable that a list of the user's has twice: (dict "name" "extraEnv" "list" .Values.extraEnv). */}}
+{{- define "kaito.refuseTwice" -}}
+{{- $seen := dict }}
+{{- range .list }}
+{{- if hasKey $seen .name }}
+{{- fail (printf "%s has %s twice: leave one of them out" $.name .name) }}
+{{- end }}
+{{- $seen = set $seen .name true }}
+{{- end }}
+{{- end }}
+
 {{/* Where the Pods of this chart's controller and hooks run. */}}
 {{- define "kaito.scheduling" -}}
 {{- range $key := list "nodeSelector" "tolerations" "affinity" "priorityClassName" }}
@@ -380,30 +427,40 @@ imagePullSecrets:
 {{/* Labels that select the device plugin's Pods, and none of the controller's. */}}
 {{- define "kaito.devicePluginSelectorLabels" -}}
 app.kubernetes.io/name: nvidia-device-plugin
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
-{{/* Metadata of an object that lives as long as a hook: (dict "root" $ "suffix" "x" "events" "pre-upgrade" "weight" 0). */}}
+{{/* Metadata of an object that lives as long as a hook: (dict "root" $ "suffix" "x" "events" "pre-upgrade" "weight" 0 "namespaced" true). */}}
 {{- define "kaito.hookMetadata" -}}
 name: {{ include "kaito.fullname" .root }}-{{ .suffix }}
-namespace: {{ .root.Release.Namespace }}
+{{- if .namespaced }}
+namespace: {{ .root.Release.Namespace | quote }}
+{{- end }}
 labels:
   {{- include "kaito.hookLabels" .root | nindent 2 }}
 annotations:
-  helm.sh/hook: {{ .events }}
-  helm.sh/hook-weight: {{ .weight | quote }}
-  helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
-  # Helm 3.18 and newer print why a hook failed, or what .logs asks for.
-  helm.sh/hook-output-log-policy: {{ default "hook-failed" .logs }}
-  {{- with .root.Values.additionalAnnotations }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
+  {{- /* Helm 3.18 and newer print why a hook failed, or what .logs asks for. */}}
+  {{- $own := dict
+    "helm.sh/hook" .events
+    "helm.sh/hook-weight" (toString .weight)
+    "helm.sh/hook-delete-policy" "before-hook-creation,hook-succeeded"
+    "helm.sh/hook-output-log-policy" (default "hook-failed" .logs) }}
+  {{- merge $own (default dict .root.Values.additionalAnnotations) | toYaml | nindent 2 }}
 {{- end }}
 
 {{/* Labels of hooks; the controller's selector must not catch their Pods. */}}
 {{- define "kaito.hookLabels" -}}
 {{- $own := dict "app.kubernetes.io/name" (printf "%s-hook" (include "kaito.name" .)) "app.kubernetes.io/instance" .Release.Name }}
-{{- merge $own .Values.additionalLabels | toYaml }}
+{{- merge $own (default dict .Values.additionalLabels) | toYaml }}
+{{- end }}
+
+{{/*
+What keeps the proxy of a service mesh out of a Pod that ends, because the proxy never would. Istio and Kuma read labels, their older
+releases annotations.
+*/}}
+{{- define "kaito.noProxyLabels" -}}
+sidecar.istio.io/inject: "false"
+kuma.io/sidecar-injection: disabled
 {{- end }}
 
 {{/* Binds a hook's ClusterRole to its ServiceAccount; both are called like the binding. */}}
@@ -419,7 +476,7 @@ roleRef:
 subjects:
 - kind: ServiceAccount
   name: {{ include "kaito.fullname" .root }}-{{ .suffix }}
-  namespace: {{ .root.Release.Namespace }}
+  namespace: {{ .root.Release.Namespace | quote }}
 {{- end }}
 
 {{/* A hook's Job: kaito_hooks.helm with .command; .configMap mounts the ConfigMap of the hook's name. */}}
@@ -427,7 +484,7 @@ subjects:
 apiVersion: batch/v1
 kind: Job
 metadata:
-  {{- include "kaito.hookMetadata" . | nindent 2 }}
+  {{- include "kaito.hookMetadata" (merge (dict "namespaced" true) .) | nindent 2 }}
 spec:
   backoffLimit: 3
   # A finding (exit code 2) stays one; only what went wrong on the way to it is tried again.
@@ -439,7 +496,12 @@ spec:
   template:
     metadata:
       labels:
-        {{- include "kaito.hookLabels" .root | nindent 8 }}
+        {{- merge (include "kaito.hookLabels" .root | fromYaml) (include "kaito.noProxyLabels" . | fromYaml) | toYaml | nindent 8 }}
+      annotations:
+        {{- include "kaito.noProxyLabels" . | nindent 8 }}
+        linkerd.io/inject: disabled
+        consul.hashicorp.com/connect-inject: "false"
+        openservicemesh.io/sidecar-injection: disabled
     spec:
       {{- include "kaito.pullSecrets" .root | nindent 6 }}
       restartPolicy: Never

@@ -60,6 +60,7 @@ def configuration(
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     most = _MOST_CONNECTIONS if open_files < 0 else min(_MOST_CONNECTIONS, (open_files - 200) // 2)
     waits = f"{longest + _MARGIN:.0f}s"
+    binds = "\n".join(f"    bind {place}" for place in _places(host, port))
     servers = "\n".join(f"    server {path.stem} unix@{path} check" for path in replicas)
     return f"""global
     stats socket {control} mode 600 level admin
@@ -84,7 +85,7 @@ defaults
     errorfile 503 {unavailable}
     errorfile 504 {unavailable}
 frontend door
-    bind {_address(host)}:{port}
+{binds}
     http-request set-header X-Forwarded-For %[src]
     http-after-response set-header Connection close if {{ nbsrv({_DRAINING}) gt 0 }}
     use_backend state if {{ path {_STATE_PATHS}{" " + _METRICS_PATHS if metrics_of_all else ""} }}
@@ -209,7 +210,7 @@ class Door:
             if ended or time.monotonic() > until:
                 said = [line for line in log.read_text(errors="replace").splitlines() if "ALERT" in line]
                 why = said[0].partition(" : ")[2] or said[0] if said else "HAProxy says nothing"
-                raise ServerFailed(f"The server cannot listen on {self._host}:{self._port}: {why}")
+                raise ServerFailed(f"The server cannot listen on {self._host or '*'}:{self._port}: {why}")
             time.sleep(0.02)
 
 
@@ -220,8 +221,11 @@ def _listens(pid: int, port: int) -> bool:
         return False
 
 
-def _address(host: str) -> str:
+def _places(host: str, port: int) -> list[str]:
+    """What HAProxy binds to. Without ``host`` every address, of IPv6 as far as the machine has it."""
+    if not host:
+        return [f"0.0.0.0:{port}", *([f"[::]:{port} v6only"] if socket.has_dualstack_ipv6() else [])]
     try:
-        return f"[{host}]" if ip_address(host).version == 6 else host
+        return [f"[{host}]:{port}" if ip_address(host).version == 6 else f"{host}:{port}"]
     except ValueError:
-        return host
+        return [f"{host}:{port}"]

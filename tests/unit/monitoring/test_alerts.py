@@ -22,6 +22,7 @@ HEALTHY: Mapping[str, str] = {
     CONTROLLER: "1x400",
     OTHER: "0x400",
     PROVISIONER: "1x400",
+    **{f'kaito_events_dropped_total{{component="c", instance="{instance}"}}': "0x400" for instance in "abp"},
     'controller_runtime_reconcile_panics_total{controller="workspace", instance="a"}': "0x400",
     'kaito_claims_longest_pending_seconds{kind="Machine"}': "0+60x5 0x395",
     REFUSED.format("QuotaExceeded"): "0x400",
@@ -191,6 +192,17 @@ HARMLESS: Mapping[str, Mapping[str, str]] = {
     "a Workspace that is deleted while its server fails": {
         REQUESTS.format(200): "0+60x15 stale",
         REQUESTS.format(503): "0x10 6+6x4 stale",
+    },
+    # Series of controller-runtime and client-go, whose names ours share.
+    "what is wrong with other operators of the cluster": {
+        'controller_runtime_reconcile_panics_total{controller="certificates", instance="c", job="c"}': "0+1x400",
+        'controller_runtime_reconcile_panics_total{controller="nodeclaim.lifecycle", instance="k"}': "0+1x400",
+        'workqueue_longest_running_processor_seconds{name="endpoint", instance="m", job="apiserver"}': "0+60x400",
+        **{
+            f'workqueue_queue_duration_seconds_bucket{{name="endpoint", instance="m", le="{le}"}}': values
+            for le, values in (("60", "0x400"), ("600", "0+60x400"), ("+Inf", "0+60x400"))
+        },
+        'leader_election_master_status{name="kube-scheduler", instance="m"}': "1x20 0x400",
     },
     "a cluster whose provisioner is Karpenter": {
         PROVISIONER: "",

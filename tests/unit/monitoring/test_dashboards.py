@@ -23,7 +23,7 @@ from kaito_local.machine.folders import cache_folder
 ROOT = Path(__file__).parents[3]
 CHART = ROOT / "charts" / "kaito"
 BOARDS = sorted((CHART / "dashboards").glob("*.json"))
-MODELS = CHART / "dashboards" / "models.json"
+MODELS, OPERATOR = (CHART / "dashboards" / f"{name}.json" for name in ("models", "operator"))
 OPERATIONS = ROOT / "docs" / "operations.md"
 TARGETED = ("podMonitor", "prometheusRule", "dashboards")
 OF_MODELS = {name for export in (exported.serving, exported.tuning) for each in export() for name in each.stored}
@@ -87,6 +87,19 @@ def test_a_dashboard_asks_for_series_that_are_exported(file: Path) -> None:
     for variable in json.loads(file.read_text())["templating"]["list"]:
         if variable["type"] == "query":
             assert of_variable(variable["query"]["query"]) <= known
+
+
+def test_the_dashboard_of_the_controllers_shows_no_other_operators() -> None:
+    """Series under names of controller-runtime and client-go are counted where ours are exported, too."""
+    for target in targets(OPERATOR):
+        if any(not name.startswith(("kaito_", "karpenter_")) for name in series(target["expr"])):
+            assert "and on (job, instance) kaito_events_dropped_total" in target["expr"], target["expr"]
+
+
+def test_all_workspaces_are_those_that_a_series_names() -> None:
+    """Else the series of other vLLM servers, which name none, would be among them."""
+    chosen = [v for v in json.loads(MODELS.read_text())["templating"]["list"] if v["type"] == "query"]
+    assert {v["allValue"] for v in chosen} == {".+"}
 
 
 def test_alerts_ask_for_series_that_are_exported() -> None:

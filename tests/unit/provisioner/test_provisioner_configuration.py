@@ -19,7 +19,7 @@ ENVIRONMENT = {
 
 def test_the_defaults_are_upstreams_and_safe() -> None:
     found = Configuration.read(ENVIRONMENT)
-    assert (found.metrics_port, found.health_port) == (8080, 8081)
+    assert (found.metrics_port, found.health_port, found.bind_address) == (8080, 8081, "")
     assert found.node_api == "Machine"
     assert found.leader_election is not None
     assert found.leader_election.name == "gpu-provisioner-leader-election"

@@ -82,10 +82,10 @@ class House:
         self.state = self.listen(folder / "state.sock")
         self.door = self.make_door()
 
-    def make_door(self, folder: Path | None = None) -> Door:
+    def make_door(self, folder: Path | None = None, host: str = "127.0.0.1") -> Door:
         folder = folder or self.folder
         settings = configuration(
-            host="127.0.0.1",
+            host=host,
             port=self.port,
             state=self.state.path,
             replicas=self.places,
@@ -94,7 +94,7 @@ class House:
             control=Door.control(folder),
             threads=1,
         )
-        return Door(folder, settings, host="127.0.0.1", port=self.port)
+        return Door(folder, settings, host=host, port=self.port)
 
     def listen(self, path: Path, *, dying: bool = False) -> Listening:
         self.open.append(Listening(path, dying=dying))
@@ -125,6 +125,15 @@ def house() -> Iterator[House]:
 def test_without_replicas_every_request_goes_to_whoever_speaks_for_them(house):
     for path in ("/", "/health", "/chat", "/v1/models", "/metrics"):
         assert house.name(path) == "state"
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_a_pod_of_either_family_of_addresses_is_asked(house):
+    house.door.close()
+    house.door = house.make_door(host="")
+    house.door.open()
+    for host in ("127.0.0.1", "[::1]"):
+        assert httpx.get(f"http://{host}:{house.port}/health", timeout=60.0).json()["name"] == "state"
 
 
 def test_replicas_share_the_requests_and_the_state_is_told_for_all_of_them(house):

@@ -187,8 +187,15 @@ def _server(
         ]
     if adapters:
         args += ["--adapters_dir", ADAPTERS_PATH, "--adapter_strengths", strengths(adapters)]
-    # The kubelet and the Service come to the Pod's address, kubectl port-forward to the loopback address.
-    args += ["--host", "0.0.0.0", "--port", str(PORT), *settings.serving.extra_args]
+    # At every address: the kubelet and the Service come to the Pod's, kubectl port-forward to the loopback address.
+    args += ["--port", str(PORT), *settings.serving.extra_args]
+    env: list[Obj] = [
+        {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+        {"name": "HOME", "value": containers.TMP},
+        {"name": "RAY_TMPDIR", "value": containers.TMP},
+        *rank,
+    ]
+    theirs = {each.get("name") for each in settings.serving.extra_env}
     mounts: list[Obj] = [
         containers.TMP_MOUNT,
         {"name": "dshm", "mountPath": "/dev/shm"},
@@ -202,13 +209,7 @@ def _server(
         "imagePullPolicy": settings.images.pull_policy,
         "command": ["python", "-m", "kaito_serving"],
         "args": args,
-        "env": [
-            {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
-            {"name": "HOME", "value": containers.TMP},
-            {"name": "RAY_TMPDIR", "value": containers.TMP},
-            *rank,
-            *settings.serving.extra_env,
-        ],
+        "env": [*(each for each in env if each["name"] not in theirs), *settings.serving.extra_env],
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
         "resources": containers.with_gpus(settings.serving.resources, gpus),
         "securityContext": containers.CONTAINER_SECURITY,

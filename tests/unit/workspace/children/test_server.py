@@ -56,7 +56,6 @@ def test_the_server_is_started_as_its_contract_says() -> None:
         "--served_model_name", "phi-3-mini-4k-instruct", "phi",
         "--torch_dtype", "auto",
         "--engine", "transformers",
-        "--host", "0.0.0.0",
         "--port", "5000",
     ]  # fmt: skip
     env = {e["name"]: e.get("value") for e in server["env"]}
@@ -368,6 +367,14 @@ def test_settings_reach_the_pod() -> None:
         "plainHTTP": ["10.0.0.1:5000"],
         "caBundle": "",
     }
+
+
+def test_a_variable_that_the_chart_names_is_in_the_server_once() -> None:
+    """The API server refuses a server-side apply of a list that has a name twice."""
+    own = {"name": "RAY_TMPDIR", "value": "/scratch"}
+    env = step(pod(Settings(serving=Serving(extra_env=(own,)))), "phi")["env"]
+    assert [each for each in env if each["name"] == "RAY_TMPDIR"] == [own]
+    assert {"POD_IP", "HOME"} <= {each["name"] for each in env}
 
 
 def test_proxies_and_the_hub_reach_the_steps_where_the_chart_names_them() -> None:

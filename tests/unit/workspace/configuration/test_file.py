@@ -150,6 +150,12 @@ def test_the_lease_is_as_long_as_the_environment_says() -> None:
         process(slow | {"LEADER_ELECTION_RENEW_DEADLINE": "70s"})
 
 
+def test_every_address_is_listened_on_unless_one_is_named() -> None:
+    off = {"DISABLE_LEADER_ELECTION": "true"}
+    assert process(off).bind_address == ""
+    assert process(off | {"BIND_ADDRESS": "::1"}).bind_address == "::1"
+
+
 def test_a_port_that_is_none_is_refused() -> None:
     with pytest.raises(SettingsError, match="METRICS_PORT is 'http', not a port number"):
         process({"DISABLE_LEADER_ELECTION": "true", "METRICS_PORT": "http"})
