@@ -144,7 +144,10 @@ UNDISTURBED: Mapping[Phase, Row] = {phase: Row(phase) for phase in STEPS}
 
 @dataclass(slots=True)
 class Case:
-    """One Workspace: ``end`` is all that is left of it after its phase, without what differs between Workspaces."""
+    """One Workspace: ``end`` is all that is left of it after its phase, without what differs between Workspaces.
+
+    ``unanswered``: how many requests of its reconciles had no answer in time, by a fault or as the machine stood still.
+    """
 
     row: Row
     place: str
@@ -154,6 +157,7 @@ class Case:
     end: str = ""
     bought: int = 0
     events: set[str] = field(default_factory=set)
+    unanswered: int = 0
 
     @property
     def tunes(self) -> bool:

@@ -7,8 +7,11 @@ in one way, and takes the ways in turn; ``make soak`` fails each of them in ever
 
 from __future__ import annotations
 
+import json
+import logging
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,7 @@ from tests.cluster.workspace.stand_ins.workloads import Deployments, Jobs
 from tests.eventually import PATIENCE
 
 from kaito_hooks.runtime import Client
+from kaito_hooks.runtime.logs import JsonFormatter
 from kaito_hooks.workspace.__main__ import build
 from kaito_hooks.workspace.configuration import file
 
@@ -80,9 +84,11 @@ def rows_for(*phases: Phase) -> list[Any]:
 def is_told(case: Case) -> bool:
     """Whether Events tell of every step on the way to serving.
 
-    What a lost answer would tell is lost; and no API server answers a new Event with a 409.
+    What a lost answer would tell is lost, also where the machine stood still for longer than the controller waits; and
+    no API server answers a new Event with a 409.
     """
-    lost = case.row.fault in LOST or (case.row.step, case.row.fault) == ("write an Event", "409")
+    stood_still = case.unanswered > (case.row.fault == "no answer in time")
+    lost = case.row.fault in LOST or stood_still or (case.row.step, case.row.fault) == ("write an Event", "409")
     return case.row.phase != "serving" or lost or case.events >= TOLD
 
 
@@ -104,7 +110,7 @@ def matrix(
             Jobs(cluster.admin, later, delay=0.1),
         ):
             arm(found, proxy, STAGES[0])
-            with running_controller(cluster, proxy, environment):
+            with running_controller(cluster, proxy, environment), counted_unanswered(found):
                 found.settle(STAGES[0], timeout=90, is_told=is_told)
                 for stage in STAGES[1:]:
                     proxy.clear()
@@ -118,6 +124,27 @@ def arm(matrix: Matrix, proxy: FaultProxy, stage: tuple[Phase, ...]) -> None:
     for case in matrix.of(stage):
         if case.row.step:
             case.arm(proxy, FAULTS[case.row.fault])
+
+
+@contextmanager
+def counted_unanswered(matrix: Matrix) -> Iterator[None]:
+    """Counts what the controller's log says of answers that did not come in time."""
+    by_place = {case.place: case for case in matrix.cases.values()}
+    formatter = JsonFormatter()
+
+    class Counting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "no answer in time" in record.getMessage():
+                case = by_place.get(json.loads(formatter.format(record)).get("namespace", ""))
+                if case is not None:
+                    case.unanswered += 1
+
+    counting, logger = Counting(), logging.getLogger("kaito_hooks.runtime.controller")
+    logger.addHandler(counting)
+    try:
+        yield
+    finally:
+        logger.removeHandler(counting)
 
 
 class running_controller:
