@@ -15,6 +15,7 @@ from kaito_tuning import config, data, export, training
 from kaito_tuning.chat import templates
 from kaito_tuning.config import expressible
 from kaito_tuning.data import shared
+from kaito_tuning.data.content import printable
 from kaito_tuning.errors import ConfigInvalid, OutOfMemory, TuningError
 from kaito_tuning.process import checkpoints, killed, launch, recovery
 from kaito_tuning.process.stop import StopRequest
@@ -219,7 +220,7 @@ def _after_a_kill(start: _Start, progress: ProgressFile, left: killed.Memory, ou
 
 def _failed(settings: Settings, start: _Start, error: TuningError) -> int:
     code = REFUSED if error.permanent else RETRY
-    sentence = str(error)
+    sentence = printable(str(error))
     if start.output_dir is not None and not error.permanent:
         step = checkpoints.newest_step(start.output_dir, key=start.key)
         past = recovery.read(start.output_dir, key=start.key).failed(step, start=settings.start)

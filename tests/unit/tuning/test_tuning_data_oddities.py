@@ -89,9 +89,13 @@ def test_a_header_in_another_encoding_is_refused_in_words_that_can_be_written(la
     assert "the data set has the columns pr" in found.report["problems"][0]
 
 
-def test_a_training_ends_with_a_sentence_whatever_characters_are_in_it(latin: Path, model: Path, output: str) -> None:
+def test_a_training_ends_with_a_sentence_whatever_characters_are_in_it(
+    latin: Path, model: Path, output: str, caplog: pytest.LogCaptureFixture
+) -> None:
     job = Job(latin, model, output, changed("DatasetConfig"))
     (latin / "data" / "boxes.jsonl").unlink()
     code, sentence = job.run_here()
     assert code == REFUSED
     assert sentence.startswith("DatasetInvalid: the data set has the columns pr\\udce9nom")
+    assert caplog.text.encode()
+    assert "\\udce9nom" in caplog.text

@@ -140,9 +140,9 @@ def _is_hidden(member: zipfile.ZipInfo) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(member.filename).parts)
 
 
-def printable(name: str) -> str:
-    """A file's name with its bytes that are not UTF-8 escaped."""
-    return name.encode(errors="backslashreplace").decode()
+def printable(text: str) -> str:
+    """Text with what UTF-8 cannot hold escaped, such as the bytes of a file's name that are none."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def delimiter(header: str) -> str:
