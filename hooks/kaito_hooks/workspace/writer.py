@@ -190,15 +190,18 @@ class Writer:
         self._remember(bought)
 
     def _meet_claim(self, action: BuyClaim, found: Obj) -> None:
-        """Ours (a cache that is behind, another controller), or by chance somebody else's: then another name. One that
-        nobody's labels are on is ours, too: its name is of our identity, and another one would bill beside it."""
+        """Ours (a cache that is behind, another controller), or by chance somebody else's: then another name. One whose
+        labels are gone, and say nothing else, is ours, too: its name is of our identity, and another one would bill
+        beside it.
+        """
         ws, name = self._s.workspace, f"{found['kind']}/{found['metadata']['name']}"
         marks = found["metadata"].get("labels") or {}
-        if (marks.get(labels.WORKSPACE), marks.get(labels.WORKSPACE_NAMESPACE)) == (ws.name, ws.namespace):
+        ours = {labels.WORKSPACE: ws.name, labels.WORKSPACE_NAMESPACE: ws.namespace}
+        if all(marks.get(label) == value for label, value in ours.items()):
             self._note_purchase(action, found)
             return
-        if labels.WORKSPACE not in marks or labels.WORKSPACE_NAMESPACE not in marks:
-            wanted = f"{labels.WORKSPACE}={ws.name} and {labels.WORKSPACE_NAMESPACE}={ws.namespace}"
+        if all(marks.get(label, value) == value for label, value in ours.items()):
+            wanted = " and ".join(f"{label}={value}" for label, value in ours.items())
             text = f"{name} has lost the labels that say whose it is: give it {wanted} again, or delete it"
             self._refuse(name, ApiError(text), message=text)
             return
